@@ -1,0 +1,4 @@
+//! What is on this machine: NVML, else nvidia-smi, or a file.
+
+#[cfg(feature = "serde")]
+pub mod file;

@@ -1,0 +1,132 @@
+//! A machine's state read from a file: the JSON that `autocvd status --json` prints.
+//!
+//! Reading is lenient where that cannot do harm (fields that are missing are unknown, unknown fields are
+//! passed over) and strict where it could (a field of the wrong type is an error).
+
+use crate::gpu::{Gpu, Link, Mig, ProcessView, Snapshot, Source};
+use crate::{Error, ErrorKind, Result};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::io::Read;
+use std::path::Path;
+
+/// The version of the form.
+const SCHEMA: u32 = 1;
+/// Far beyond any real machine: 64 GPUs with a thousand processes each are 10 MB.
+const MAX_BYTES: u64 = 64 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Document<'a> {
+    schema: u32,
+    source: Source,
+    #[serde(default)]
+    driver_version: Option<String>,
+    #[serde(default)]
+    process_view: ProcessView,
+    gpus: std::borrow::Cow<'a, [Gpu]>,
+    #[serde(default)]
+    links: std::borrow::Cow<'a, [Link]>,
+}
+
+/// Reads a recorded machine.
+///
+/// # Errors
+/// [`ErrorKind::WrongValue`] where the file cannot be read or does not hold what `status --json` prints.
+pub fn read(path: &Path) -> Result<Snapshot> {
+    let wrong = |what: String| {
+        let hint = "give a file that 'autocvd status --json' wrote";
+        Error::new(ErrorKind::WrongValue, format!("--from '{}': {what}; {hint}", path.display()))
+    };
+    // O_NONBLOCK: a FIFO without a writer must not hold us up; regular files do not heed it.
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(|e| wrong(e.to_string()))?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(wrong("the file is larger than 64 MiB".into()));
+    }
+    parse(&text).map_err(wrong)
+}
+
+/// Parses the text of a recorded machine; the error says what is wrong with it.
+pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
+    if text.trim().is_empty() {
+        return Err("the file is empty".into());
+    }
+    let document: Document = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    if document.schema != SCHEMA {
+        return Err(format!("schema {} is not known here, only {SCHEMA}", document.schema));
+    }
+    let mut gpus = document.gpus.into_owned();
+    gpus.sort_by_key(|gpu| gpu.index);
+    if let Some(pair) = gpus.windows(2).find(|pair| pair[0].index == pair[1].index) {
+        return Err(format!("two GPUs have index {}", pair[0].index));
+    }
+    Ok(Snapshot {
+        source: Source::File,
+        driver_version: document.driver_version,
+        process_view: document.process_view,
+        gpus,
+        links: document.links.into_owned(),
+    })
+}
+
+/// The JSON of a snapshot, which [`parse`] reads back.
+pub fn to_json(snapshot: &Snapshot) -> String {
+    let document = Document {
+        schema: SCHEMA,
+        source: snapshot.source,
+        driver_version: snapshot.driver_version.clone(),
+        process_view: snapshot.process_view,
+        gpus: (&snapshot.gpus).into(),
+        links: (&snapshot.links).into(),
+    };
+    serde_json::to_string_pretty(&document).expect("plain data with string keys always serializes")
+}
+
+/// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
+pub(crate) fn mig<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Mig>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Switch(bool),
+        Word(String),
+        Object {
+            #[serde(default = "yes")]
+            enabled: bool,
+            #[serde(flatten)]
+            mig: Mig,
+        },
+    }
+    fn yes() -> bool {
+        true
+    }
+    Ok(match Option::<Form>::deserialize(deserializer)? {
+        None | Some(Form::Switch(false)) => None,
+        Some(Form::Switch(true)) => Some(Mig::default()),
+        Some(Form::Word(word)) => word.eq_ignore_ascii_case("enabled").then(Mig::default),
+        Some(Form::Object { enabled, mig }) => enabled.then_some(mig),
+    })
+}
+
+/// Unix time in seconds; what is not a whole number is unknown, for it only serves display.
+pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<u64>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(value.and_then(|value| value.as_u64().or_else(|| value.as_f64().map(|seconds| seconds as u64))))
+}
+
+/// NVML's names in NVML's spelling; nvidia-smi's (`Exclusive_Process`) are read too.
+pub(crate) mod compute_mode {
+    use crate::gpu::ComputeMode;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(mode: &Option<ComputeMode>, serializer: S) -> Result<S::Ok, S::Error> {
+        mode.map(ComputeMode::name).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ComputeMode>, D::Error> {
+        let Some(word) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        ComputeMode::from_name(&word)
+            .map(Some)
+            .ok_or_else(|| D::Error::custom(format!("unknown compute mode '{word}'")))
+    }
+}

@@ -1,0 +1,1 @@
+//! A library that speaks NVML's C interface.
