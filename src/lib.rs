@@ -2,6 +2,8 @@
 
 pub mod error;
 pub mod gpu;
+pub mod ids;
 pub mod probe;
+pub mod select;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,4 +1,111 @@
 //! What is on this machine: NVML, else nvidia-smi, or a file.
+//!
+//! A look begins with [`Probe::begin`], which tells what GPUs there are; [`Probe::read`] then adds what
+//! is happening on one of them. A request that is met by the first GPU asks no more of the driver.
 
 #[cfg(feature = "serde")]
 pub mod file;
+pub mod nvml;
+pub mod smi;
+
+use crate::gpu::{Gpu, Link, ProcessView, Snapshot};
+use crate::ids::PciBusId;
+use crate::{Error, ErrorKind, Result};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Where to read the machine's state.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ProbeChoice {
+    /// NVML, else nvidia-smi.
+    #[default]
+    Auto,
+    /// NVML alone.
+    Nvml,
+    /// nvidia-smi alone.
+    NvidiaSmi,
+    /// A file in the form of `autocvd status --json`.
+    File(PathBuf),
+}
+
+/// What to read of each GPU, beyond what a decision always needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Detail {
+    /// Names, utilization, the driver's version and complete process lists: what is shown to people.
+    pub all: bool,
+}
+
+/// A way to read the machine's state.
+pub trait Probe {
+    /// Begins a new look: which GPUs there are, and which cannot be used at all.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoGpu`] where no GPU can be read.
+    fn begin(&mut self, detail: Detail) -> Result<Snapshot>;
+
+    /// Adds what is happening on `gpu`, one of those that [`begin`](Self::begin) told of.
+    fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail);
+
+    /// How the GPUs with these indices are connected to each other.
+    fn links(&mut self, indices: &[u32]) -> Vec<Link>;
+
+    /// The CPU cores near the GPU with this index; empty where unknown.
+    fn near_cores(&mut self, index: u32) -> Vec<usize>;
+
+    /// Whether another look can have another answer.
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// Opens what `choice` names; `library` is the NVML library to load instead of the usual ones.
+///
+/// # Errors
+/// [`ErrorKind::NoGpu`] where neither NVML nor nvidia-smi can be had, with a line for each;
+/// [`ErrorKind::WrongValue`] where a file does not hold a machine's state.
+pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn Probe>> {
+    let no_gpu = |text: String| Error::new(ErrorKind::NoGpu, text);
+    match choice {
+        ProbeChoice::Nvml => Ok(Box::new(nvml::Nvml::open(library).map_err(no_gpu)?)),
+        ProbeChoice::NvidiaSmi => Ok(Box::new(smi::NvidiaSmi::open().map_err(no_gpu)?)),
+        ProbeChoice::Auto => match nvml::Nvml::open(library) {
+            Ok(nvml) => {
+                tracing::debug!("reading the GPUs through NVML");
+                Ok(Box::new(nvml))
+            }
+            Err(why) => {
+                tracing::info!("{why}; trying nvidia-smi");
+                let smi = smi::NvidiaSmi::open().map_err(|also| no_gpu(format!("{why}\n{also}")))?;
+                tracing::info!("reading the GPUs through nvidia-smi");
+                Ok(Box::new(smi))
+            }
+        },
+        #[cfg(feature = "serde")]
+        ProbeChoice::File(path) => Ok(Box::new(file::Recorded(file::read(path)?))),
+        #[cfg(not(feature = "serde"))]
+        ProbeChoice::File(path) => {
+            let text = format!("'{}' cannot be read: built without the feature 'serde'", path.display());
+            Err(Error::new(ErrorKind::WrongValue, text))
+        }
+    }
+}
+
+/// The host's first PID namespace has this fixed inode (PROC_PID_INIT_INO in Linux's proc_ns.h).
+const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Whether process lists can be complete here: only in the host's PID namespace. A namespace that
+/// cannot be read counts as a container's.
+pub fn process_view() -> ProcessView {
+    match rustix::fs::stat("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.st_ino == HOST_PID_NAMESPACE => ProcessView::Host,
+        _ => ProcessView::Container,
+    }
+}
+
+/// Sorts by PCI bus id, as CUDA counts; where one is unknown, the order in which they were read stays.
+pub(crate) fn sort_by_pci<T>(items: &mut [T], bus_id: impl Fn(&T) -> Option<&str>) {
+    let place = |item: &T| bus_id(item).and_then(PciBusId::parse);
+    if items.iter().all(|item| place(item).is_some()) {
+        items.sort_by_key(place);
+    }
+}

@@ -1,0 +1,208 @@
+//! The names of GPUs: what a user may write, what `CUDA_VISIBLE_DEVICES` means, and what to print.
+
+use crate::gpu::{ComputeMode, Gpu, MigDevice, Snapshot, State};
+use crate::{Error, ErrorKind, Result};
+
+/// What a process can be given: a whole GPU, or one MIG device of a GPU on which MIG is enabled.
+/// Positions are those in [`Snapshot::gpus`] and [`Mig::devices`](crate::gpu::Mig::devices); the order
+/// is that of the indices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Unit {
+    /// The GPU's position in the snapshot.
+    pub gpu: usize,
+    /// The MIG device's position on it.
+    pub mig: Option<usize>,
+}
+
+impl Unit {
+    /// The GPU, or the one that the MIG device is part of.
+    pub fn gpu(self, snapshot: &Snapshot) -> &Gpu {
+        &snapshot.gpus[self.gpu]
+    }
+
+    /// The MIG device, where it is one.
+    pub fn mig_device(self, snapshot: &Snapshot) -> Option<&MigDevice> {
+        let mig = snapshot.gpus[self.gpu].mig.as_ref()?;
+        mig.devices.get(self.mig?)
+    }
+
+    /// Its UUID.
+    pub fn uuid(self, snapshot: &Snapshot) -> Option<&str> {
+        match self.mig_device(snapshot) {
+            Some(device) => device.uuid.as_deref(),
+            None => self.gpu(snapshot).uuid.as_deref(),
+        }
+    }
+
+    /// What claims know it by: its UUID, else its place on the bus, which other launches read alike.
+    pub fn key(self, snapshot: &Snapshot) -> String {
+        let gpu = self.gpu(snapshot);
+        let own = self.uuid(snapshot).or(gpu.pci_bus_id.as_deref()).map(str::to_owned);
+        own.unwrap_or_else(|| format!("index-{}", gpu.index))
+    }
+
+    /// What people call it: `GPU 2`, or `GPU 2 MIG 0`.
+    pub fn label(self, snapshot: &Snapshot) -> String {
+        let gpu = self.gpu(snapshot).index;
+        match self.mig_device(snapshot) {
+            Some(device) => format!("GPU {gpu} MIG {}", device.index),
+            None => format!("GPU {gpu}"),
+        }
+    }
+}
+
+/// All that can be given on this machine, in ascending order.
+pub fn units(snapshot: &Snapshot) -> Vec<Unit> {
+    (0..snapshot.gpus.len()).flat_map(|gpu| units_of(snapshot, gpu)).collect()
+}
+
+/// The GPU itself; its MIG devices where MIG is enabled, for then it cannot be used as a whole.
+fn units_of(snapshot: &Snapshot, gpu: usize) -> Vec<Unit> {
+    match &snapshot.gpus[gpu].mig {
+        Some(mig) if !mig.devices.is_empty() => {
+            (0..mig.devices.len()).map(|device| Unit { gpu, mig: Some(device) }).collect()
+        }
+        _ => vec![Unit { gpu, mig: None }],
+    }
+}
+
+/// The units that an id names: an index, a UUID or a unique start of one, a PCI bus id, long or short.
+///
+/// # Errors
+/// [`ErrorKind::WrongValue`] where it names none, or more than one.
+pub fn resolve(id: &str, snapshot: &Snapshot) -> Result<Vec<Unit>> {
+    let found: Vec<Vec<Unit>> = if let Ok(index) = id.parse::<u32>() {
+        matching_gpus(snapshot, |gpu| gpu.index == index)
+    } else if let Some(wanted) = PciBusId::parse(id) {
+        matching_gpus(snapshot, |gpu| gpu.pci_bus_id.as_deref().and_then(PciBusId::parse) == Some(wanted))
+    } else {
+        by_uuid(id, snapshot)
+    };
+    match <[Vec<Unit>; 1]>::try_from(found) {
+        Ok([units]) => Ok(units),
+        Err(none) if none.is_empty() => {
+            Err(Error::new(ErrorKind::WrongValue, format!("'{id}' names no GPU here; {}", what_there_is(snapshot))))
+        }
+        Err(several) => Err(Error::new(
+            ErrorKind::WrongValue,
+            format!("'{id}' is the start of {} UUIDs; write more of it", several.len()),
+        )),
+    }
+}
+
+fn matching_gpus(snapshot: &Snapshot, wanted: impl Fn(&Gpu) -> bool) -> Vec<Vec<Unit>> {
+    let positions = (0..snapshot.gpus.len()).filter(|&gpu| wanted(&snapshot.gpus[gpu]));
+    positions.map(|gpu| units_of(snapshot, gpu)).collect()
+}
+
+/// UUIDs that are `id` or start with it; an exact one rules out longer ones.
+fn by_uuid(id: &str, snapshot: &Snapshot) -> Vec<Vec<Unit>> {
+    let starts =
+        |uuid: Option<&str>| uuid.and_then(|uuid| uuid.get(..id.len())).is_some_and(|s| s.eq_ignore_ascii_case(id));
+    if id.is_empty() {
+        return Vec::new();
+    }
+    let mut found = matching_gpus(snapshot, |gpu| starts(gpu.uuid.as_deref()));
+    for unit in units(snapshot).into_iter().filter(|unit| unit.mig.is_some()) {
+        if starts(unit.uuid(snapshot)) || legacy_mig_name(unit, snapshot).is_some_and(|name| name == id) {
+            found.push(vec![unit]);
+        }
+    }
+    found
+}
+
+/// How drivers before R470 named a MIG device; later ones still read it.
+fn legacy_mig_name(unit: Unit, snapshot: &Snapshot) -> Option<String> {
+    let device = unit.mig_device(snapshot)?;
+    let parent = unit.gpu(snapshot).uuid.as_deref()?;
+    Some(format!("MIG-{parent}/{}/{}", device.gpu_instance_id?, device.compute_instance_id?))
+}
+
+fn what_there_is(snapshot: &Snapshot) -> String {
+    match snapshot.gpus.last() {
+        None => "there are none".into(),
+        Some(gpu) if gpu.index == 0 => "there is only GPU 0".into(),
+        Some(gpu) => {
+            format!("give an index from 0 to {}, a UUID or a PCI bus id ('autocvd status' shows them)", gpu.index)
+        }
+    }
+}
+
+/// A place on the PCI bus, in the order in which CUDA counts under `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PciBusId {
+    domain: u32,
+    bus: u32,
+    device: u32,
+    function: u32,
+}
+
+impl PciBusId {
+    /// Reads `00000000:3B:00.0`, `0000:3b:00.0`, `3b:00.0` and `3b:00`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = |part: &str, digits: usize| {
+            let plain = !part.is_empty() && part.len() <= digits && part.bytes().all(|b| b.is_ascii_hexdigit());
+            plain.then(|| u32::from_str_radix(part, 16).ok()).flatten()
+        };
+        let (place, function) = text.rsplit_once('.').unwrap_or((text, "0"));
+        let mut parts = place.rsplit(':');
+        let (device, bus) = (parts.next()?, parts.next()?);
+        let domain = parts.next().unwrap_or("0");
+        if parts.next().is_some() {
+            return None;
+        }
+        Some(Self { domain: hex(domain, 8)?, bus: hex(bus, 2)?, device: hex(device, 2)?, function: hex(function, 1)? })
+    }
+}
+
+/// What a value of `CUDA_VISIBLE_DEVICES` allows, as CUDA reads it: entries count up to the first that
+/// is invalid; empty, `-1` and Slurm's `NoDevFiles` allow nothing. Indices count the GPUs that CUDA can use.
+pub fn visible(value: &str, snapshot: &Snapshot) -> Vec<Unit> {
+    let usable: Vec<usize> = (0..snapshot.gpus.len()).filter(|&gpu| !shifts(&snapshot.gpus[gpu])).collect();
+    let mut allowed = Vec::new();
+    for entry in value.split(',').map(str::trim) {
+        let found = match entry.parse::<usize>() {
+            Ok(ordinal) => usable.get(ordinal).map(|&gpu| units_of(snapshot, gpu)),
+            Err(_) => <[Vec<Unit>; 1]>::try_from(by_uuid(entry, snapshot)).ok().map(|[units]| units),
+        };
+        let Some(found) = found else { break };
+        allowed.extend(found);
+    }
+    allowed.sort_unstable();
+    allowed.dedup();
+    allowed
+}
+
+/// Whether CUDA does not count the GPU, so that those behind it have other ordinals than indices.
+fn shifts(gpu: &Gpu) -> bool {
+    gpu.state == Some(State::Unavailable) && gpu.compute_mode != Some(ComputeMode::Prohibited)
+}
+
+/// Whether each index is the ordinal that CUDA will use under `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+pub fn indices_are_ordinals(snapshot: &Snapshot) -> bool {
+    let contiguous = snapshot.gpus.iter().enumerate().all(|(place, gpu)| gpu.index as usize == place);
+    contiguous && !snapshot.gpus.iter().any(|gpu| gpu.mig.is_some() || shifts(gpu))
+}
+
+/// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`: indices, or UUIDs where `uuid` asks for them or an
+/// index could mean another GPU to CUDA.
+///
+/// # Errors
+/// [`ErrorKind::Unexpected`] where a UUID is needed and unknown.
+pub fn for_cuda(chosen: &[Unit], uuid: bool, snapshot: &Snapshot) -> Result<Vec<String>> {
+    let uuid = uuid || !indices_are_ordinals(snapshot);
+    let mut sorted = chosen.to_vec();
+    sorted.sort_unstable();
+    let id = |unit: Unit| match uuid {
+        false => Ok(unit.gpu(snapshot).index.to_string()),
+        true => unit.uuid(snapshot).map(str::to_owned).ok_or_else(|| {
+            let text = format!(
+                "the UUID of {} cannot be read, and its index may mean another GPU to CUDA; leave it out with -x {}",
+                unit.label(snapshot),
+                unit.gpu(snapshot).index
+            );
+            Error::new(ErrorKind::Unexpected, text)
+        }),
+    };
+    sorted.into_iter().map(id).collect()
+}

@@ -1,0 +1,389 @@
+//! Which GPUs to give: pure functions of a [`Snapshot`] and a [`Wish`].
+//!
+//! # Design
+//! A GPU is free when its state could be read, its compute mode lets contexts be made, no live claim is
+//! on it and nobody computes on it. The driver's process list settles the last point only where it can
+//! be complete; elsewhere memory and utilization have to speak, with little tolerance. What is unknown
+//! is never given away, except by least-used, which ranks it last.
+
+mod sets;
+
+use crate::gpu::{ClaimInfo, ComputeMode, Memory, Process, ProcessKind, ProcessView, Snapshot, State};
+use crate::ids::{self, Unit};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// Where the process list is complete: memory that no process explains is a dying or hidden process
+/// beyond this, or beyond [`UNEXPLAINED_PERCENT`] of the GPU's memory.
+const UNEXPLAINED: u64 = GIB;
+const UNEXPLAINED_PERCENT: u64 = 5;
+/// Where the process list proves nothing: what an idle GPU may hold, and how busy it may seem (percent).
+const UNEXPLAINED_BLIND: u64 = 256 * MIB;
+const UTILIZATION_BLIND: u32 = 5;
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// How many GPUs.
+    pub num_gpus: usize,
+    /// Take the GPUs with the most free memory, used or not.
+    pub least_used: bool,
+    /// Only GPUs with this many bytes free.
+    pub min_free_memory: Option<u64>,
+    /// The units to choose among.
+    pub allowed: Vec<Unit>,
+}
+
+/// What can be said of one unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nobody uses it.
+    Free,
+    /// Somebody computes on it; the text says who.
+    Busy(String),
+    /// It cannot be told whether somebody uses it; the text says why.
+    Unknown(String),
+    /// Another launch has taken it.
+    Claimed(String),
+    /// It cannot be used.
+    Unavailable(String),
+}
+
+impl Verdict {
+    /// The state that JSON and tables show. Unknown is shown as busy: it is not given away.
+    pub fn state(&self) -> State {
+        match self {
+            Self::Free => State::Free,
+            Self::Busy(_) | Self::Unknown(_) => State::Busy,
+            Self::Claimed(_) => State::Claimed,
+            Self::Unavailable(_) => State::Unavailable,
+        }
+    }
+
+    /// Why, where there is something to say.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Free => None,
+            Self::Busy(why) | Self::Unknown(why) | Self::Claimed(why) | Self::Unavailable(why) => Some(why),
+        }
+    }
+}
+
+/// What comes of a wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selection {
+    /// These, in ascending order.
+    Chosen(Vec<Unit>),
+    /// Not now: only these of the allowed ones would do.
+    NotNow {
+        /// The units that could be given.
+        free: Vec<Unit>,
+    },
+    /// Never on this machine; the text says why and what to do.
+    Impossible(String),
+}
+
+/// The verdict on a unit.
+pub fn judge(unit: Unit, snapshot: &Snapshot) -> Verdict {
+    let gpu = unit.gpu(snapshot);
+    let facts = match unit.mig_device(snapshot) {
+        Some(device) => Facts {
+            memory: device.memory,
+            utilization: None,
+            processes: device.processes.as_deref(),
+            claims: &device.claims,
+            recorded: (device.state, device.reason.as_deref()),
+            memory_is_numa_node: gpu.memory_is_numa_node,
+            view: snapshot.process_view,
+        },
+        None => Facts {
+            memory: gpu.memory,
+            utilization: gpu.utilization.gpu,
+            processes: gpu.processes.as_deref(),
+            claims: &gpu.claims,
+            recorded: (gpu.state, gpu.reason.as_deref()),
+            memory_is_numa_node: gpu.memory_is_numa_node,
+            view: snapshot.process_view,
+        },
+    };
+    let because = |reason: Option<&str>, otherwise: &str| reason.unwrap_or(otherwise).to_owned();
+    if gpu.state == Some(State::Unavailable) {
+        return Verdict::Unavailable(because(gpu.reason.as_deref(), "not usable"));
+    }
+    if gpu.compute_mode == Some(ComputeMode::Prohibited) {
+        return Verdict::Unavailable(
+            "its compute mode is PROHIBITED ('nvidia-smi -c DEFAULT' allows computing)".into(),
+        );
+    }
+    if gpu.mig.is_some() && unit.mig.is_none() {
+        return Verdict::Unavailable(
+            "MIG is enabled, and it has no MIG devices ('nvidia-smi mig -cgi' makes them)".into(),
+        );
+    }
+    if unit.uuid(snapshot).is_none() && !ids::indices_are_ordinals(snapshot) {
+        return Verdict::Unavailable("its UUID cannot be read, and its index may mean another GPU to CUDA".into());
+    }
+    match facts.recorded {
+        (Some(State::Unavailable), reason) => return Verdict::Unavailable(because(reason, "not usable")),
+        (Some(State::Claimed), reason) if facts.claims.is_empty() => {
+            return Verdict::Claimed(because(reason, "claimed when it was recorded"));
+        }
+        _ => {}
+    }
+    if let Some(claim) = facts.claims.first() {
+        return Verdict::Claimed(format!("claimed by {}", who(claim.pid, &claim.user, &claim.command)));
+    }
+    let seen = facts.in_use(gpu.compute_mode, unit.mig.is_some());
+    // A recording may have seen more than it could write down; it never makes a GPU freer than the facts.
+    match (&seen, facts.recorded) {
+        (Verdict::Free, (Some(State::Busy), reason)) => Verdict::Busy(because(reason, "busy when it was recorded")),
+        _ => seen,
+    }
+}
+
+/// What the verdict on one unit rests on.
+struct Facts<'a> {
+    memory: Memory,
+    utilization: Option<u32>,
+    processes: Option<&'a [Process]>,
+    claims: &'a [ClaimInfo],
+    recorded: (Option<State>, Option<&'a str>),
+    memory_is_numa_node: bool,
+    view: ProcessView,
+}
+
+impl Facts<'_> {
+    /// Whether somebody uses it, as far as processes, memory and utilization tell.
+    fn in_use(&self, mode: Option<ComputeMode>, is_mig: bool) -> Verdict {
+        let listed = self.processes.unwrap_or_default();
+        let exclusive = matches!(mode, Some(ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread));
+        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes() || exclusive).collect();
+        if let Some((first, others)) = users.split_first() {
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            return Verdict::Busy(format!("used by {}{more}", who(first.pid, &first.user, &first.command)));
+        }
+        // NVML asks the compute mode through the MIG devices, and not every driver answers there.
+        if mode.is_none() && !is_mig {
+            return Verdict::Unknown("unknown: its compute mode cannot be read".into());
+        }
+        match (self.processes, self.view) {
+            (Some(_), ProcessView::Host) => self.without_hidden_process(listed),
+            (Some(_), ProcessView::Container) => self.without_trace("in a container the process list proves nothing"),
+            (None, _) => self.without_trace("the process list cannot be read"),
+        }
+    }
+
+    /// The list is complete and names nobody who computes: memory may still tell of a process that is hidden or dying.
+    fn without_hidden_process(&self, listed: &[Process]) -> Verdict {
+        let may_explain_all = listed.iter().any(|process| process.used_memory.is_none());
+        if self.memory_is_numa_node || may_explain_all {
+            return Verdict::Free;
+        }
+        let Some(unexplained) = self.unexplained() else {
+            return Verdict::Unknown("unknown: its used memory cannot be read".into());
+        };
+        let share = self.memory.total.unwrap_or(0) / 100 * UNEXPLAINED_PERCENT;
+        match unexplained > UNEXPLAINED.max(share) {
+            true => Verdict::Busy(format!("{} held by no visible process", amount(unexplained))),
+            false => Verdict::Free,
+        }
+    }
+
+    /// The list proves nothing: free only if next to nothing is held and nothing runs.
+    fn without_trace(&self, why: &str) -> Verdict {
+        let Some(unexplained) = self.unexplained() else {
+            return Verdict::Unknown(format!("unknown: {why}, nor can its used memory"));
+        };
+        if unexplained > UNEXPLAINED_BLIND {
+            return Verdict::Busy(format!("{} held by no visible process ({why})", amount(unexplained)));
+        }
+        match self.utilization {
+            Some(percent) if percent > UTILIZATION_BLIND => {
+                Verdict::Busy(format!("{percent} % utilization by no visible process ({why})"))
+            }
+            _ => Verdict::Free,
+        }
+    }
+
+    /// Used memory that no listed process accounts for, in bytes.
+    fn unexplained(&self) -> Option<u64> {
+        let explained: u64 = self.processes.unwrap_or_default().iter().filter_map(|process| process.used_memory).sum();
+        self.memory.used.map(|used| used.saturating_sub(explained))
+    }
+}
+
+/// Whether the verdict on a GPU needs to know what its graphics processes hold: its used memory is
+/// beyond what an idle GPU holds.
+pub(crate) fn memory_needs_explaining(memory: Memory) -> bool {
+    memory.used.is_none_or(|used| used > UNEXPLAINED_BLIND)
+}
+
+/// `pid 4242 (alice: python train.py)`, as far as it is known.
+pub(crate) fn who(pid: u32, user: &Option<String>, command: &Option<String>) -> String {
+    let short = |command: &String| -> String {
+        match command.char_indices().nth(48) {
+            Some((end, _)) => format!("{}…", &command[..end]),
+            None => command.clone(),
+        }
+    };
+    match (user, command) {
+        (Some(user), Some(command)) => format!("pid {pid} ({user}: {})", short(command)),
+        (Some(user), None) => format!("pid {pid} ({user})"),
+        (None, Some(command)) => format!("pid {pid} ({})", short(command)),
+        (None, None) => format!("pid {pid}"),
+    }
+}
+
+/// Bytes as people read them.
+pub(crate) fn amount(bytes: u64) -> String {
+    match bytes {
+        _ if bytes >= GIB => format!("{:.1} GiB", bytes as f64 / GIB as f64),
+        _ => format!("{} MiB", bytes / MIB),
+    }
+}
+
+/// Chooses units for `wish`.
+///
+/// Among free ones the higher index goes first; of several, the best connected set
+/// ([`Snapshot::links`]) goes first, and the higher indices among equals.
+pub fn select(snapshot: &Snapshot, wish: &Wish) -> Selection {
+    let judged: Vec<(Unit, Verdict)> = wish.allowed.iter().map(|&unit| (unit, judge(unit, snapshot))).collect();
+    let usable: Vec<(Unit, Verdict)> = judged
+        .iter()
+        .filter(|(unit, verdict)| {
+            let whole = wish.num_gpus == 1 || unit.mig.is_none();
+            let total = memory(*unit, snapshot).total;
+            let large = wish.min_free_memory.is_none_or(|wanted| total.is_none_or(|total| total >= wanted));
+            whole && large && !matches!(verdict, Verdict::Unavailable(_))
+        })
+        .cloned()
+        .collect();
+    if usable.len() < wish.num_gpus {
+        return Selection::Impossible(impossible(snapshot, wish, &judged, usable.len()));
+    }
+    let enough = |unit: Unit| {
+        let free = memory(unit, snapshot).free;
+        wish.min_free_memory.is_none_or(|wanted| free.is_some_and(|free| free >= wanted))
+    };
+    if wish.least_used {
+        return least_used(snapshot, wish.num_gpus, usable.into_iter().filter(|(unit, _)| enough(*unit)).collect());
+    }
+    let free: Vec<Unit> = usable
+        .iter()
+        .filter(|(unit, verdict)| *verdict == Verdict::Free && enough(*unit))
+        .map(|(unit, _)| *unit)
+        .collect();
+    if free.len() < wish.num_gpus {
+        return Selection::NotNow { free };
+    }
+    Selection::Chosen(sets::best(snapshot, &free, wish.num_gpus))
+}
+
+/// Whether [`select`] would have a choice between sets, so that [`Snapshot::links`] matter.
+pub fn links_matter(snapshot: &Snapshot, wish: &Wish) -> bool {
+    let free = |unit: &Unit| unit.mig.is_none() && judge(*unit, snapshot) == Verdict::Free;
+    wish.num_gpus > 1 && !wish.least_used && wish.allowed.iter().filter(|unit| free(unit)).count() > wish.num_gpus
+}
+
+fn memory(unit: Unit, snapshot: &Snapshot) -> Memory {
+    unit.mig_device(snapshot).map_or(unit.gpu(snapshot).memory, |device| device.memory)
+}
+
+/// The most free memory first; claimed ones, then occupied exclusive ones and unknown ones, only where
+/// no others are left.
+fn least_used(snapshot: &Snapshot, num_gpus: usize, mut usable: Vec<(Unit, Verdict)>) -> Selection {
+    if usable.len() < num_gpus {
+        return Selection::NotNow { free: usable.into_iter().map(|(unit, _)| unit).collect() };
+    }
+    usable.sort_by_key(|(unit, verdict)| {
+        let free = memory(*unit, snapshot).free;
+        let taken = matches!(verdict, Verdict::Claimed(_));
+        let full = *verdict != Verdict::Free && unit.gpu(snapshot).compute_mode == Some(ComputeMode::ExclusiveProcess);
+        let unknown = free.is_none() || matches!(verdict, Verdict::Unknown(_));
+        (taken, full, unknown, std::cmp::Reverse((free, *unit)))
+    });
+    let mut chosen: Vec<Unit> = usable.into_iter().take(num_gpus).map(|(unit, _)| unit).collect();
+    chosen.sort_unstable();
+    Selection::Chosen(chosen)
+}
+
+/// Why `wish` can never be met, and what to do.
+fn impossible(snapshot: &Snapshot, wish: &Wish, judged: &[(Unit, Verdict)], usable: usize) -> String {
+    let count = |n: usize| if n == 1 { "1 GPU".to_owned() } else { format!("{n} GPUs") };
+    let mut text = format!("{} asked for, ", count(wish.num_gpus));
+    let mig =
+        judged.iter().filter(|(unit, verdict)| unit.mig.is_some() && verdict.state() != State::Unavailable).count();
+    if wish.num_gpus > 1 && mig > 0 {
+        text += &format!(
+            "but MIG is enabled and a process can use one MIG device alone ({} without MIG); ask for 1",
+            count(usable)
+        );
+        return text;
+    }
+    text += &match snapshot.gpus.len() {
+        all if all == usable => format!("this machine has {all}"),
+        all => format!("{usable} of this machine's {} may be used", count(all)),
+    };
+    let mut why: Vec<String> = judged
+        .iter()
+        .filter_map(|(unit, verdict)| match verdict {
+            Verdict::Unavailable(reason) => Some(format!("{}: {reason}", unit.label(snapshot))),
+            _ => None,
+        })
+        .collect();
+    if let Some(wanted) = wish.min_free_memory {
+        let largest = wish.allowed.iter().filter_map(|unit| memory(*unit, snapshot).total).max();
+        if let Some(largest) = largest.filter(|largest| *largest < wanted) {
+            why.push(format!(
+                "{} of free memory asked for, the largest has {} in all",
+                amount(wanted),
+                amount(largest)
+            ));
+        }
+    }
+    if !why.is_empty() {
+        text += &format!(" ({})", why.join("; "));
+    }
+    match (usable, wish.allowed.len() < ids::units(snapshot).len()) {
+        (0, true) => text + "; allow others (--exclude, --only, --inherit, --min-free-memory)",
+        (0, false) => text + "; 'autocvd status' shows the machine",
+        (_, true) => text + &format!("; ask for at most {usable}, or allow others (--exclude, --only, --inherit)"),
+        (_, false) => text + &format!("; ask for at most {usable}"),
+    }
+}
+
+impl Snapshot {
+    /// Writes the verdict on every GPU and MIG device into its state and reason.
+    pub fn judge(&mut self) {
+        for unit in ids::units(self) {
+            let verdict = judge(unit, self);
+            let (state, reason) = (Some(verdict.state()), verdict.reason().map(str::to_owned));
+            let gpu = &mut self.gpus[unit.gpu];
+            match (unit.mig, &mut gpu.mig) {
+                (Some(device), Some(mig)) => {
+                    mig.devices[device].state = state;
+                    mig.devices[device].reason = reason;
+                }
+                _ => (gpu.state, gpu.reason) = (state, reason),
+            }
+        }
+        for gpu in &mut self.gpus {
+            if let Some(mig) = gpu.mig.as_ref().filter(|mig| !mig.devices.is_empty() && gpu.state.is_none()) {
+                let states = || mig.devices.iter().filter_map(|device| device.state);
+                let order = [State::Free, State::Claimed, State::Busy];
+                gpu.state = order.into_iter().find(|state| states().any(|s| s == *state)).or(Some(State::Unavailable));
+                let free = states().filter(|state| *state == State::Free).count();
+                gpu.reason = Some(format!("{free} of {} MIG devices free", mig.devices.len()));
+            }
+        }
+    }
+
+    /// Counts the processes that only draw, such as Xorg.
+    pub fn graphics_processes(&self) -> usize {
+        let all = self.gpus.iter().flat_map(|gpu| gpu.processes.iter().flatten());
+        all.filter(|process| process.kind == ProcessKind::Graphics).count()
+    }
+}
+
+#[cfg(test)]
+mod tests;
