@@ -1,0 +1,345 @@
+//! What other launches have taken: claims, without a daemon.
+//!
+//! # Design
+//! Each launch writes one file into a folder that all launches share. It names the GPUs and the process
+//! for which they are claimed, and counts only while that process lives, so that no file ever has to be
+//! cleaned up for a GPU to be free again. There are two kinds:
+//!
+//! - *for a process*: the one that wrote it, also after it has become another program (exec). Where its
+//!   pid cannot be looked up (another PID namespace, hidepid), a POSIX record lock on the file stands for
+//!   it: such a lock survives exec, is not inherited by children, and the kernel drops it when the
+//!   process ends, however it ends.
+//! - *a lease for a shell* ([`lease`]): the program that the shell will start cannot hold a lock, so the
+//!   lease is judged by what /proc shows of the shell and its children.
+//!
+//! Choosing and claiming are one step under a master lock, a `flock` on the folder itself, which the
+//! kernel drops with its holder. A holder that was stopped would hold up everybody, so nobody waits for
+//! it longer than [`PATIENCE`]. Correctness does not rest on the lock: every launch looks once more after
+//! it has written its claim and steps back if it sees another one on the same GPU. Of two launches, at
+//! least the one that wrote later sees the other.
+
+mod folder;
+mod lease;
+mod queue;
+mod record;
+
+pub(crate) mod cleanup;
+
+use crate::proc::{self, ProcessId};
+use folder::Folder;
+use lease::Standing;
+use queue::Ticket;
+use record::{Kind, Record};
+use rustix::fs::FlockOperation;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use lease::Form;
+
+/// How long to wait for the master lock before going on without it.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// The claims of this machine, as this process sees and makes them.
+pub struct Claims {
+    folder: Folder,
+    own: Option<ProcessId>,
+    namespace: Option<u64>,
+    boot: String,
+    /// The claim inside which this process was started: its GPUs are what there is to choose from.
+    parent: Option<String>,
+    /// The shell that asked, for leases.
+    shell: Option<ProcessId>,
+    /// What is remembered of leases whose program was seen to run, by the claim's name.
+    seen: HashMap<String, Vec<ProcessId>>,
+}
+
+/// A claim that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The name of its file, which no other claim of this boot has.
+    pub name: String,
+    /// The keys of the GPUs.
+    pub units: Vec<String>,
+    /// The process that holds it, in its own namespace.
+    pub pid: u32,
+    /// The user whose file it is.
+    pub uid: u32,
+    /// What that process runs.
+    pub command: String,
+    /// Unix time in seconds.
+    pub since: u64,
+    /// The claim inside which it was made.
+    pub parent: Option<String>,
+    /// What tells when it may have ended.
+    pub end: End,
+}
+
+/// What tells when a claim may have ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct End {
+    /// The exit of one of these processes of this namespace.
+    pub pids: Vec<u32>,
+    /// The passing of this time.
+    pub at: Option<Instant>,
+}
+
+/// For whom to claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// This process, and what it becomes by exec.
+    Process {
+        /// The command line it will have, for others to read.
+        command: String,
+    },
+    /// The shell that asked, for `hold` until its program is seen to run, and then as long as that.
+    Shell {
+        /// How long to wait for the program.
+        hold: Duration,
+        /// What was printed, which tells the program from the shell's other children.
+        form: Form,
+    },
+}
+
+/// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease.
+#[derive(Debug)]
+pub struct Held {
+    name: String,
+    path: PathBuf,
+    /// The locked file; POSIX locks end when any descriptor of the file is closed.
+    file: Option<File>,
+}
+
+/// The master lock; dropped, it is free.
+pub struct Lock(#[allow(dead_code, reason = "held for its Drop")] Option<File>);
+
+impl Claims {
+    /// Opens the folder, making it if it is not there.
+    ///
+    /// # Errors
+    /// What keeps it from being used: then there are no claims to heed or make.
+    pub fn open(folder: &Path, parent: Option<String>) -> io::Result<Self> {
+        Ok(Self {
+            folder: Folder::open(folder)?,
+            own: ProcessId::own(),
+            namespace: proc::pid_namespace(),
+            boot: proc::boot_id(),
+            parent,
+            shell: None,
+            seen: HashMap::new(),
+        })
+    }
+
+    /// Tells that leases of this process's shell end now unless their program runs: it asks again.
+    pub fn for_shell(&mut self) {
+        self.shell = lease::asking_shell();
+    }
+
+    /// Makes choosing and claiming one step: to be held from [`live`](Self::live) to [`claim`](Self::claim).
+    pub fn lock(&self) -> Lock {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(50);
+        loop {
+            let Ok(folder) = self.folder.reopen() else { return Lock(None) };
+            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Lock(Some(folder)),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(_) => return Lock(None),
+            }
+            if Instant::now() >= deadline {
+                tracing::debug!("the claims' lock is held for too long; going on without it");
+                return Lock(None);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(2));
+        }
+    }
+
+    /// The claims that count now, this process's own surroundings left out: what it was started inside
+    /// of, and leases of its shell that end because the shell asks again.
+    pub fn live(&mut self) -> Vec<Claim> {
+        let mut live = Vec::new();
+        for name in self.folder.claims() {
+            if self.parent.as_deref() == Some(&*name) {
+                continue;
+            }
+            if let Some(claim) = self.read(&name) {
+                live.push(claim);
+            }
+        }
+        self.seen.retain(|name, _| live.iter().any(|claim| claim.name == *name));
+        live
+    }
+
+    /// A claim, if it counts.
+    fn read(&mut self, name: &str) -> Option<Claim> {
+        let file = self.folder.open_file(name)?;
+        let uid = rustix::fs::fstat(&file).ok()?.st_uid;
+        let record = Record::read(&file)?;
+        let end = if record.boot == self.boot { self.standing(name, &file, &record) } else { None };
+        let Some(end) = end else {
+            // Anybody's leftovers are harmless; this only keeps the folder small.
+            self.folder.remove_own(name, uid);
+            return None;
+        };
+        let Record { units, holder, command, since, parent, .. } = record;
+        Some(Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end })
+    }
+
+    /// What tells when the claim ends; `None` if it has.
+    fn standing(&mut self, name: &str, file: &File, record: &Record) -> Option<End> {
+        let same_namespace = record.namespace.is_some() && record.namespace == self.namespace;
+        match &record.kind {
+            Kind::Process => {
+                let stat = same_namespace.then(|| proc::Stat::read(record.holder.pid)).flatten();
+                let alive = match stat {
+                    Some(stat) => stat.id == record.holder && stat.runs(),
+                    None if same_namespace && !proc::exists(record.holder.pid) => false,
+                    None => folder::is_locked(file),
+                };
+                alive.then(|| End { pids: if same_namespace { vec![record.holder.pid] } else { vec![] }, at: None })
+            }
+            Kind::Lease(lease) => {
+                let seen = self.seen.get(name).or(lease.program.as_ref()).cloned();
+                let asks_again = self.shell == Some(record.holder);
+                match lease::standing(lease, record.holder, same_namespace, seen.as_deref(), asks_again) {
+                    Standing::Ended => None,
+                    Standing::Waiting(end) => Some(end),
+                    Standing::Running { program, end } => {
+                        if seen.as_ref() != Some(&program) {
+                            self.remember(name, record, &program);
+                            self.seen.insert(name.to_owned(), program);
+                        }
+                        Some(end)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes down that a lease's program was seen, for launches that come after it has ended.
+    fn remember(&self, name: &str, record: &Record, program: &[ProcessId]) {
+        let Kind::Lease(lease) = &record.kind else { return };
+        let lease = lease::Lease { program: Some(program.to_vec()), ..lease.clone() };
+        let record = Record { kind: Kind::Lease(lease), ..record.clone() };
+        // Only its owner: a file of another user's would be out of its owner's hands.
+        if let Err(error) = self.folder.replace_own(name, &record.to_text()) {
+            tracing::trace!("claim {name}: {error}");
+        }
+    }
+
+    /// Claims `units`; `None` where another launch turns out to have claimed one of them meanwhile, apart
+    /// from the claims in `despite`, which the caller knows of.
+    ///
+    /// # Errors
+    /// Where the claim cannot be written.
+    pub fn claim(&mut self, units: &[String], holder: &Holder, despite: &[Claim]) -> io::Result<Option<Held>> {
+        let name = self.folder.new_name();
+        let record = self.record(units, holder);
+        let (path, mut file) = self.folder.create(&name)?;
+        cleanup::CLAIM.set(&path);
+        let is_process = record.kind == Kind::Process;
+        let mut held = Held { name: name.clone(), path, file: None };
+        if is_process {
+            folder::lock(&file)?;
+        }
+        file.write_all(record.to_text().as_bytes())?;
+        // A lease's file is closed before it counts: waiters watch for claims' files being closed.
+        held.file = is_process.then_some(file);
+        self.folder.publish(&name)?;
+        let rival = self.live().into_iter().find(|other| {
+            let known = despite.iter().any(|claim| claim.name == other.name);
+            other.name != name && !known && other.units.iter().any(|unit| units.contains(unit))
+        });
+        if let Some(rival) = rival {
+            tracing::debug!("claim {} by pid {} came first; choosing again", rival.name, rival.pid);
+            held.release();
+            return Ok(None);
+        }
+        Ok(Some(held))
+    }
+
+    fn record(&self, units: &[String], holder: &Holder) -> Record {
+        let own = self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 });
+        let (kind, process, command) = match holder {
+            Holder::Process { command } => (Kind::Process, own, command.clone()),
+            Holder::Shell { hold, form } => {
+                let shell = self.shell.or_else(lease::asking_shell);
+                // Without a shell to be seen, the time alone counts: pid 0 is nobody.
+                let shell = shell.unwrap_or(ProcessId { pid: 0, start: 0 });
+                (Kind::Lease(lease::Lease::new(shell, *hold, form.clone())), shell, String::new())
+            }
+        };
+        let command = if command.is_empty() { proc::command(process.pid).unwrap_or_default() } else { command };
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        Record {
+            kind,
+            units: units.to_vec(),
+            holder: process,
+            namespace: self.namespace,
+            boot: self.boot.clone(),
+            parent: self.parent.clone(),
+            command,
+            since,
+        }
+    }
+
+    /// Takes a place in the queue of those who wait.
+    pub fn queue(&self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
+        Ticket::take(&self.folder, self.own, self.namespace, self.parent.clone(), came, wants)
+    }
+
+    /// Those who wait for GPUs of the same surroundings and came before `came`, the longest-waiting first.
+    pub fn waiting_before(&self, came: Duration) -> Vec<queue::Waiter> {
+        queue::before(&self.folder, came, self.namespace, self.parent.as_deref())
+    }
+
+    /// What can be watched for claims that end out of sight: descriptors of files being closed.
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+}
+
+impl Held {
+    /// What others call the claim, for processes started inside it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends the claim.
+    pub fn release(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        cleanup::CLAIM.clear();
+        self.file = None;
+    }
+
+    /// Lets the claim live on: it is now the shell's.
+    pub fn leave(mut self) {
+        cleanup::CLAIM.clear();
+        self.file = None;
+        std::mem::forget(self);
+    }
+
+    /// Lets the claim live on through exec: the locked file stays open, out of the way of the
+    /// descriptors that programs and shell scripts number themselves.
+    ///
+    /// # Errors
+    /// Where the descriptor's flags cannot be changed.
+    pub fn keep_across_exec(&self) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            rustix::io::fcntl_setfd(file.as_fd(), rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            self.release();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The queue: of the requests that a freed GPU satisfies, the longest-waiting one gets it.
+//!
+//! # Design
+//! Each waiter has a file that says since when it waits and for what; its name sorts by age. Whoever finds
+//! enough free GPUs for itself reads the files of those who came before, and leaves alone what they would
+//! take. Reading is also what wakes them: each watches its own file being opened. One that has ended or
+//! is stopped does not count, and one that does not take what it could is passed over after a while.
+
+use super::folder::{self, Folder};
+use super::record::{read_process, write_process};
+use super::{cleanup, folder::UNFINISHED};
+use crate::proc::{self, ProcessId};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const HEADER: &str = "autocvd waits 1";
+const MAX_BYTES: u64 = 64 << 10;
+
+/// What a waiter would take.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wants {
+    /// How many GPUs.
+    pub num_gpus: usize,
+    /// How much free memory each needs, in bytes.
+    pub min_free_memory: Option<u64>,
+    /// The keys of the GPUs it may have; `None` is all.
+    pub units: Option<Vec<String>>,
+}
+
+/// Somebody who waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiter {
+    /// The name of its file.
+    pub name: String,
+    /// What it would take.
+    pub wants: Wants,
+}
+
+/// A place in the queue; dropped, it is given up.
+pub struct Ticket {
+    name: String,
+    path: PathBuf,
+    folder: Folder,
+    /// Its lock tells processes of other PID namespaces that this one lives.
+    _file: File,
+}
+
+impl Ticket {
+    pub(super) fn take(
+        folder: &Folder,
+        own: Option<ProcessId>,
+        namespace: Option<u64>,
+        parent: Option<String>,
+        came: Duration,
+        wants: &Wants,
+    ) -> io::Result<Self> {
+        let folder = folder.queue()?;
+        let name = name(came);
+        let (path, mut file) = folder.create(&name)?;
+        cleanup::TICKET.set(&path);
+        folder::lock(&file)?;
+        let text = write(own, namespace, parent.as_deref(), wants);
+        file.write_all(text.as_bytes())?;
+        folder.publish(&name)?;
+        Ok(Self { name, path, folder, _file: file })
+    }
+
+    /// The file, whose being opened is a call to look again.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// How many files are before this one in the queue, those of ended waiters included.
+    pub(crate) fn rank(&self) -> usize {
+        self.folder.names().iter().filter(|name| **name < self.name && !name.starts_with(UNFINISHED)).count()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        cleanup::TICKET.clear();
+    }
+}
+
+/// Sorts by age.
+fn name(came: Duration) -> String {
+    format!("{:020}-{}", came.as_nanos(), std::process::id())
+}
+
+fn write(own: Option<ProcessId>, namespace: Option<u64>, parent: Option<&str>, wants: &Wants) -> String {
+    let mut text = format!("{HEADER}\nnum_gpus={}\n", wants.num_gpus);
+    if let (Some(own), Some(namespace)) = (own, namespace) {
+        text += &format!("process={}\nnamespace={namespace}\n", write_process(own));
+    }
+    if let Some(bytes) = wants.min_free_memory {
+        text += &format!("min_free_memory={bytes}\n");
+    }
+    if let Some(units) = &wants.units {
+        text += &format!("units={}\n", units.join(","));
+    }
+    text + &format!("parent={}\nend=\n", parent.unwrap_or_default())
+}
+
+/// Those of the same parent who came before `came`, can act, and hold their place.
+pub(super) fn before(folder: &Folder, came: Duration, namespace: Option<u64>, parent: Option<&str>) -> Vec<Waiter> {
+    let Ok(folder) = folder.queue() else { return Vec::new() };
+    let own = name(came);
+    let mut names = folder.names();
+    names.retain(|name| *name < own && !name.starts_with(UNFINISHED));
+    names.sort_unstable();
+    names.into_iter().filter_map(|name| waiter(&folder, name, namespace, parent.unwrap_or_default())).collect()
+}
+
+fn waiter(folder: &Folder, name: String, namespace: Option<u64>, parent: &str) -> Option<Waiter> {
+    let file = folder.open_file(&name)?;
+    let mut bytes = Vec::new();
+    (&file).take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let body = text.strip_prefix(HEADER)?.strip_suffix("end=\n")?;
+    let field = |wanted: &str| body.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix('='));
+    let same_namespace = namespace.is_some() && field("namespace").and_then(|number| number.parse().ok()) == namespace;
+    let process = field("process").and_then(read_process).filter(|_| same_namespace);
+    let stat = process.and_then(|process| proc::Stat::read(process.pid).filter(|stat| stat.id == process));
+    let (ended, can_act) = match (process, stat) {
+        (_, Some(stat)) => (!stat.runs(), !stat.is_stopped()),
+        (Some(process), None) if !proc::exists(process.pid) => (true, false),
+        _ => {
+            let locked = folder::is_locked(&file);
+            (!locked, locked)
+        }
+    };
+    if ended {
+        let owner = rustix::fs::fstat(&file).ok()?.st_uid;
+        folder.remove_own(&name, owner);
+        return None;
+    }
+    if !can_act || field("parent") != Some(parent) {
+        return None;
+    }
+    let wants = Wants {
+        num_gpus: field("num_gpus")?.parse().ok()?,
+        min_free_memory: field("min_free_memory").and_then(|bytes| bytes.parse().ok()),
+        units: field("units").map(|units| units.split(',').map(str::to_owned).collect()),
+    };
+    Some(Waiter { name, wants })
+}

@@ -1,0 +1,260 @@
+//! What /proc tells of processes. Everything here may be hidden (hidepid, another PID namespace) or
+//! stale (a pid is used again), hence the Options and the start times.
+
+use rustix::fs::{Mode, OFlags};
+use std::fs;
+use std::io::Read;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// One life of one pid: a later process with the same pid has another start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    /// The pid in this process's namespace.
+    pub pid: u32,
+    /// Field 22 of /proc/PID/stat: clock ticks since boot.
+    pub start: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    pub fn of(pid: u32) -> Option<Self> {
+        Stat::read(pid).map(|stat| stat.id)
+    }
+
+    /// This process.
+    pub fn own() -> Option<Self> {
+        Self::of(std::process::id())
+    }
+
+    /// Whether it still runs. A zombie does not, unless it is a leader whose other threads do.
+    pub fn is_alive(self) -> bool {
+        Stat::read(self.pid).is_some_and(|stat| stat.id == self && stat.runs())
+    }
+}
+
+/// The fields of /proc/PID/stat that matter here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// The pid and its start time.
+    pub id: ProcessId,
+    /// The name of the program file, cut to 15 bytes.
+    pub comm: String,
+    /// `R`, `S`, `D`, `T` (stopped), `t` (traced), `Z`, …
+    pub state: char,
+    /// The parent's pid.
+    pub parent: u32,
+    threads: u32,
+}
+
+impl Stat {
+    /// Reads the entry of `pid`; `None` where there is none, or where it is hidden.
+    pub fn read(pid: u32) -> Option<Self> {
+        let text = read_start(&format!("/proc/{pid}/stat"), 1024)?;
+        Self::parse(&String::from_utf8_lossy(&text))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The name stands in parentheses and may hold spaces and parentheses itself.
+        let (before, rest) = text.rsplit_once(") ")?;
+        let (pid, comm) = before.split_once(" (")?;
+        let mut fields = rest.split(' ');
+        let state = fields.next()?.chars().next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let threads = fields.nth(15)?.parse().ok()?;
+        let start = fields.nth(1)?.parse().ok()?;
+        let id = ProcessId { pid: pid.parse().ok()?, start };
+        Some(Self { id, comm: comm.to_owned(), state, parent, threads })
+    }
+
+    /// Whether the process has not ended.
+    pub fn runs(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X' | 'x') || self.threads > 1
+    }
+
+    /// Whether it has been stopped by a signal or a debugger.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, 'T' | 't')
+    }
+}
+
+/// The first bytes of a file, for what the kernel makes up on reading has no size.
+fn read_start(path: &str, limit: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(limit as usize);
+    fs::File::open(path).ok()?.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// The command line, words joined by spaces, without control characters; `None` where it is hidden or
+/// the process has none.
+pub fn command(pid: u32) -> Option<String> {
+    let bytes = read_start(&format!("/proc/{pid}/cmdline"), 4096)?;
+    let line = printable(&bytes);
+    (!line.is_empty()).then_some(line)
+}
+
+/// Bytes as one line that can be shown on a terminal.
+pub fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.trim().to_owned()
+}
+
+/// The user's id and, where it is known here, name.
+pub fn user(pid: u32) -> Option<String> {
+    let status = rustix::fs::stat(format!("/proc/{pid}")).ok()?;
+    Some(user_name(status.st_uid))
+}
+
+/// The name of a user id, or the number where it has none.
+pub fn user_name(uid: u32) -> String {
+    match uzers::get_user_by_uid(uid) {
+        Some(user) => user.name().to_string_lossy().into_owned(),
+        None => uid.to_string(),
+    }
+}
+
+/// Whether the process was started with this variable set to this value; `None` where it cannot be read.
+pub fn has_variable(pid: u32, name: &str, value: &str) -> Option<bool> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let wanted = format!("{name}={value}");
+    Some(environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
+}
+
+/// The children of `pid`, of all its threads.
+pub fn children(pid: u32) -> Vec<u32> {
+    children_by_thread(pid).unwrap_or_else(|| children_by_scan(pid))
+}
+
+/// Kernels with CONFIG_PROC_CHILDREN list them.
+fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
+    let mut found = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let list = fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
+        found.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    Some(found)
+}
+
+fn children_by_scan(parent: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent)).collect()
+}
+
+/// Whether `pid` is this process or one that it descends from.
+pub fn is_ancestor(pid: u32) -> bool {
+    let mut current = std::process::id();
+    while current > 0 {
+        if current == pid {
+            return true;
+        }
+        let Some(stat) = Stat::read(current) else { return false };
+        current = stat.parent;
+    }
+    false
+}
+
+/// Which PID namespace this process lives in; `None` without /proc.
+pub fn pid_namespace() -> Option<u64> {
+    rustix::fs::stat("/proc/self/ns/pid").ok().map(|namespace| namespace.st_ino)
+}
+
+/// Names this boot of the machine: a file that outlives it tells of pids that mean nothing any more.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// Whether there is a process with this pid in this namespace, hidden or not.
+pub fn exists(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+    rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
+}
+
+/// The time since boot, suspension included.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
+/// Unix time in seconds at which a process started.
+pub fn started(id: ProcessId) -> Option<u64> {
+    let ticks = rustix::param::clock_ticks_per_second();
+    let age = since_boot().checked_sub(Duration::from_millis(id.start * 1000 / ticks))?;
+    let start = SystemTime::now().checked_sub(age)?;
+    start.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
+}
+
+/// What standard output of `pid` is; only pipes and sockets have a name of their own.
+pub fn stdout_of(pid: u32) -> Option<std::path::PathBuf> {
+    fs::read_link(format!("/proc/{pid}/fd/1")).ok()
+}
+
+/// Opens a file for reading unless it is a link, a device or a FIFO, all of which may be traps in a
+/// folder that everybody may write to.
+pub(crate) fn open_plain(folder: impl std::os::fd::AsFd, name: &str) -> Option<fs::File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = fs::File::from(rustix::fs::openat(folder, name, flags, Mode::empty()).ok()?);
+    file.metadata().ok()?.is_file().then_some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
+        let line = "42 (a) (b c) T 7 42 7 34816 42 4194304 1 2 3 4 5 6 7 8 20 0 3 0 98765 1000 20";
+        let stat = Stat::parse(line).expect("well formed");
+        assert_eq!(stat.id, ProcessId { pid: 42, start: 98765 });
+        assert_eq!((stat.comm.as_str(), stat.state, stat.parent, stat.threads), ("a) (b c", 'T', 7, 3));
+        assert!(stat.is_stopped() && stat.runs());
+    }
+
+    #[test]
+    fn what_is_not_a_stat_line_is_none() {
+        for text in ["", "42", "42 (x", "42 (x) S", "42 (x) S x 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"] {
+            assert_eq!(Stat::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_process_lives_and_is_its_parents_child() {
+        let own = Stat::read(std::process::id()).expect("/proc shows this process");
+        assert!(own.id.is_alive() && own.runs() && !own.is_stopped());
+        assert!(is_ancestor(own.parent) && exists(own.parent));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        assert!((now - started(own.id).expect("started before now")) < 3600);
+    }
+
+    #[test]
+    fn a_child_is_listed_until_it_has_ended_and_a_zombie_is_not_alive() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep runs");
+        let id = ProcessId::of(child.id()).expect("it runs");
+        assert!(children(std::process::id()).contains(&id.pid));
+        assert!(children_by_scan(std::process::id()).contains(&id.pid));
+        child.kill().expect("it can be killed");
+        while Stat::read(id.pid).is_some_and(|stat| stat.runs()) {
+            std::thread::yield_now();
+        }
+        assert!(!id.is_alive(), "a zombie has ended");
+        child.wait().expect("it is ours");
+        assert!(!exists(id.pid) || ProcessId::of(id.pid) != Some(id));
+    }
+
+    #[test]
+    fn a_variable_of_a_process_is_compared_whole() {
+        let mut child = std::process::Command::new("sleep").arg("60").env("SOME_IDS", "1,2").spawn().expect("runs");
+        while command(child.id()).as_deref() != Some("sleep 60") {
+            std::thread::yield_now();
+        }
+        assert_eq!(has_variable(child.id(), "SOME_IDS", "1,2"), Some(true));
+        assert_eq!(has_variable(child.id(), "SOME_IDS", "1"), Some(false));
+        child.kill().expect("it can be killed");
+        child.wait().expect("it is ours");
+    }
+
+    #[test]
+    fn what_is_shown_is_one_line() {
+        assert_eq!(printable(b"python\0a\nb\x1b[31m\0"), "python a b [31m");
+    }
+}

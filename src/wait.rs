@@ -1,0 +1,147 @@
+//! Sleeping until something may have changed.
+//!
+//! # Design
+//! One poll over everything that can free a GPU: the exits of processes (pidfd), claims that end out of
+//! sight (inotify on the folder of claims), a call from somebody who found a GPU that this process came
+//! first for (inotify on its own place in the queue), and the time. Nothing is done in between. Where a
+//! descriptor cannot be had (old kernels, another user's process in a sandbox), the interval covers it.
+
+use crate::claim::Ticket;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The driver's list may lag behind a process's exit: after one, look at once and then at these distances.
+const AFTER_EXIT: [Duration; 4] =
+    [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(100)];
+/// More processes than this are left to the interval: descriptors are few.
+const MAX_PIDFDS: usize = 256;
+
+/// What may free a GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// Processes whose exit may.
+    pub pids: Vec<u32>,
+    /// Times at which something may have ended.
+    pub at: Option<Instant>,
+}
+
+impl Watch {
+    /// Adds a time; the earliest counts.
+    pub fn add_time(&mut self, at: Instant) {
+        self.at = Some(self.at.map_or(at, |known| known.min(at)));
+    }
+}
+
+/// Why the sleep ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// Something may have changed.
+    Changed,
+    /// The given time came, or a signal.
+    Tick,
+}
+
+/// A sleeper and what it keeps between sleeps.
+pub struct Sleeper {
+    exits: HashMap<u32, OwnedFd>,
+    /// Processes that have ended, whose pid may be on the driver's list for a while yet.
+    notify: Option<OwnedFd>,
+    /// The looks that are due after an exit.
+    due: Vec<Instant>,
+}
+
+impl Sleeper {
+    /// A sleeper that also watches the folder of claims, where there is one.
+    pub fn new(claims: Option<&Path>) -> Self {
+        Self { exits: HashMap::new(), notify: claims.and_then(watch_folder), due: Vec::new() }
+    }
+
+    /// Also wakes when somebody opens this process's place in the queue.
+    pub fn watch_ticket(&self, ticket: &Ticket) {
+        if let Some(notify) = &self.notify {
+            let _ = inotify::add_watch(notify, ticket.path(), WatchFlags::OPEN);
+        }
+    }
+
+    /// Forgets what woke it so far: to be called before a look, so that what happens during the look wakes it again.
+    pub fn rearm(&mut self) {
+        self.drain();
+        let now = Instant::now();
+        self.due.retain(|due| *due > now);
+    }
+
+    /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
+    pub fn sleep(&mut self, watch: &Watch, until: Option<Instant>) -> Woken {
+        self.follow(&watch.pids);
+        let changes = [watch.at, self.due.iter().min().copied()].into_iter().flatten().min();
+        let end = [changes, until].into_iter().flatten().min();
+        let limit = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let pids: Vec<u32> = self.exits.keys().copied().collect();
+        let mut fds: Vec<PollFd> =
+            pids.iter().map(|pid| PollFd::from_borrowed_fd(self.exits[pid].as_fd(), PollFlags::IN)).collect();
+        if let Some(notify) = &self.notify {
+            fds.push(PollFd::from_borrowed_fd(notify.as_fd(), PollFlags::IN));
+        }
+        let woken = poll(&mut fds, limit.as_ref());
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        match woken {
+            Ok(0) | Err(_) => {
+                let passed = changes.is_some_and(|time| time <= Instant::now());
+                return if passed { Woken::Changed } else { Woken::Tick };
+            }
+            Ok(_) => {}
+        }
+        let now = Instant::now();
+        for (pid, _) in pids.iter().zip(&ready).filter(|(_, ready)| **ready) {
+            self.exits.remove(pid);
+            self.due = AFTER_EXIT.iter().map(|after| now + *after).collect();
+        }
+        let mut changed = ready[..pids.len()].iter().any(|ready| *ready);
+        if ready.get(pids.len()) == Some(&true) {
+            changed |= self.drain();
+        }
+        if changed { Woken::Changed } else { Woken::Tick }
+    }
+
+    /// Watches these processes and no others.
+    fn follow(&mut self, pids: &[u32]) {
+        self.exits.retain(|pid, _| pids.contains(pid));
+        for pid in pids.iter().take(MAX_PIDFDS) {
+            if self.exits.contains_key(pid) {
+                continue;
+            }
+            let Some(process) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else { continue };
+            // ESRCH: it has ended, and the looks that are due will see what comes of it.
+            if let Ok(pidfd) = pidfd_open(process, PidfdFlags::empty()) {
+                self.exits.insert(*pid, pidfd);
+            }
+        }
+    }
+
+    /// Reads what inotify has to tell; whether any of it matters.
+    fn drain(&mut self) -> bool {
+        let Some(notify) = &self.notify else { return false };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(notify, &mut buffer);
+        let mut matters = false;
+        while let Ok(event) = reader.next() {
+            let name = event.file_name().map(|name| name.to_bytes()).unwrap_or_default();
+            matters |= !name.starts_with(b".") && !event.events().contains(ReadFlags::ISDIR);
+        }
+        matters
+    }
+}
+
+fn watch_folder(path: &Path) -> Option<OwnedFd> {
+    let notify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).ok()?;
+    inotify::add_watch(&notify, path, WatchFlags::CLOSE_WRITE | WatchFlags::DELETE).ok()?;
+    Some(notify)
+}
