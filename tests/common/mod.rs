@@ -344,8 +344,10 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 break status;
             }
-            let (name, stdout, stderr) = (&self.name, self.stdout(), self.stderr());
-            assert!(Instant::now() < end, "{name} hangs\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
+            if Instant::now() > end {
+                let (stdout, stderr) = (self.stdout(), self.stderr());
+                panic!("{} hangs\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.name);
+            }
             thread::sleep(Duration::from_millis(1));
         };
         Outcome { code: status.code(), signal: status.signal(), stdout: self.stdout(), stderr: self.stderr() }
