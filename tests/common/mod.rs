@@ -1,0 +1,388 @@
+//! A machine to test on: fake GPUs that the real program sees through the real nvml-wrapper, folders of its
+//! own, and the means to run programs there.
+
+// Each file in tests/ compiles this module anew, as its own, and uses another part of it.
+#![allow(dead_code, unreachable_pub)]
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The program under test.
+pub const AUTOCVD: &str = env!("CARGO_BIN_EXE_autocvd");
+
+/// A program that computes on the GPUs it is given: it registers itself there and becomes `sleep`. It first
+/// prints what it was given; given nothing, where a real program would take every GPU, it fails with 64.
+const OCCUPY: &str = r#"#!/bin/sh
+# occupy SECONDS [DELAY]
+[ -n "${2-}" ] && sleep "$2"
+if [ -z "${CUDA_VISIBLE_DEVICES-}" ]; then
+    echo "occupy: CUDA_VISIBLE_DEVICES is unset or empty" >&2
+    exit 64
+fi
+for id in $(echo "$CUDA_VISIBLE_DEVICES" | tr , ' '); do
+    mkdir -p "$FAKE_NVML/procs/$id" && : >"$FAKE_NVML/procs/$id/$$" || exit 65
+done
+echo "$CUDA_VISIBLE_DEVICES"
+exec sleep "$1" >/dev/null 2>&1
+"#;
+
+/// Fake GPUs and a folder with all that belongs to them:
+/// `machine.json`, `procs/` and `calls` for the library, `bin/` in front of PATH, `claims/`, `home/`, `tmp/`.
+pub struct Machine {
+    folder: TempDir,
+    /// What machine.json holds.
+    description: Mutex<Value>,
+    library: Mutex<PathBuf>,
+}
+
+impl Machine {
+    /// So many idle GPUs of 80 GiB.
+    pub fn gpus(count: usize) -> Self {
+        Self::described(json!({ "gpus": vec![json!({}); count] }))
+    }
+
+    /// The machine that a machine.json describes.
+    pub fn described(description: Value) -> Self {
+        let folder = tempfile::Builder::new().prefix("autocvd-test-").tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        for name in ["procs", "bin", "home", "tmp"] {
+            fs::create_dir(path(name)).expect("a new folder");
+        }
+        File::create(path("calls")).expect("a new file");
+        symlink(AUTOCVD, path("bin/autocvd")).expect("a new link");
+        fs::write(path("bin/occupy"), OCCUPY).expect("a new file");
+        fs::set_permissions(path("bin/occupy"), PermissionsExt::from_mode(0o755)).expect("our own file");
+        let machine = Self { folder, description: Mutex::new(description), library: Mutex::new(fake_nvml()) };
+        machine.save(&machine.description.lock().expect("no panic elsewhere"));
+        machine
+    }
+
+    /// Sets a member of machine.json by its JSON pointer, and creates what is missing on the way. Programs
+    /// that run see it at their next call.
+    pub fn set(&self, pointer: &str, value: Value) -> &Self {
+        let mut description = self.description.lock().expect("no panic elsewhere");
+        *member(&mut description, pointer) = value;
+        self.save(&description);
+        self
+    }
+
+    /// Writes machine.json in one step: nobody sees half of it.
+    fn save(&self, description: &Value) {
+        let new = self.path().join("machine.json.new");
+        fs::write(&new, description.to_string()).expect("our own folder");
+        fs::rename(new, self.path().join("machine.json")).expect("our own folder");
+    }
+
+    /// Takes functions out of the library, as in older drivers. It concerns programs started later.
+    pub fn without(&self, functions: &[&str]) -> &Self {
+        let mut library = self.library.lock().expect("no panic elsewhere");
+        let mut image = fs::read(&*library).expect("a library that can be read");
+        for function in functions {
+            // The dynamic linker finds symbols by a hash of the name it looks for, and then compares: to
+            // change one letter of the name hides it. All names that match may change, debug symbols too.
+            let name = format!("\0{function}\0").into_bytes();
+            let at: Vec<usize> =
+                image.windows(name.len()).enumerate().filter(|(_, w)| *w == name).map(|(at, _)| at).collect();
+            assert!(!at.is_empty(), "the fake library has no function {function}");
+            at.into_iter().for_each(|at| image[at + 1] = b'X');
+        }
+        *library = self.path().join("libfake_nvml.so");
+        // A new file: one that a program has loaded must not change under it.
+        let new = library.with_extension("so.new");
+        fs::write(&new, image).expect("our own folder");
+        fs::rename(new, &*library).expect("our own folder");
+        self
+    }
+
+    /// A copy of the library for this process to load: it obeys this machine, whatever others are loaded.
+    pub fn private_library(&self) -> PathBuf {
+        self.without(&[]).library()
+    }
+
+    /// The library that programs are to load.
+    pub fn library(&self) -> PathBuf {
+        self.library.lock().expect("no panic elsewhere").clone()
+    }
+
+    /// The folder of all that belongs to this machine.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder of claims; it exists once the program has made it.
+    pub fn claims(&self) -> PathBuf {
+        self.path().join("claims")
+    }
+
+    /// The NVML functions called since the machine was made or [`Self::forget_calls`].
+    pub fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.path().join("calls")).expect("our own file");
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    /// Empties the list of calls.
+    pub fn forget_calls(&self) {
+        File::create(self.path().join("calls")).expect("our own file");
+    }
+
+    /// The program on this machine.
+    pub fn autocvd(&self) -> Command {
+        self.command(AUTOCVD)
+    }
+
+    /// A shell that runs a script on this machine; `autocvd` and `occupy` are on PATH.
+    pub fn shell(&self, shell: &str, script: &str) -> Command {
+        let mut command = self.command(shell);
+        // busybox names its shell by an argument, and zsh and tcsh read start-up files only from HOME.
+        if shell == "busybox" {
+            command.arg("sh");
+        }
+        command.arg("-c").arg(script);
+        command
+    }
+
+    /// Any program, in a clean environment on this machine, with nothing on stdin.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", self.search_path())
+            .env("HOME", self.path().join("home"))
+            .env("TMPDIR", self.path().join("tmp"))
+            .env("AUTOCVD_NVML_LIB", self.library())
+            .env("AUTOCVD_CLAIM_DIR", self.claims())
+            .env("FAKE_NVML", self.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn search_path(&self) -> OsString {
+        let inherited = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let folders = std::iter::once(self.path().join("bin")).chain(std::env::split_paths(&inherited));
+        std::env::join_paths(folders).expect("folders from a PATH")
+    }
+
+    /// Puts a program into the folder in front of PATH, such as an nvidia-smi.
+    pub fn install(&self, name: &str, script: &str) -> &Self {
+        let path = self.path().join("bin").join(name);
+        fs::write(&path, script).expect("our own folder");
+        fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("our own file");
+        self
+    }
+
+    /// A process that computes on a device: a GPU's index, `<gpu>.<mig>` or a UUID.
+    pub fn job(&self, device: impl Display) -> Job {
+        self.job_that(device, "")
+    }
+
+    /// A process on a device that is registered as `TYPE BYTES LINGER_MS`, each word optional.
+    pub fn job_that(&self, device: impl Display, registration: &str) -> Job {
+        let job = Job::unregistered();
+        self.register(device, job.pid(), registration);
+        job
+    }
+
+    /// Puts a process on a device for as long as it lives.
+    pub fn register(&self, device: impl Display, pid: u32, registration: &str) {
+        let folder = self.path().join("procs").join(device.to_string());
+        fs::create_dir_all(&folder).expect("our own folder");
+        let new = folder.join(format!("{pid}.new"));
+        fs::write(&new, registration).expect("our own folder");
+        fs::rename(new, folder.join(pid.to_string())).expect("our own folder");
+    }
+}
+
+/// The place that a JSON pointer names; what is missing comes to be, as an array where the name is a number.
+fn member<'a>(value: &'a mut Value, pointer: &str) -> &'a mut Value {
+    assert!(pointer.is_empty() || pointer.starts_with('/'), "not a JSON pointer: {pointer}");
+    pointer.split('/').skip(1).fold(value, |value, name| match name.parse::<usize>() {
+        Ok(index) if !value.is_object() => {
+            if !value.is_array() {
+                *value = json!([]);
+            }
+            let elements = value.as_array_mut().expect("just made one");
+            while elements.len() <= index {
+                elements.push(json!({}));
+            }
+            &mut elements[index]
+        }
+        _ => {
+            if !value.is_object() {
+                *value = json!({});
+            }
+            value.as_object_mut().expect("just made one").entry(name).or_insert(Value::Null)
+        }
+    })
+}
+
+/// The library with NVML's interface. As a dev-dependency it is built with the tests, into the same folder.
+fn fake_nvml() -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its program");
+    let library = test.with_file_name("libfake_nvml.so");
+    assert!(library.exists(), "{} does not exist: cargo has put fake-nvml elsewhere", library.display());
+    library
+}
+
+/// A process that does nothing. It ends when this is dropped.
+pub struct Job(Child);
+
+impl Job {
+    /// A process on no GPU.
+    pub fn unregistered() -> Self {
+        // It ends on its own some day, should the test be killed.
+        let mut command = Command::new("sleep");
+        command.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().expect("sleep is everywhere"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Ends it, and returns once it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// How a program ended, and what it wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// `None` where a signal ended it.
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// stdout of a program that must have succeeded.
+    #[track_caller]
+    pub fn success(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        self.stdout
+    }
+}
+
+/// How long a program may run before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a program to its end. What it started in the background may live on.
+#[track_caller]
+pub fn run(command: &mut Command) -> Outcome {
+    start(command).finish()
+}
+
+/// Starts a program and collects what it writes.
+#[track_caller]
+pub fn start(command: &mut Command) -> Running {
+    // Files, as a pipe would end only with the last of those who inherited it.
+    let stdout = tempfile::tempfile().expect("a temporary file");
+    let stderr = tempfile::tempfile().expect("a temporary file");
+    let own = |file: &File| file.try_clone().expect("an open file");
+    let child = command.stdout(own(&stdout)).stderr(own(&stderr)).process_group(0).spawn();
+    let name = format!("{command:?}");
+    let child = child.unwrap_or_else(|error| panic!("{name}: {error}"));
+    Running { child, stdout, stderr, name }
+}
+
+/// A program that was started by [`start`], in a process group of its own. Dropped, it is killed with its group.
+pub struct Running {
+    child: Child,
+    stdout: File,
+    stderr: File,
+    name: String,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stdout so far.
+    pub fn stdout(&self) -> String {
+        written(&self.stdout)
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        written(&self.stderr)
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_none()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(pid(&self.child), signal).expect("our own child");
+    }
+
+    /// Waits for its end. A program that hangs is killed, and fails the test with what it wrote.
+    #[track_caller]
+    pub fn finish(mut self) -> Outcome {
+        let end = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                break status;
+            }
+            if Instant::now() > end {
+                let (stdout, stderr) = (self.stdout(), self.stderr());
+                panic!("{} hangs\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.name);
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        Outcome { code: status.code(), signal: status.signal(), stdout: self.stdout(), stderr: self.stderr() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Once it has been waited for, its number may be another's.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = rustix::process::kill_process_group(pid(&self.child), rustix::process::Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn pid(child: &Child) -> rustix::process::Pid {
+    rustix::process::Pid::from_child(child)
+}
+
+fn written(file: &File) -> String {
+    use std::os::unix::fs::FileExt;
+    let length = file.metadata().expect("an open file").len() as usize;
+    let mut bytes = vec![0; length];
+    // By position: the program's writes must not move.
+    file.read_exact_at(&mut bytes, 0).expect("as long as it was");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Waits until something is so, for at most 10 s.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < end, "waited 10 s in vain until {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,137 @@
+//! One call of an NVML function: it is logged, answered late where the machine says so, and never panics
+//! into C.
+
+use std::ffi::{OsStr, c_void};
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::config::{ByName, Machine};
+use crate::ffi::{Code, SUCCESS, UNINITIALIZED, UNKNOWN};
+
+/// How often NVML was initialized and not yet shut down.
+static INITIALIZED: AtomicUsize = AtomicUsize::new(0);
+
+pub struct Call {
+    pub name: &'static str,
+    pub machine: Arc<Machine>,
+    pub folder: &'static Path,
+}
+
+impl Call {
+    /// Runs the body of an NVML function and turns its end into a return code.
+    pub fn answer(name: &'static str, body: impl FnOnce(&Call) -> Result<(), Code>) -> Code {
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let call = Call::begin(name)?;
+            body(&call)
+        }));
+        match answer {
+            Ok(Ok(())) => SUCCESS,
+            Ok(Err(code)) => code,
+            Err(_) => UNKNOWN,
+        }
+    }
+
+    fn begin(name: &'static str) -> Result<Self, Code> {
+        let folder = folder();
+        log(folder, name);
+        let call = Self { name, machine: machine(folder)?, folder };
+        if !name.starts_with("nvmlInit") && INITIALIZED.load(Ordering::SeqCst) == 0 {
+            return Err(UNINITIALIZED);
+        }
+        call.suffer(&call.machine.errors, Some(&call.machine.delays_ms), &[name])?;
+        Ok(call)
+    }
+
+    /// Waits and fails as the tables say for the first of the names that they know.
+    pub fn suffer(&self, errors: &ByName<u32>, delays: Option<&ByName<u64>>, names: &[&str]) -> Result<(), Code> {
+        if let Some(ms) = delays.and_then(|delays| names.iter().find_map(|&name| delays.get(name))) {
+            thread::sleep(Duration::from_millis(*ms));
+        }
+        match names.iter().find_map(|&name| errors.get(name)) {
+            Some(&code) if code != SUCCESS => Err(code),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn initialize(&self) -> Result<(), Code> {
+        thread::sleep(Duration::from_millis(self.machine.init.delay_ms));
+        if self.machine.init.code != SUCCESS {
+            return Err(self.machine.init.code);
+        }
+        INITIALIZED.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    pub fn shut_down(&self) -> Result<(), Code> {
+        INITIALIZED
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1))
+            .map(|_| ())
+            .map_err(|_| UNINITIALIZED)
+    }
+}
+
+/// The folder of the files that tell what to say.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| match std::env::var_os("FAKE_NVML") {
+        Some(folder) => folder.into(),
+        None => library().parent().map(Path::to_owned).unwrap_or_default(),
+    })
+}
+
+/// Where this library was loaded from. One process can load several copies, each with a folder of its own.
+fn library() -> PathBuf {
+    // SAFETY: all-zero is a valid Dl_info, and dladdr fills it from an address within this library; the
+    // name it gives lasts as long as the library is loaded.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        let here: fn() -> PathBuf = library;
+        if libc::dladdr(here as *const c_void, &mut info) == 0 || info.dli_fname.is_null() {
+            return PathBuf::new();
+        }
+        OsStr::from_bytes(std::ffi::CStr::from_ptr(info.dli_fname).to_bytes()).into()
+    }
+}
+
+fn log(folder: &Path, name: &str) {
+    // One write to a file opened for appending: lines of several processes never mix.
+    if let Ok(mut file) = fs::OpenOptions::new().append(true).open(folder.join("calls")) {
+        let _ = file.write_all(format!("{name}\n").as_bytes());
+    }
+}
+
+/// What tells one version of machine.json from another.
+type Stamp = (u64, u64, i64, i64);
+
+/// The machine as machine.json describes it now.
+fn machine(folder: &Path) -> Result<Arc<Machine>, Code> {
+    static READ: Mutex<Option<(Stamp, Arc<Machine>)>> = Mutex::new(None);
+    let path = folder.join("machine.json");
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    let parsed = (|| {
+        let metadata = fs::metadata(&path).map_err(|error| error.to_string())?;
+        let stamp = (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec());
+        match &*read {
+            Some((known, machine)) if *known == stamp => Ok(machine.clone()),
+            _ => {
+                let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+                let machine = Arc::new(Machine::parse(&text).map_err(|error| error.to_string())?);
+                *read = Some((stamp, machine.clone()));
+                Ok(machine)
+            }
+        }
+    })();
+    parsed.map_err(|error: String| {
+        // To the author of a test, who is to see at once that the machine, not the program, is wrong.
+        eprintln!("fake-nvml: {}: {error}", path.display());
+        UNKNOWN
+    })
+}
