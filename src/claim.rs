@@ -23,12 +23,12 @@ mod lease;
 mod queue;
 mod record;
 
-pub(crate) mod cleanup;
+mod cleanup;
 
 use crate::proc::{self, ProcessId};
 use folder::Folder;
 use lease::Standing;
-use queue::Ticket;
+pub use queue::{Ticket, Waiter, Wants};
 use record::{Kind, Record};
 use rustix::fs::FlockOperation;
 use std::collections::HashMap;
@@ -38,6 +38,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use cleanup::remove_files;
 pub use lease::Form;
 
 /// How long to wait for the master lock before going on without it.
@@ -49,8 +50,9 @@ pub struct Claims {
     own: Option<ProcessId>,
     namespace: Option<u64>,
     boot: String,
-    /// The claim inside which this process was started: its GPUs are what there is to choose from.
-    parent: Option<String>,
+    /// The claims inside which this process was started, the outermost first: the last one's GPUs are
+    /// what there is to choose from.
+    around: Vec<String>,
     /// The shell that asked, for leases.
     shell: Option<ProcessId>,
     /// What is remembered of leases whose program was seen to run, by the claim's name.
@@ -121,13 +123,13 @@ impl Claims {
     ///
     /// # Errors
     /// What keeps it from being used: then there are no claims to heed or make.
-    pub fn open(folder: &Path, parent: Option<String>) -> io::Result<Self> {
+    pub fn open(folder: &Path, around: Vec<String>) -> io::Result<Self> {
         Ok(Self {
             folder: Folder::open(folder)?,
             own: ProcessId::own(),
             namespace: proc::pid_namespace(),
             boot: proc::boot_id(),
-            parent,
+            around,
             shell: None,
             seen: HashMap::new(),
         })
@@ -163,7 +165,7 @@ impl Claims {
     pub fn live(&mut self) -> Vec<Claim> {
         let mut live = Vec::new();
         for name in self.folder.claims() {
-            if self.parent.as_deref() == Some(&*name) {
+            if self.around.contains(&name) {
                 continue;
             }
             if let Some(claim) = self.read(&name) {
@@ -281,7 +283,7 @@ impl Claims {
             holder: process,
             namespace: self.namespace,
             boot: self.boot.clone(),
-            parent: self.parent.clone(),
+            parent: self.around.last().cloned(),
             command,
             since,
         }
@@ -289,17 +291,31 @@ impl Claims {
 
     /// Takes a place in the queue of those who wait.
     pub fn queue(&self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
-        Ticket::take(&self.folder, self.own, self.namespace, self.parent.clone(), came, wants)
+        Ticket::take(&self.folder, self.own, self.namespace, self.around.last().map(String::as_str), came, wants)
     }
 
     /// Those who wait for GPUs of the same surroundings and came before `came`, the longest-waiting first.
     pub fn waiting_before(&self, came: Duration) -> Vec<queue::Waiter> {
-        queue::before(&self.folder, came, self.namespace, self.parent.as_deref())
+        queue::before(&self.folder, came, self.namespace, self.around.last().map(String::as_str))
     }
 
-    /// What can be watched for claims that end out of sight: descriptors of files being closed.
-    pub(crate) fn folder(&self) -> &Folder {
-        &self.folder
+    /// The folder, whose files' being closed tells of claims that end out of sight.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The claims inside which this process was started, the outermost first.
+    pub fn around(&self) -> &[String] {
+        &self.around
+    }
+
+    /// Whether the claim inside which this process was started still counts; if not, it is forgotten.
+    pub fn is_inside(&mut self) -> bool {
+        let stands = self.around.last().cloned().is_none_or(|name| self.read(&name).is_some());
+        if !stands {
+            self.around.clear();
+        }
+        stands
     }
 }
 

@@ -1,2 +1,18 @@
-//! The program.
-fn main() {}
+//! The program `autocvd`.
+#![no_main]
+
+use std::ffi::{CStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStringExt;
+
+/// The C library's entry, not Rust's: Rust's runtime would ignore SIGPIPE for us and for what we become,
+/// and costs as much as all of the argument parsing.
+#[unsafe(no_mangle)]
+pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    let count = usize::try_from(argc).unwrap_or(0);
+    let args = (0..count).map(|at| {
+        // SAFETY: the C library passes `argc` strings that live as long as the process.
+        let arg = unsafe { CStr::from_ptr(*argv.add(at)) };
+        OsString::from_vec(arg.to_bytes().to_vec())
+    });
+    autocvd::cli::run(args.collect())
+}

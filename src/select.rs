@@ -8,7 +8,7 @@
 
 mod sets;
 
-use crate::gpu::{ClaimInfo, ComputeMode, Memory, Process, ProcessKind, ProcessView, Snapshot, State};
+use crate::gpu::{ClaimInfo, ComputeMode, Memory, Process, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
 
 const MIB: u64 = 1 << 20;
@@ -234,6 +234,17 @@ pub(crate) fn who(pid: u32, user: &Option<String>, command: &Option<String>) -> 
     }
 }
 
+/// Since when a unit is taken, as far as it is known: Unix time in seconds.
+pub(crate) fn since(unit: Unit, snapshot: &Snapshot) -> Option<u64> {
+    let gpu = unit.gpu(snapshot);
+    let (claims, processes) = match unit.mig_device(snapshot) {
+        Some(device) => (&device.claims, &device.processes),
+        None => (&gpu.claims, &gpu.processes),
+    };
+    let computing = processes.iter().flatten().filter(|process| process.kind.computes());
+    claims.first().map_or_else(|| computing.filter_map(|process| process.started).min(), |claim| claim.since)
+}
+
 /// Bytes as people read them.
 pub(crate) fn amount(bytes: u64) -> String {
     match bytes {
@@ -376,12 +387,6 @@ impl Snapshot {
                 gpu.reason = Some(format!("{free} of {} MIG devices free", mig.devices.len()));
             }
         }
-    }
-
-    /// Counts the processes that only draw, such as Xorg.
-    pub fn graphics_processes(&self) -> usize {
-        let all = self.gpus.iter().flat_map(|gpu| gpu.processes.iter().flatten());
-        all.filter(|process| process.kind == ProcessKind::Graphics).count()
     }
 }
 

@@ -9,8 +9,9 @@
 use crate::claim::Ticket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -50,7 +51,8 @@ pub enum Woken {
 /// A sleeper and what it keeps between sleeps.
 pub struct Sleeper {
     exits: HashMap<u32, OwnedFd>,
-    /// Processes that have ended, whose pid may be on the driver's list for a while yet.
+    /// Processes that had ended before they could be watched, or that live in another namespace.
+    gone: HashSet<u32>,
     notify: Option<OwnedFd>,
     /// The looks that are due after an exit.
     due: Vec<Instant>,
@@ -59,7 +61,7 @@ pub struct Sleeper {
 impl Sleeper {
     /// A sleeper that also watches the folder of claims, where there is one.
     pub fn new(claims: Option<&Path>) -> Self {
-        Self { exits: HashMap::new(), notify: claims.and_then(watch_folder), due: Vec::new() }
+        Self { exits: HashMap::new(), gone: HashSet::new(), notify: claims.and_then(watch_folder), due: Vec::new() }
     }
 
     /// Also wakes when somebody opens this process's place in the queue.
@@ -99,10 +101,10 @@ impl Sleeper {
             }
             Ok(_) => {}
         }
-        let now = Instant::now();
         for (pid, _) in pids.iter().zip(&ready).filter(|(_, ready)| **ready) {
             self.exits.remove(pid);
-            self.due = AFTER_EXIT.iter().map(|after| now + *after).collect();
+            self.gone.insert(*pid);
+            self.look_after_exit();
         }
         let mut changed = ready[..pids.len()].iter().any(|ready| *ready);
         if ready.get(pids.len()) == Some(&true) {
@@ -111,17 +113,27 @@ impl Sleeper {
         if changed { Woken::Changed } else { Woken::Tick }
     }
 
+    fn look_after_exit(&mut self) {
+        let now = Instant::now();
+        self.due = AFTER_EXIT.iter().map(|after| now + *after).collect();
+    }
+
     /// Watches these processes and no others.
     fn follow(&mut self, pids: &[u32]) {
         self.exits.retain(|pid, _| pids.contains(pid));
+        self.gone.retain(|pid| pids.contains(pid));
         for pid in pids.iter().take(MAX_PIDFDS) {
             if self.exits.contains_key(pid) {
                 continue;
             }
             let Some(process) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else { continue };
-            // ESRCH: it has ended, and the looks that are due will see what comes of it.
-            if let Ok(pidfd) = pidfd_open(process, PidfdFlags::empty()) {
-                self.exits.insert(*pid, pidfd);
+            match pidfd_open(process, PidfdFlags::empty()) {
+                Ok(pidfd) => {
+                    self.exits.insert(*pid, pidfd);
+                }
+                // It ended since the look. Once only: a pid of another namespace is never found.
+                Err(Errno::SRCH) if self.gone.insert(*pid) => self.look_after_exit(),
+                Err(_) => {}
             }
         }
     }

@@ -17,7 +17,6 @@ const HIGH_DESCRIPTOR: i32 = 200;
 
 pub(crate) struct Folder {
     path: PathBuf,
-    directory: OwnedFd,
 }
 
 impl Folder {
@@ -34,7 +33,7 @@ impl Folder {
             rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
             AtFlags::EACCESS,
         )?;
-        Ok(Self { path: path.to_owned(), directory })
+        Ok(Self { path: path.to_owned() })
     }
 
     /// The folder of the queue.

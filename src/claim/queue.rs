@@ -52,7 +52,7 @@ impl Ticket {
         folder: &Folder,
         own: Option<ProcessId>,
         namespace: Option<u64>,
-        parent: Option<String>,
+        parent: Option<&str>,
         came: Duration,
         wants: &Wants,
     ) -> io::Result<Self> {
@@ -61,7 +61,7 @@ impl Ticket {
         let (path, mut file) = folder.create(&name)?;
         cleanup::TICKET.set(&path);
         folder::lock(&file)?;
-        let text = write(own, namespace, parent.as_deref(), wants);
+        let text = write(own, namespace, parent, wants);
         file.write_all(text.as_bytes())?;
         folder.publish(&name)?;
         Ok(Self { name, path, folder, _file: file })

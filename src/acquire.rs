@@ -1,0 +1,730 @@
+//! Finding GPUs and claiming them: the only place where probing, selecting, claiming and waiting meet.
+
+use crate::claim::{Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
+use crate::environment::{Environment, INSIDE, Inside};
+use crate::gpu::{ClaimInfo, Gpu, ProcessView, Snapshot, State};
+use crate::ids::{self, Unit};
+use crate::probe::{self, Detail, Probe, ProbeChoice};
+use crate::select::{self, Selection, Verdict, Wish};
+use crate::wait::{Sleeper, Watch, Woken};
+use crate::{Error, ErrorKind, Result, proc};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How long somebody who came first may take to take what it could.
+const COURTESY: Duration = Duration::from_millis(250);
+/// Of many who wake at once, each lets those before it look first.
+const STAGGER: Duration = Duration::from_millis(1);
+const MAX_STAGGER: Duration = Duration::from_millis(20);
+
+/// What to find, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// How many GPUs; at least 1.
+    pub num_gpus: usize,
+    /// Never wait: take those with the most free memory.
+    pub least_used: bool,
+    /// Give up after this time; zero looks once. `None` waits for ever.
+    pub timeout: Option<Duration>,
+    /// Look again at least this often while waiting.
+    pub interval: Duration,
+    /// Ids of GPUs to leave out: indices, starts of UUIDs, PCI bus ids.
+    pub exclude: Vec<String>,
+    /// Ids of the GPUs to choose among; `None` is all.
+    pub only: Option<Vec<String>>,
+    /// Only GPUs with this many bytes free.
+    pub min_free_memory: Option<u64>,
+    /// Choose among what `CUDA_VISIBLE_DEVICES` allows. In a batch job this is so in any case.
+    pub inherit: bool,
+    /// Name the GPUs by UUID even where an index would do.
+    pub uuid: bool,
+    /// For whom to claim them.
+    pub claim: Claiming,
+    /// Where to read the machine's state.
+    pub probe: ProbeChoice,
+    /// What to read for showing it.
+    pub detail: Detail,
+    /// Find out which CPU cores are near the GPUs.
+    pub near_cores: bool,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            num_gpus: 1,
+            least_used: false,
+            timeout: None,
+            interval: Duration::from_secs(30),
+            exclude: Vec::new(),
+            only: None,
+            min_free_memory: None,
+            inherit: false,
+            uuid: false,
+            claim: Claiming::Process { command: String::new() },
+            probe: ProbeChoice::Auto,
+            detail: Detail::default(),
+            near_cores: false,
+        }
+    }
+}
+
+/// Whether and for whom to claim what is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claiming {
+    /// Neither heed nor make claims.
+    No,
+    /// For this process and what it becomes by exec; the claim ends with the [`Acquisition`] or the process.
+    Process {
+        /// What others are told that it runs; empty for its present command line.
+        command: String,
+    },
+    /// For the shell that started this process.
+    Shell {
+        /// How long the claim lasts while the shell has not started a program.
+        hold: Duration,
+        /// What the shell will do with what is printed.
+        use_as: UseAs,
+    },
+}
+
+/// What a shell does with a printed choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UseAs {
+    /// Assignments in front of one command.
+    Prefix,
+    /// Exported variables.
+    Export,
+    /// Ids alone.
+    Ids,
+}
+
+/// GPUs found, and claimed where that was asked for.
+#[derive(Debug)]
+pub struct Acquisition {
+    /// The machine as it was seen. With [`Detail::default`] it holds only what the choice needed.
+    pub snapshot: Snapshot,
+    /// What was chosen, in ascending order.
+    pub units: Vec<Unit>,
+    /// The ids for `CUDA_VISIBLE_DEVICES`.
+    pub ids: Vec<String>,
+    /// The CPU cores near them, where [`Request::near_cores`] asks for them; empty where unknown.
+    pub near_cores: Vec<usize>,
+    /// The claim on them.
+    pub claim: Option<Held>,
+    around: Vec<String>,
+}
+
+impl Acquisition {
+    /// The variables that give the GPUs to a program.
+    pub fn variables(&self) -> [(&'static str, String); 2] {
+        [("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()), ("CUDA_VISIBLE_DEVICES", self.ids.join(","))]
+    }
+
+    /// The variable that tells an autocvd inside that program what to choose among.
+    pub fn inside(&self) -> (&'static str, String) {
+        let own = self.claim.as_ref().map(|held| held.name().to_owned());
+        let claims = self.around.iter().cloned().chain(own).collect();
+        let units = self.units.iter().map(|unit| unit.key(&self.snapshot)).collect();
+        (INSIDE, Inside { claims, units }.to_string())
+    }
+}
+
+/// What a waiter sees.
+pub struct Waiting<'a> {
+    /// The machine, judged.
+    pub snapshot: &'a Snapshot,
+    /// The units to choose among.
+    pub allowed: &'a [Unit],
+    /// Those of them that could be given.
+    pub free: &'a [Unit],
+    /// How many are asked for.
+    pub num_gpus: usize,
+    /// How many others came first and will get what is free.
+    pub behind: usize,
+    /// When to give up.
+    pub deadline: Option<Instant>,
+}
+
+/// Who is told what happens meanwhile.
+pub trait Observer {
+    /// Something is not as it should be, but the work goes on.
+    fn warn(&mut self, _text: &str) {}
+
+    /// There is something to wait for: called after each look that found too little.
+    fn waiting(&mut self, _waiting: &Waiting) {}
+
+    /// Whether [`waiting`](Self::waiting) wants users, commands and times of processes.
+    fn wants_detail(&self) -> bool {
+        false
+    }
+
+    /// How often [`tick`](Self::tick) is to be called while waiting; it is also called after signals.
+    fn tick_every(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Called before and after the driver is asked, which may take long or for ever.
+    fn looking(&mut self, _looking: bool, _deadline: Option<Instant>) {}
+
+    /// Called while waiting; an error ends the wait and becomes its result.
+    fn tick(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An observer that looks away.
+pub struct Unobserved;
+
+impl Observer for Unobserved {}
+
+/// Finds GPUs as `request` says, waits for them if need be, and claims them.
+///
+/// # Errors
+/// Of every [`ErrorKind`]; the message is one line (a line a source where no GPU can be read at all).
+pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn Observer) -> Result<Acquisition> {
+    let came = proc::since_boot();
+    let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    observer.looking(true, deadline);
+    let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;
+    let snapshot = probe.begin(request.detail)?;
+    observer.looking(false, deadline);
+    let mut claims = open_claims(request, environment, &*probe, observer);
+    let allowed = allowed(request, environment, &snapshot, claims.as_mut())?;
+    let all = ids::units(&snapshot).len();
+    let keys: Vec<String> = allowed.iter().map(|unit| unit.key(&snapshot)).collect();
+    let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
+    let mut search = Search {
+        request,
+        wants: Wants { num_gpus, min_free_memory, units: (keys.len() < all).then_some(keys) },
+        wish: Wish { num_gpus, least_used: request.least_used, min_free_memory, allowed },
+        once: request.least_used || !probe.is_live() || request.timeout == Some(Duration::ZERO),
+        probe,
+        claims,
+        came,
+        deadline,
+        sleeper: None,
+        ticket: None,
+        courtesy: HashMap::new(),
+    };
+    let mut first = Some(snapshot);
+    loop {
+        match search.step(first.take(), observer)? {
+            Step::Found { snapshot, units, ids, claim } => {
+                let around = search.claims.as_ref().map(|claims| claims.around().to_vec()).unwrap_or_default();
+                let near_cores = if request.near_cores { search.near_cores(&snapshot, &units) } else { Vec::new() };
+                return Ok(Acquisition { snapshot, units, ids, near_cores, claim, around });
+            }
+            Step::Again => {}
+            Step::Sleep(watch) => search.sleep(&watch, observer)?,
+        }
+    }
+}
+
+/// A request under way.
+struct Search<'a> {
+    request: &'a Request,
+    wish: Wish,
+    /// The wish as others are told it.
+    wants: Wants,
+    /// Whether one look is all there will be.
+    once: bool,
+    deadline: Option<Instant>,
+    probe: Box<dyn Probe>,
+    claims: Option<Claims>,
+    /// The time since boot at which the request came: its place in the queue.
+    came: Duration,
+    sleeper: Option<Sleeper>,
+    ticket: Option<Ticket>,
+    /// Since when others could have taken what they came first for.
+    courtesy: HashMap<String, Instant>,
+}
+
+/// What one look brought.
+struct Look {
+    snapshot: Snapshot,
+    selection: Selection,
+    known: Vec<Claim>,
+    /// How many others came first and could have what is free.
+    behind: usize,
+}
+
+/// What comes of one look.
+enum Step {
+    Found {
+        snapshot: Snapshot,
+        units: Vec<Unit>,
+        ids: Vec<String>,
+        claim: Option<Held>,
+    },
+    /// Look again now.
+    Again,
+    /// Look again when one of these things has happened.
+    Sleep(Watch),
+}
+
+impl Search<'_> {
+    /// One look, from the lock to the claim; `first` is the beginning of the first one.
+    fn step(&mut self, first: Option<Snapshot>, observer: &mut dyn Observer) -> Result<Step> {
+        let lock = self.claims.as_ref().map(Claims::lock);
+        observer.looking(true, self.deadline);
+        let begun = first.map_or_else(|| self.probe.begin(self.request.detail), Ok);
+        let look = begun.map(|snapshot| self.look(snapshot));
+        observer.looking(false, self.deadline);
+        let Look { mut snapshot, selection, known, behind } = match look {
+            Ok(look) => look,
+            Err(error) if self.sleeper.is_none() => return Err(error),
+            Err(error) => {
+                // It could be read when the wait began: what does not answer now may answer later.
+                observer.warn(&error.to_string());
+                return Ok(Step::Sleep(Watch::default()));
+            }
+        };
+        let free = match selection {
+            Selection::Impossible(why) => return Err(Error::new(ErrorKind::Impossible, why)),
+            Selection::Chosen(units) => match self.claim(&snapshot, &units, &known, observer)? {
+                Some((ids, claim)) => return Ok(Step::Found { snapshot, units, ids, claim }),
+                None => {
+                    // Somebody without the lock was faster: look again, not in step with them.
+                    drop(lock);
+                    std::thread::sleep(Duration::from_micros(u64::from(std::process::id()) % 64 * 100));
+                    return Ok(Step::Again);
+                }
+            },
+            Selection::NotNow { free } => free,
+        };
+        drop(lock);
+        if self.sleeper.is_none() && !self.once {
+            // What happens from here on wakes the sleeper; what happened until here is seen by another look.
+            self.start_waiting(observer);
+            return Ok(Step::Again);
+        }
+        let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        if observer.wants_detail() || self.once || late {
+            describe(&mut snapshot);
+        }
+        if self.once || late {
+            return Err(self.timed_out(&snapshot, free.len()));
+        }
+        let watch = self.watch(&snapshot, &known);
+        let (allowed, num_gpus) = (&self.wish.allowed[..], self.wish.num_gpus);
+        let deadline = self.deadline;
+        observer.waiting(&Waiting { snapshot: &snapshot, allowed, free: &free, num_gpus, behind, deadline });
+        Ok(Step::Sleep(watch))
+    }
+
+    /// Looks at claims and GPUs, and chooses.
+    fn look(&mut self, mut snapshot: Snapshot) -> Look {
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.rearm();
+        }
+        let known = self.claims.as_mut().map(Claims::live).unwrap_or_default();
+        match &self.claims {
+            Some(_) => mark(&mut snapshot, &known),
+            // Claims that were recorded are heeded, unless none are to be.
+            None if self.request.claim == Claiming::No => forget_claims(&mut snapshot),
+            None => {}
+        }
+        let mut selection = self.read_and_select(&mut snapshot);
+        let mut behind = 0;
+        if let (Selection::Chosen(_), false, Some(claims)) = (&selection, self.wish.least_used, &self.claims) {
+            let first = claims.waiting_before(self.came);
+            if !first.is_empty() {
+                (selection, behind) = self.let_pass(&first, &mut snapshot);
+            }
+        }
+        Look { snapshot, selection, known, behind }
+    }
+
+    /// Reads as many GPUs as the choice needs: where one is enough, the preferred one may settle it.
+    fn read_and_select(&mut self, snapshot: &mut Snapshot) -> Selection {
+        let mut gpus: Vec<usize> = self.wish.allowed.iter().map(|unit| unit.gpu).collect();
+        gpus.dedup();
+        let one_is_enough = self.wish.num_gpus == 1 && !self.wish.least_used && !self.request.detail.all;
+        for gpu in gpus.into_iter().rev() {
+            let units = self.wish.allowed.iter().copied().filter(|unit| unit.gpu == gpu).collect::<Vec<_>>();
+            let claimed = |unit: &Unit| matches!(select::judge(*unit, snapshot), Verdict::Claimed(_));
+            if units.iter().all(claimed) && !self.wish.least_used && !self.request.detail.all {
+                continue;
+            }
+            self.read(gpu, snapshot);
+            if one_is_enough {
+                let wish = Wish { allowed: units, ..self.wish.clone() };
+                if let chosen @ Selection::Chosen(_) = select::select(snapshot, &wish) {
+                    return chosen;
+                }
+            }
+        }
+        if select::links_matter(snapshot, &self.wish) && snapshot.links.is_empty() {
+            let indices: Vec<u32> = self.wish.allowed.iter().map(|unit| unit.gpu(snapshot).index).collect();
+            snapshot.links = self.probe.links(&indices);
+        }
+        select::select(snapshot, &self.wish)
+    }
+
+    fn read(&mut self, gpu: usize, snapshot: &mut Snapshot) {
+        let view = snapshot.process_view;
+        self.probe.read(&mut snapshot.gpus[gpu], view, self.request.detail);
+    }
+
+    /// Leaves alone what those who came first would take. Returns what remains, and how many they are.
+    fn let_pass(&mut self, first: &[Waiter], snapshot: &mut Snapshot) -> (Selection, usize) {
+        let unread = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none() && gpu.claims.is_empty();
+        for gpu in (0..snapshot.gpus.len()).filter(|gpu| unread(&snapshot.gpus[*gpu])).collect::<Vec<_>>() {
+            self.read(gpu, snapshot);
+        }
+        let mut left = ids::units(snapshot);
+        let mut waited: HashMap<String, Instant> = HashMap::new();
+        let now = Instant::now();
+        for waiter in first {
+            let wanted = |unit: &&Unit| match &waiter.wants.units {
+                Some(keys) => keys.contains(&unit.key(snapshot)),
+                None => true,
+            };
+            let wish = Wish {
+                num_gpus: waiter.wants.num_gpus,
+                least_used: false,
+                min_free_memory: waiter.wants.min_free_memory,
+                allowed: left.iter().filter(wanted).copied().collect(),
+            };
+            let Selection::Chosen(theirs) = select::select(snapshot, &wish) else { continue };
+            let since = self.courtesy.get(&waiter.name).copied().unwrap_or(now);
+            waited.insert(waiter.name.clone(), since);
+            if now.duration_since(since) < COURTESY {
+                left.retain(|unit| !theirs.contains(unit));
+            }
+        }
+        self.courtesy = waited;
+        let mut wish = self.wish.clone();
+        wish.allowed.retain(|unit| left.contains(unit));
+        match select::select(snapshot, &wish) {
+            chosen @ Selection::Chosen(_) => (chosen, 0),
+            // They will have taken it soon, and then it is busy, not impossible.
+            Selection::NotNow { free } => (Selection::NotNow { free }, self.courtesy.len()),
+            Selection::Impossible(_) => (Selection::NotNow { free: Vec::new() }, self.courtesy.len()),
+        }
+    }
+
+    /// Claims what was chosen; `None` where somebody else was faster.
+    fn claim(
+        &mut self,
+        snapshot: &Snapshot,
+        units: &[Unit],
+        known: &[Claim],
+        observer: &mut dyn Observer,
+    ) -> Result<Option<(Vec<String>, Option<Held>)>> {
+        let ids = ids::for_cuda(units, self.request.uuid, snapshot)?;
+        let Some(claims) = &mut self.claims else { return Ok(Some((ids, None))) };
+        let holder = match &self.request.claim {
+            Claiming::No => return Ok(Some((ids, None))),
+            Claiming::Process { command } => Holder::Process { command: command.clone() },
+            Claiming::Shell { hold, use_as } => {
+                let form = match use_as {
+                    UseAs::Prefix => Form::Prefix(ids.join(",")),
+                    UseAs::Export => Form::Exported(ids.join(",")),
+                    UseAs::Ids => Form::Ids,
+                };
+                Holder::Shell { hold: *hold, form }
+            }
+        };
+        let keys: Vec<String> = units.iter().map(|unit| unit.key(snapshot)).collect();
+        let despite = if self.wish.least_used { known } else { &[] };
+        match claims.claim(&keys, &holder, despite) {
+            Ok(Some(held)) => Ok(Some((ids, Some(held)))),
+            Ok(None) => Ok(None),
+            // A folder that cannot be used (a full disk, a quota) costs the claim, not the job.
+            Err(error) => {
+                observer.warn(&format!("the GPUs are not claimed: {error}; other launches may pick the same ones"));
+                Ok(Some((ids, None)))
+            }
+        }
+    }
+
+    fn start_waiting(&mut self, observer: &mut dyn Observer) {
+        let sleeper = Sleeper::new(self.claims.as_ref().map(Claims::path));
+        if let (Some(claims), None) = (&self.claims, &self.ticket) {
+            match claims.queue(self.came, &self.wants) {
+                Ok(ticket) => {
+                    sleeper.watch_ticket(&ticket);
+                    self.ticket = Some(ticket);
+                }
+                Err(error) => observer.warn(&format!("waiting without a place in the queue: {error}")),
+            }
+        }
+        self.sleeper = Some(sleeper);
+    }
+
+    /// The CPU cores near the units.
+    fn near_cores(&mut self, snapshot: &Snapshot, units: &[Unit]) -> Vec<usize> {
+        let mut cores: Vec<usize> =
+            units.iter().flat_map(|unit| self.probe.near_cores(unit.gpu(snapshot).index)).collect();
+        cores.sort_unstable();
+        cores.dedup();
+        cores
+    }
+
+    /// What may free a GPU for this request.
+    fn watch(&self, snapshot: &Snapshot, known: &[Claim]) -> Watch {
+        let mut watch = Watch::default();
+        let units: Vec<Unit> = self.wish.allowed.clone();
+        let keys: Vec<String> = units.iter().map(|unit| unit.key(snapshot)).collect();
+        for claim in known.iter().filter(|claim| claim.units.iter().any(|unit| keys.contains(unit))) {
+            watch.pids.extend(&claim.end.pids);
+            if let Some(at) = claim.end.at {
+                watch.add_time(at);
+            }
+        }
+        for unit in units {
+            let part = unit.mig_device(snapshot).map(|device| &device.processes);
+            let processes = part.unwrap_or(&unit.gpu(snapshot).processes);
+            watch.pids.extend(processes.iter().flatten().map(|process| process.pid));
+        }
+        watch.pids.sort_unstable();
+        watch.pids.dedup();
+        if let Some(first) = self.courtesy.values().min() {
+            watch.add_time(*first + COURTESY);
+        }
+        watch
+    }
+
+    /// Sleeps until another look may bring more, or the deadline has come.
+    fn sleep(&mut self, watch: &Watch, observer: &mut dyn Observer) -> Result<()> {
+        let Some(sleeper) = &mut self.sleeper else { return Ok(()) };
+        let again = Instant::now() + self.request.interval;
+        let end = self.deadline.map_or(again, |deadline| deadline.min(again));
+        loop {
+            let tick = observer.tick_every().map(|every| Instant::now() + every);
+            let woken = sleeper.sleep(watch, Some(tick.map_or(end, |tick| tick.min(end))));
+            observer.tick()?;
+            if woken == Woken::Changed {
+                break;
+            }
+            if Instant::now() >= end {
+                return Ok(());
+            }
+        }
+        let rank = self.ticket.as_ref().map_or(0, Ticket::rank);
+        if rank > 0 {
+            std::thread::sleep(MAX_STAGGER.min(STAGGER * u32::try_from(rank).unwrap_or(u32::MAX)));
+        }
+        Ok(())
+    }
+
+    fn timed_out(&self, snapshot: &Snapshot, free: usize) -> Error {
+        let wanted = self.wish.num_gpus;
+        let after = match self.request.timeout {
+            Some(timeout) if !timeout.is_zero() && self.sleeper.is_some() => {
+                format!("within {}", seconds(timeout))
+            }
+            _ => "now".to_owned(),
+        };
+        let why: Vec<String> = self
+            .wish
+            .allowed
+            .iter()
+            .filter_map(|unit| {
+                let verdict = select::judge(*unit, snapshot);
+                let little = || {
+                    let memory = unit.mig_device(snapshot).map_or(unit.gpu(snapshot).memory, |device| device.memory);
+                    self.wish.min_free_memory.map(|_| {
+                        format!("only {} free", memory.free.map_or("an unknown amount".into(), select::amount))
+                    })
+                };
+                let reason = match &verdict {
+                    Verdict::Free => little()?,
+                    other => other.reason()?.to_owned(),
+                };
+                Some(format!("{}: {reason}", unit.label(snapshot)))
+            })
+            .collect();
+        let help = if self.wish.least_used {
+            "try again later"
+        } else {
+            "wait longer (--timeout), or take the least used (-l)"
+        };
+        let gpus = if wanted == 1 { "no GPU is free".to_owned() } else { format!("{free} of {wanted} GPUs are free") };
+        Error::new(ErrorKind::TimedOut, format!("{gpus} {after} ({}); {help}", why.join("; ")))
+    }
+}
+
+/// A duration as people read it.
+fn seconds(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds => format!("{seconds} s"),
+    }
+}
+
+fn open_claims(
+    request: &Request,
+    environment: &Environment,
+    probe: &dyn Probe,
+    observer: &mut dyn Observer,
+) -> Option<Claims> {
+    if request.claim == Claiming::No || !probe.is_live() {
+        return None;
+    }
+    let around = environment.inside.as_ref().map(|inside| inside.claims.clone()).unwrap_or_default();
+    match Claims::open(&environment.claim_dir, around) {
+        Ok(mut claims) => {
+            if matches!(request.claim, Claiming::Shell { .. }) {
+                claims.for_shell();
+            }
+            Some(claims)
+        }
+        Err(error) => {
+            let folder = environment.claim_dir.display();
+            observer.warn(&format!(
+                "'{folder}' cannot be used for claims: {error}; other launches may pick the same GPUs \
+                 (name another folder in AUTOCVD_CLAIM_DIR)"
+            ));
+            None
+        }
+    }
+}
+
+/// The units that the request may have.
+fn allowed(
+    request: &Request,
+    environment: &Environment,
+    snapshot: &Snapshot,
+    claims: Option<&mut Claims>,
+) -> Result<Vec<Unit>> {
+    let mut allowed = ids::units(snapshot);
+    if let Some(inside) = &environment.inside {
+        let around: Vec<Unit> =
+            allowed.iter().copied().filter(|unit| inside.units.contains(&unit.key(snapshot))).collect();
+        // Variables travel to other machines and outlive what they tell of.
+        let stands = claims.is_none_or(|claims| claims.is_inside());
+        if !around.is_empty() && stands {
+            tracing::debug!("inside another autocvd: choosing among its {} GPUs", around.len());
+            allowed = around;
+        }
+    }
+    if request.inherit || environment.batch_job.is_some() {
+        if let (false, Some(variable)) = (request.inherit, environment.batch_job) {
+            tracing::info!("in a batch job ({variable}): choosing among what CUDA_VISIBLE_DEVICES allows");
+        }
+        if let Some(value) = &environment.cuda_visible_devices {
+            let visible = ids::visible(value, snapshot);
+            if visible.is_empty() {
+                let text = format!(
+                    "CUDA_VISIBLE_DEVICES='{value}' allows none of this machine's GPUs; ask the batch system for GPUs, or unset it"
+                );
+                return Err(Error::new(ErrorKind::Impossible, text));
+            }
+            allowed.retain(|unit| visible.contains(unit));
+        }
+    }
+    let resolve = |option: &str, ids: &[String]| -> Result<Vec<Unit>> {
+        let mut units = Vec::new();
+        for id in ids {
+            units.extend(ids::resolve(id, snapshot).map_err(|e| Error::new(e.kind(), format!("--{option}: {e}")))?);
+        }
+        Ok(units)
+    };
+    if let Some(only) = &request.only {
+        let only = resolve("only", only)?;
+        allowed.retain(|unit| only.contains(unit));
+    }
+    let exclude = resolve("exclude", &request.exclude)?;
+    allowed.retain(|unit| !exclude.contains(unit));
+    Ok(allowed)
+}
+
+/// Writes the claims onto the GPUs that they are on.
+fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
+    forget_claims(snapshot);
+    for unit in ids::units(snapshot) {
+        let key = unit.key(snapshot);
+        let on_it: Vec<ClaimInfo> = claims
+            .iter()
+            .filter(|claim| claim.units.contains(&key))
+            .map(|claim| ClaimInfo {
+                pid: claim.pid,
+                user: Some(claim.uid.to_string()),
+                command: Some(claim.command.clone()).filter(|command| !command.is_empty()),
+                since: Some(claim.since),
+            })
+            .collect();
+        *claims_of(snapshot, unit) = on_it;
+    }
+}
+
+fn forget_claims(snapshot: &mut Snapshot) {
+    for unit in ids::units(snapshot) {
+        claims_of(snapshot, unit).clear();
+    }
+    for gpu in &mut snapshot.gpus {
+        if gpu.state == Some(State::Claimed) {
+            gpu.state = None;
+        }
+    }
+}
+
+fn claims_of(snapshot: &mut Snapshot, unit: Unit) -> &mut Vec<ClaimInfo> {
+    let gpu = &mut snapshot.gpus[unit.gpu];
+    match (unit.mig, &mut gpu.mig) {
+        (Some(device), Some(mig)) => &mut mig.devices[device].claims,
+        _ => &mut gpu.claims,
+    }
+}
+
+/// The state of the whole machine with its claims, judged, for showing it.
+///
+/// # Errors
+/// As [`acquire`], where no GPU can be read.
+pub fn status(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Snapshot> {
+    let detail = Detail { all: true };
+    let mut probe = probe::open(choice, environment.nvml_library.clone())?;
+    let mut snapshot = probe.begin(detail)?;
+    if probe.is_live() {
+        let request = Request { claim: Claiming::Process { command: String::new() }, ..Request::default() };
+        if let Some(mut claims) = open_claims(&request, environment, &*probe, observer) {
+            mark(&mut snapshot, &claims.live());
+        }
+        let view = snapshot.process_view;
+        for gpu in &mut snapshot.gpus {
+            probe.read(gpu, view, detail);
+        }
+        let indices: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
+        if indices.len() > 1 {
+            snapshot.links = probe.links(&indices);
+        }
+        describe(&mut snapshot);
+    }
+    snapshot.judge();
+    Ok(snapshot)
+}
+
+/// Adds what /proc tells of the processes, and the names of users.
+fn describe(snapshot: &mut Snapshot) {
+    if snapshot.source == crate::gpu::Source::File {
+        return;
+    }
+    // Before 535 a container is told the host's pids, which mean other processes there, or none.
+    let known = snapshot.process_view == ProcessView::Host || driver_major(snapshot).is_some_and(|major| major > 535);
+    for unit in ids::units(snapshot) {
+        for claim in claims_of(snapshot, unit) {
+            if let Some(uid) = claim.user.as_ref().and_then(|user| user.parse().ok()) {
+                claim.user = Some(proc::user_name(uid));
+            }
+        }
+    }
+    for gpu in &mut snapshot.gpus {
+        let parts = gpu.mig.iter_mut().flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
+        for process in parts.chain([&mut gpu.processes]).flatten().flatten() {
+            if !known {
+                continue;
+            }
+            if let Some(id) = proc::ProcessId::of(process.pid) {
+                process.user = process.user.take().or_else(|| proc::user(process.pid));
+                process.command = proc::command(process.pid).or(process.command.take());
+                process.started = proc::started(id);
+            }
+        }
+    }
+}
+
+fn driver_major(snapshot: &Snapshot) -> Option<u32> {
+    snapshot.driver_version.as_deref()?.split('.').next()?.parse().ok()
+}

@@ -1,0 +1,14 @@
+//! The program: arguments in; assignments, another program, or an exit code out.
+
+mod args;
+mod exec;
+mod exit;
+mod explain;
+mod progress;
+mod run;
+mod shell;
+mod signals;
+mod status;
+
+pub use args::command;
+pub use run::run;

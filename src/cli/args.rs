@@ -1,0 +1,276 @@
+//! The command line, for clap.
+
+use crate::probe::ProbeChoice;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  eval $(autocvd) python train.py        run on a free GPU, or wait for one
+  eval $(autocvd -n 2 -t 1h) ./job       on two GPUs, giving up after an hour
+  autocvd -n 4 -- ./job \"an argument\"    become ./job, with four GPUs claimed until it ends
+  . <(autocvd -s)                        set the variables in this shell
+
+Every option can be set by a variable: AUTOCVD_NUM_GPUS, AUTOCVD_TIMEOUT, …; the command line wins.
+
+Exit codes: 0 done, 1 unexpected error, 2 wrong option or value, 3 can never be met here,
+4 timeout passed, 5 no NVIDIA GPU can be read, 126/127 COMMAND cannot be run/is not found,
+128+N ended by signal N. On failure the output runs nothing: 'eval $(autocvd) prog' starts no prog.";
+
+/// Find free NVIDIA GPUs, or wait for them, and set CUDA_VISIBLE_DEVICES
+#[derive(Debug, Parser)]
+#[command(
+    name = "autocvd",
+    version,
+    override_usage = "autocvd [OPTIONS]                     print the assignments, for the shell to eval\n       \
+                      autocvd [OPTIONS] -- COMMAND [ARG]…   become COMMAND, with the GPUs set and claimed\n       \
+                      autocvd status | completions | man    see 'autocvd help SUBCOMMAND'",
+    after_help = EXAMPLES,
+    max_term_width = 110,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) subcommand: Option<Sub>,
+    #[command(flatten)]
+    pub(super) options: Options,
+    /// Become COMMAND instead of printing: its GPUs stay claimed until it ends
+    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Sub {
+    /// Show which GPUs are free, and who is on the others
+    Status(StatusArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Show again every DUR
+    #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = positive_duration)]
+    pub(super) watch: Option<Duration>,
+    /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
+    #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", value_hint = ValueHint::FilePath)]
+    pub(super) from: Option<PathBuf>,
+    /// Where to read the machine's state: NVML, else nvidia-smi
+    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE", default_value = "auto")]
+    pub(super) probe: Where,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// How many GPUs
+    #[arg(short, long, value_name = "N", env = "AUTOCVD_NUM_GPUS", default_value = "1", allow_negative_numbers = true, value_parser = count)]
+    pub(super) num_gpus: usize,
+    /// Never wait: take the N usable GPUs with the most free memory
+    #[arg(short, long, env = "AUTOCVD_LEAST_USED", value_parser = BoolishValueParser::new())]
+    pub(super) least_used: bool,
+    /// Give up after DUR (90, 500ms, '2m 30s'); 0 looks once [default: never]
+    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_TIMEOUT", allow_negative_numbers = true, value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+    /// Look again at least this often while waiting
+    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", default_value = "30s", allow_negative_numbers = true, value_parser = positive_duration)]
+    pub(super) interval: Duration,
+    /// Print 'export …', for '. <(autocvd -s)'
+    #[arg(short, long, short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = BoolishValueParser::new())]
+    pub(super) source: bool,
+    /// Print the comma-separated ids alone
+    #[arg(short = 'o', long, env = "AUTOCVD_ID_ONLY", value_parser = BoolishValueParser::new())]
+    pub(super) id_only: bool,
+    /// Nothing on stderr but errors
+    #[arg(short, long, env = "AUTOCVD_QUIET", value_parser = BoolishValueParser::new())]
+    pub(super) quiet: bool,
+    /// Tell what it does and why; twice for more
+    #[arg(short, long, env = "AUTOCVD_VERBOSE", action = ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Leave these GPUs out: indices, UUIDs or unique starts of them, PCI bus ids
+    #[arg(short = 'x', long, value_name = "ID", env = "AUTOCVD_EXCLUDE", num_args = 1.., value_delimiter = ',', value_parser = id)]
+    pub(super) exclude: Vec<String>,
+    /// Choose among these GPUs alone
+    #[arg(long, value_name = "ID", env = "AUTOCVD_ONLY", num_args = 1.., value_delimiter = ',', value_parser = id)]
+    pub(super) only: Option<Vec<String>>,
+    /// Only GPUs with this much free memory (10GiB, 500MiB; 10G is 10^10 bytes)
+    #[arg(short, long, value_name = "SIZE", env = "AUTOCVD_MIN_FREE_MEMORY", allow_negative_numbers = true, value_parser = size)]
+    pub(super) min_free_memory: Option<u64>,
+    /// Choose among the GPUs that the present CUDA_VISIBLE_DEVICES allows
+    #[arg(long, env = "AUTOCVD_INHERIT", value_parser = BoolishValueParser::new())]
+    pub(super) inherit: bool,
+    /// Print UUIDs, not indices
+    #[arg(long, env = "AUTOCVD_UUID", value_parser = BoolishValueParser::new())]
+    pub(super) uuid: bool,
+    /// Print the choice as one JSON object
+    #[arg(long, env = "AUTOCVD_JSON", value_parser = BoolishValueParser::new())]
+    pub(super) json: bool,
+    /// The syntax to print
+    #[arg(long, value_name = "SHELL", env = "AUTOCVD_SHELL", default_value = "posix")]
+    pub(super) shell: Syntax,
+    /// How long a printed choice stays claimed for the shell that asked, before its program is seen
+    #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", default_value = "60s", allow_negative_numbers = true, value_parser = duration)]
+    pub(super) hold: Duration,
+    /// Neither heed nor make claims
+    #[arg(long, env = "AUTOCVD_NO_CLAIM", value_parser = BoolishValueParser::new())]
+    pub(super) no_claim: bool,
+    /// Where to read the machine's state: NVML, else nvidia-smi
+    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE", default_value = "auto")]
+    pub(super) probe: Where,
+    /// Pin COMMAND to the CPU cores near its GPUs
+    #[arg(long, env = "AUTOCVD_BIND", value_parser = BoolishValueParser::new())]
+    pub(super) bind: bool,
+    /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
+    #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", value_hint = ValueHint::FilePath)]
+    pub(super) from: Option<PathBuf>,
+}
+
+/// The syntaxes that can be printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Syntax {
+    // sh, bash, dash, ksh, zsh, busybox
+    Posix,
+    // fish 3.1 and later
+    Fish,
+    // csh, tcsh
+    Csh,
+}
+
+/// Where the machine's state can be read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Where {
+    // NVML, else nvidia-smi.
+    Auto,
+    // NVML alone.
+    Nvml,
+    // nvidia-smi alone.
+    NvidiaSmi,
+}
+
+impl Where {
+    /// With the file that goes before it.
+    pub(super) fn choice(self, from: Option<&PathBuf>) -> ProbeChoice {
+        match (from, self) {
+            (Some(file), _) => ProbeChoice::File(file.clone()),
+            (None, Self::Auto) => ProbeChoice::Auto,
+            (None, Self::Nvml) => ProbeChoice::Nvml,
+            (None, Self::NvidiaSmi) => ProbeChoice::NvidiaSmi,
+        }
+    }
+}
+
+/// The command as clap knows it: for help, completions and the manual page.
+pub fn command() -> clap::Command {
+    // The variables' names follow from the options'; listing each doubles the help.
+    Args::command().mut_args(|arg| arg.hide_env(true))
+}
+
+// Each says what to give instead; clap puts the wrong value and the option in front.
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("ask for 1 or more".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("give a whole number from 1 on".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "give seconds, or a time such as 500ms, 90s, '2m 30s'".to_owned();
+    match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| wrong()),
+        Err(_) => humantime::parse_duration(text).map_err(|_| wrong()),
+    }
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("give more than 0".into()),
+        duration => Ok(duration),
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let parsed = text.parse::<bytesize::ByteSize>();
+    parsed.map(|size| size.as_u64()).map_err(|_| "give a size such as 10GiB, 10G or 500MiB".into())
+}
+
+fn id(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("give an index, a UUID or a PCI bus id".into()),
+        id => Ok(id.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_seconds_or_what_humantime_reads() {
+        let ms = |text: &str| duration(text).map(|duration| duration.as_millis()).ok();
+        for (text, expected) in [
+            ("90", Some(90_000)),
+            ("0", Some(0)),
+            ("1.5", Some(1500)),
+            ("500ms", Some(500)),
+            ("2m 30s", Some(150_000)),
+            ("1h", Some(3_600_000)),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+            ("inf", None),
+            ("nan", None),
+            ("1e300", None),
+            ("5 parsecs", None),
+        ] {
+            assert_eq!(ms(text), expected, "{text}");
+        }
+        assert!(positive_duration("0").is_err());
+    }
+
+    #[test]
+    fn sizes_have_decimal_and_binary_units() {
+        for (text, expected) in [
+            ("10GiB", Some(10 << 30)),
+            ("10G", Some(10_000_000_000)),
+            ("500MiB", Some(500 << 20)),
+            ("1.5GiB", Some(3 << 29)),
+            ("12345", Some(12345)),
+            ("10XB", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(size(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_are_given_in_every_way_the_manual_shows() {
+        for line in [&["-x", "0", "2"][..], &["-x", "0,2"], &["-x", "0", "-x", "2"], &["-x0", "-x2"]] {
+            let args = Args::try_parse_from([&["autocvd"], line].concat()).expect("a right line");
+            assert_eq!(args.options.exclude, ["0", "2"], "{line:?}");
+        }
+        let args = Args::try_parse_from(["autocvd", "-x", "0", "2", "--", "prog", "-x"]).expect("a right line");
+        assert_eq!(
+            (args.options.exclude, args.command),
+            (vec!["0".into(), "2".into()], vec!["prog".into(), "-x".into()])
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Becoming another program.
+
+use super::exit::{self, Failure};
+use rustix::fs::Access;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Looks the program up before any waiting is done for it.
+pub(super) fn check(name: &OsStr) -> Result<(), Failure> {
+    find_program(name).map(drop).map_err(|error| cannot_run(name, &error))
+}
+
+/// Becomes `command` with these variables; returns only if that fails.
+pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)]) -> Failure {
+    let Some((program, arguments)) = command.split_first() else {
+        return Failure::new(exit::UNEXPECTED, "no command to become");
+    };
+    let mut next = Command::new(program);
+    next.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+    cannot_run(program, &next.exec())
+}
+
+fn cannot_run(name: &OsStr, error: &std::io::Error) -> Failure {
+    let name = name.to_string_lossy();
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::new(exit::NOT_FOUND, format!("'{name}': command not found; check its name and PATH"))
+        }
+        _ => Failure::new(
+            exit::CANNOT_RUN,
+            format!("'{name}' cannot be run: {error}; check that it is a program and executable"),
+        ),
+    }
+}
+
+/// The program file that `name` stands for, as execvp(3) looks it up; the error is that of the best candidate.
+fn find_program(name: &std::ffi::OsStr) -> std::io::Result<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let runnable = |path: &std::path::Path| -> std::io::Result<()> {
+        let meta = fs::metadata(path)?;
+        if meta.is_dir() {
+            return Err(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+        }
+        Ok(rustix::fs::access(path, Access::EXEC_OK)?)
+    };
+    if name.as_bytes().contains(&b'/') {
+        return runnable(name.as_ref()).map(|()| name.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    let mut failure = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for folder in std::env::split_paths(&path) {
+        let candidate = if folder.as_os_str().is_empty() { ".".into() } else { folder }.join(name);
+        match runnable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => failure = error,
+            Err(_) => {}
+        }
+    }
+    Err(failure)
+}
+
+/// Lets this process, and so what it becomes, run only on the CPU cores near its GPUs.
+pub(super) fn bind(found: &crate::acquire::Acquisition) -> Result<(), Failure> {
+    let wrong = |why: String| Failure::new(exit::UNEXPECTED, format!("--bind: {why}; leave it out to run unbound"));
+    if found.near_cores.is_empty() {
+        return Err(wrong("the CPU cores near the GPUs are not known here".into()));
+    }
+    let mut mask = rustix::thread::CpuSet::new();
+    let present = rustix::thread::sched_getaffinity(None).map_err(|e| wrong(e.to_string()))?;
+    for core in found.near_cores.iter().copied().filter(|core| *core < rustix::thread::CpuSet::MAX_CPU) {
+        if present.is_set(core) {
+            mask.set(core);
+        }
+    }
+    if mask.count() == 0 {
+        return Err(wrong("this process may run on none of the cores near the GPUs".into()));
+    }
+    rustix::thread::sched_setaffinity(None, &mask).map_err(|e| wrong(e.to_string()))
+}

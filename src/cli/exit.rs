@@ -1,0 +1,127 @@
+//! How the program ends: exit codes, and what standard output gets when it fails.
+
+use super::signals;
+use crate::{Error, ErrorKind};
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+
+pub(super) const UNEXPECTED: i32 = 1;
+pub(super) const WRONG_VALUE: i32 = 2;
+pub(super) const IMPOSSIBLE: i32 = 3;
+pub(super) const TIMED_OUT: i32 = 4;
+pub(super) const NO_GPU: i32 = 5;
+pub(super) const CANNOT_RUN: i32 = 126;
+pub(super) const NOT_FOUND: i32 = 127;
+
+/// Why the program ends without having done what was asked.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) code: i32,
+    /// Each line is told on its own.
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(code: i32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Unexpected => UNEXPECTED,
+            ErrorKind::WrongValue => WRONG_VALUE,
+            ErrorKind::Impossible => IMPOSSIBLE,
+            ErrorKind::TimedOut => TIMED_OUT,
+            ErrorKind::NoGpu => NO_GPU,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// What a shell evaluates when there is nothing to give: with a command behind it, alone or sourced, in
+/// every shell, it runs nothing and ends in `code`.
+pub(super) fn guard(code: i32) -> String {
+    format!("sh -c 'exit {code}' autocvd\n")
+}
+
+/// Ends the program with `failure`.
+pub(super) fn fail(failure: &Failure) -> i32 {
+    signals::clear_line();
+    let text: String = failure.message.lines().map(|line| format!("autocvd: {line}\n")).collect();
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    if signals::guards_output() {
+        let _ = write_stdout(&guard(failure.code));
+    }
+    failure.code
+}
+
+/// Writes to standard output, all of it and at once.
+pub(super) fn write_stdout(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Makes a panic end like every other failure: in words, with a code, and running nothing.
+pub(super) fn catch_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
+        let cause = panic.payload_as_str().unwrap_or("no message").replace('\n', " ");
+        let message = format!("internal error{place}: {cause}; please report it with the command that you ran");
+        crate::claim::remove_files();
+        signals::exit_now(fail(&Failure::new(UNEXPECTED, message)));
+    }));
+}
+
+/// Whether a failure has to tell the shell to run nothing, judged before the arguments are parsed: not
+/// where the output is no assignment. When in doubt it does.
+pub(super) fn output_is_evaluated(args: &[OsString]) -> bool {
+    let mut options = args.iter().skip(1).map(|arg| arg.as_bytes()).peekable();
+    if matches!(options.peek(), Some(&(b"status" | b"completions" | b"man" | b"help"))) {
+        return false;
+    }
+    let by_variable =
+        |name: &str| std::env::var(name).is_ok_and(|value| matches!(&*value, "1" | "true" | "yes" | "on"));
+    if by_variable("AUTOCVD_ID_ONLY") || by_variable("AUTOCVD_JSON") {
+        return false;
+    }
+    !options.any(|arg| matches!(arg, b"--" | b"--id-only" | b"--json") || is_cluster_with_o(arg))
+}
+
+/// Whether the argument is short options that need no value, `-o` among them: `-qo`.
+fn is_cluster_with_o(arg: &[u8]) -> bool {
+    let Some((b'-', letters)) = arg.split_first() else { return false };
+    letters.iter().all(|letter| b"lseoqv".contains(letter)) && letters.contains(&b'o')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_shell_evaluates_is_guarded() {
+        for (line, guarded) in [
+            ("", true),
+            ("-n 0", true),
+            ("-s --nonsense", true),
+            ("--only status", true),
+            ("-xo", true),
+            ("-x foo", true),
+            ("-o -n 0", false),
+            ("-qo -n 0", false),
+            ("-vlo", false),
+            ("--id-only", false),
+            ("-t soon --json", false),
+            ("-n 99 -- prog", false),
+            ("status --nonsense", false),
+            ("completions nosuchshell", false),
+        ] {
+            let args: Vec<OsString> =
+                std::iter::once("autocvd").chain(line.split_whitespace()).map(Into::into).collect();
+            assert_eq!(output_is_evaluated(&args), guarded, "{line}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What the program tells of a choice: to people with `-v`, to scripts with `--json`.
+
+use crate::acquire::{Acquisition, Request};
+use crate::ids;
+use crate::select::{self, Verdict};
+use tracing::Level;
+
+/// Starts telling on standard error: warnings always, what is done and why with `-v`, more with `-vv`.
+/// Without `-v` there is next to nothing to tell, and no subscriber to pay for.
+pub(super) fn start(verbose: u8, quiet: bool) {
+    let level = match verbose {
+        _ if quiet => return,
+        0 => return,
+        1 => Level::INFO,
+        2 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .with_level(false)
+        .init();
+}
+
+/// Says what was chosen, what was passed over and for what.
+pub(super) fn choice(found: &Acquisition, request: &Request) {
+    let snapshot = &found.snapshot;
+    let labels: Vec<String> = found.units.iter().map(|unit| unit.label(snapshot)).collect();
+    let how = match (request.least_used, request.num_gpus) {
+        (true, _) => "the most free memory",
+        (false, 1) => "free; the highest index goes first",
+        (false, _) => "free; the best connected set goes first, then the highest indices",
+    };
+    tracing::info!("chose {} ({how})", labels.join(", "));
+    for unit in ids::units(snapshot).into_iter().filter(|unit| !found.units.contains(unit)) {
+        match select::judge(unit, snapshot) {
+            Verdict::Free => {
+                tracing::info!("passed over {}: free, but not needed or not allowed", unit.label(snapshot))
+            }
+            verdict => {
+                tracing::info!("passed over {}: {}", unit.label(snapshot), verdict.reason().unwrap_or("no reason"));
+            }
+        }
+    }
+    for link in &snapshot.links {
+        tracing::debug!(
+            "GPU {} and GPU {}: {} NVLinks, ancestor {:?}",
+            link.gpus.0,
+            link.gpus.1,
+            link.nvlinks,
+            link.ancestor
+        );
+    }
+    if !ids::indices_are_ordinals(snapshot) {
+        tracing::info!("printing UUIDs: a GPU that CUDA does not count, or MIG, makes indices mean other GPUs to CUDA");
+    }
+}
+
+/// The choice as one JSON object.
+pub(super) fn json(found: &Acquisition) -> String {
+    let gpus: Vec<serde_json::Value> = found
+        .units
+        .iter()
+        .map(|unit| {
+            let gpu = unit.gpu(&found.snapshot);
+            let name = unit.mig_device(&found.snapshot).map_or(&gpu.name, |device| &device.name);
+            serde_json::json!({
+                "index": gpu.index,
+                "uuid": unit.uuid(&found.snapshot),
+                "pci_bus_id": gpu.pci_bus_id,
+                "name": name,
+            })
+        })
+        .collect();
+    let env: serde_json::Map<_, _> =
+        found.variables().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    serde_json::json!({ "gpus": gpus, "env": env }).to_string()
+}

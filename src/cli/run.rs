@@ -1,0 +1,195 @@
+//! The course of the program.
+
+use super::args::{Args, Options, Sub};
+use super::exit::{self, Failure};
+use super::progress::Progress;
+use super::{args, exec, explain, shell, signals, status};
+use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
+use crate::environment::Environment;
+use crate::probe::Detail;
+use clap::{FromArgMatches, error::ErrorKind as ClapErrorKind};
+use std::ffi::OsString;
+
+/// Runs the program and returns its exit code.
+pub fn run(arguments: Vec<OsString>) -> i32 {
+    signals::guard_output(exit::output_is_evaluated(&arguments));
+    exit::catch_panics();
+    signals::install();
+    forget_empty_variables();
+    let done = parse(arguments).and_then(|args| match args {
+        Some(args) => dispatch(args),
+        None => Ok(()),
+    });
+    match done {
+        Ok(()) => 0,
+        Err(failure) => exit::fail(&failure),
+    }
+}
+
+/// An option's variable that is empty counts as not set: `-e AUTOCVD_TIMEOUT=` is how container
+/// images leave one out.
+fn forget_empty_variables() {
+    for (name, value) in std::env::vars_os() {
+        if value.is_empty() && name.as_encoded_bytes().starts_with(b"AUTOCVD_") {
+            // SAFETY: the program has one thread.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
+}
+
+/// The arguments; `None` where help or the version was asked for, and has been printed.
+fn parse(arguments: Vec<OsString>) -> Result<Option<Args>, Failure> {
+    let parsed = args::command().try_get_matches_from(arguments);
+    let error = match parsed.and_then(|matches| Args::from_arg_matches(&matches)) {
+        Ok(args) => return Ok(Some(args)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => {
+            print(&error.render().to_string())?;
+            Ok(None)
+        }
+        _ => Err(Failure::new(exit::WRONG_VALUE, one_line(&error.render().to_string()))),
+    }
+}
+
+/// clap's message without its usage: what is wrong, and its tip if it has one.
+fn one_line(message: &str) -> String {
+    let mut parts = Vec::new();
+    for line in message.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("Usage:") || line.starts_with("For more information") {
+            break;
+        }
+        // clap's advice to pass it behind '--' would make a command of it.
+        if line.contains("as a value, use") {
+            continue;
+        }
+        parts.push(line.trim_start_matches("error: ").trim_start_matches("tip: "));
+    }
+    format!("{}; see 'autocvd --help'", parts.join("; ").replace(":;", ":"))
+}
+
+fn dispatch(args: Args) -> Result<(), Failure> {
+    match args.subcommand {
+        Some(Sub::Status(args)) => {
+            signals::guard_output(false);
+            status::run(&args)
+        }
+        Some(Sub::Completions { shell }) => {
+            signals::guard_output(false);
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut args::command(), "autocvd", &mut text);
+            print(&String::from_utf8_lossy(&text))
+        }
+        Some(Sub::Man) => {
+            signals::guard_output(false);
+            let mut text = Vec::new();
+            let page = clap_mangen::Man::new(args::command());
+            page.render(&mut text).map_err(|e| Failure::new(exit::UNEXPECTED, e.to_string()))?;
+            print(&String::from_utf8_lossy(&text))
+        }
+        None => choose(&args.options, &args.command),
+    }
+}
+
+/// The main job.
+fn choose(options: &Options, command: &[OsString]) -> Result<(), Failure> {
+    signals::guard_output(command.is_empty() && !options.id_only && !options.json);
+    if options.bind && command.is_empty() {
+        let text = "--bind pins a COMMAND, and there is none; give one behind '--'";
+        return Err(Failure::new(exit::WRONG_VALUE, text));
+    }
+    if let Some(program) = command.first() {
+        exec::check(program)?;
+    }
+    if options.quiet {
+        signals::be_quiet();
+    }
+    explain::start(options.verbose, options.quiet);
+    let environment = Environment::read();
+    let request = request(options, command);
+    let mut progress = Progress::new(options.quiet, options.timeout);
+    let found = acquire(&request, &environment, &mut progress);
+    progress.finish();
+    let found = found?;
+    if options.verbose > 0 {
+        explain::choice(&found, &request);
+    }
+    if command.is_empty() { print_choice(options, found) } else { start(options, command, found) }
+}
+
+fn request(options: &Options, command: &[OsString]) -> Request {
+    let claim = if options.no_claim {
+        Claiming::No
+    } else if !command.is_empty() {
+        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+        Claiming::Process { command: words.join(" ") }
+    } else {
+        let use_as = match (options.id_only || options.json, options.source) {
+            (true, _) => UseAs::Ids,
+            (false, true) => UseAs::Export,
+            (false, false) => UseAs::Prefix,
+        };
+        Claiming::Shell { hold: options.hold, use_as }
+    };
+    Request {
+        num_gpus: options.num_gpus,
+        least_used: options.least_used,
+        timeout: options.timeout,
+        interval: options.interval,
+        exclude: options.exclude.clone(),
+        only: options.only.clone(),
+        min_free_memory: options.min_free_memory,
+        inherit: options.inherit,
+        uuid: options.uuid,
+        claim,
+        probe: options.probe.choice(options.from.as_ref()),
+        detail: Detail { all: options.json || options.verbose > 0 },
+        near_cores: options.bind,
+    }
+}
+
+fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure> {
+    let text = if options.json {
+        explain::json(&found)
+    } else if options.id_only {
+        found.ids.join(",")
+    } else {
+        shell::assignments(options.shell, options.source, &found.variables())
+    };
+    match exit::write_stdout(&format!("{text}\n")) {
+        Ok(()) => {
+            if let Some(claim) = found.claim.take() {
+                claim.leave();
+            }
+            Ok(())
+        }
+        Err(error) => {
+            if let Some(claim) = &mut found.claim {
+                claim.release();
+            }
+            Err(Failure::new(exit::UNEXPECTED, format!("cannot write to standard output: {error}")))
+        }
+    }
+}
+
+fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Result<(), Failure> {
+    if options.bind {
+        exec::bind(&found)?;
+    }
+    if let Some(claim) = &found.claim {
+        let kept = claim.keep_across_exec();
+        kept.map_err(|e| Failure::new(exit::UNEXPECTED, format!("the claim cannot be passed on: {e}")))?;
+    }
+    let [order, ids] = found.variables();
+    let failure = exec::become_command(command, &[order, ids, found.inside()]);
+    if let Some(claim) = &mut found.claim {
+        claim.release();
+    }
+    Err(failure)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    exit::write_stdout(text)
+        .map_err(|e| Failure::new(exit::UNEXPECTED, format!("cannot write to standard output: {e}")))
+}

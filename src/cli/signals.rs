@@ -1,0 +1,164 @@
+//! Signals, and a driver that does not answer.
+//!
+//! # Design
+//! A call into the driver can hang, so nothing here waits for the main line of the program: the handlers
+//! themselves write what has to be written, with system calls alone, and end the process. What they need
+//! is made ready beforehand. A signal that was ignored when the program started stays ignored, as after
+//! `nohup`.
+
+use super::exit;
+use crate::claim;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, Ordering};
+use std::time::Duration;
+
+/// Whether a failure prints what runs nothing.
+static GUARD: AtomicBool = AtomicBool::new(true);
+/// Whether a line on the terminal is to be ended before another one is written.
+static LINE_OPEN: AtomicBool = AtomicBool::new(false);
+/// Whether nothing but errors may be written to standard error.
+static QUIET: AtomicBool = AtomicBool::new(false);
+/// The time that is left, in milliseconds, after the driver's silence was told of; negative is for ever.
+static LEFT: AtomicI64 = AtomicI64::new(-1);
+/// What to say if the driver does not answer in time.
+static TIMEOUT_TEXT: AtomicPtr<String> = AtomicPtr::new(std::ptr::null_mut());
+
+/// How long the driver may take before a line says so.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The text that goes with it.
+const SILENCE_TEXT: &str =
+    "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for it (see dmesg; Ctrl-C ends this)\n";
+
+/// Says whether failures are to print what runs nothing.
+pub(super) fn guard_output(guard: bool) {
+    GUARD.store(guard, Ordering::Relaxed);
+}
+
+pub(super) fn guards_output() -> bool {
+    GUARD.load(Ordering::Relaxed)
+}
+
+pub(super) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Says whether a line without its end stands on the terminal.
+pub(super) fn set_line_open(open: bool) {
+    LINE_OPEN.store(open, Ordering::Relaxed);
+}
+
+/// Ends such a line.
+pub(super) fn clear_line() {
+    if LINE_OPEN.swap(false, Ordering::Relaxed) {
+        write(2, b"\r\x1b[K");
+    }
+}
+
+/// Makes SIGINT, SIGTERM, SIGHUP and SIGPIPE end the program at once, in order.
+pub(super) fn install() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE] {
+        handle(signal, end);
+    }
+}
+
+fn handle(signal: i32, handler: extern "C" fn(i32)) {
+    // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask). The handlers are
+    // async-signal-safe: they make system calls and read atomics.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut before: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut before);
+        if before.sa_sigaction == libc::SIG_IGN {
+            return;
+        }
+        action.sa_sigaction = handler as *const () as usize;
+        libc::sigaction(signal, &action, std::ptr::null_mut());
+    }
+}
+
+extern "C" fn end(signal: i32) {
+    claim::remove_files();
+    clear_line();
+    let text: &[u8] = match signal {
+        libc::SIGINT => b"autocvd: interrupted (SIGINT); nothing was started\n",
+        libc::SIGTERM => b"autocvd: terminated (SIGTERM); nothing was started\n",
+        libc::SIGHUP => b"autocvd: hung up (SIGHUP); nothing was started\n",
+        _ => b"",
+    };
+    write(2, text);
+    leave(128 + signal);
+}
+
+/// Writes what runs nothing, where that is due, and ends the process.
+fn leave(code: i32) -> ! {
+    if guards_output() {
+        let digits = [b'0' + (code / 100 % 10) as u8, b'0' + (code / 10 % 10) as u8, b'0' + (code % 10) as u8];
+        let start = digits.iter().position(|digit| *digit != b'0').unwrap_or(2);
+        write(1, b"sh -c 'exit ");
+        write(1, &digits[start..]);
+        write(1, b"' autocvd\n");
+    }
+    exit_now(code)
+}
+
+/// Ends the process without running anything more of it.
+pub(super) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit may be called at any time.
+    unsafe { libc::_exit(code) }
+}
+
+fn write(descriptor: i32, bytes: &[u8]) {
+    // SAFETY: the pointer and length are those of a live slice. A failure has nobody left to be told.
+    unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
+}
+
+/// From now on the driver is asked; `limit` is how long it may take, and `text` what to say then.
+pub(super) fn watch_driver(limit: Option<(Duration, String)>) {
+    let (first, left) = match limit {
+        Some((limit, text)) => {
+            TIMEOUT_TEXT.store(Box::into_raw(Box::new(text)), Ordering::Release);
+            let limit = limit.max(Duration::from_millis(1));
+            (limit.min(SILENCE), i64::try_from(limit.saturating_sub(SILENCE).as_millis()).unwrap_or(i64::MAX))
+        }
+        None => (SILENCE, -1),
+    };
+    LEFT.store(left, Ordering::Release);
+    handle(libc::SIGALRM, driver_is_silent);
+    set_timer(first);
+}
+
+/// The driver has answered.
+pub(super) fn driver_answered() {
+    set_timer(Duration::ZERO);
+}
+
+fn set_timer(after: Duration) {
+    let value = libc::timeval {
+        tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_usec: libc::suseconds_t::from(after.subsec_micros() as i32),
+    };
+    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    // SAFETY: `timer` is a valid timer, and the old one is not asked for.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+}
+
+extern "C" fn driver_is_silent(_: i32) {
+    let left = LEFT.swap(0, Ordering::AcqRel);
+    if left == 0 {
+        claim::remove_files();
+        clear_line();
+        let text = TIMEOUT_TEXT.load(Ordering::Acquire);
+        // SAFETY: the string was leaked, so it lives as long as the process.
+        if let Some(text) = unsafe { text.as_ref() } {
+            write(2, text.as_bytes());
+        }
+        leave(exit::TIMED_OUT);
+    }
+    if !QUIET.load(Ordering::Relaxed) {
+        write(2, SILENCE_TEXT.as_bytes());
+    }
+    if left > 0 {
+        set_timer(Duration::from_millis(left.unsigned_abs()));
+    } else {
+        LEFT.store(-1, Ordering::Release);
+    }
+}

@@ -1,0 +1,82 @@
+//! All that is read from environment variables, besides the options of the command line.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The folder of claims where none is named: one for all users of the machine.
+const CLAIM_DIR: &str = "/tmp/autocvd";
+/// Tells a nested autocvd what it was started inside of.
+pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
+/// What batch systems set in a job: Slurm, PBS, LSF.
+const BATCH_JOBS: [&str; 3] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
+
+/// What surrounds this process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Environment {
+    /// `AUTOCVD_NVML_LIB`: the NVML library to load.
+    pub nvml_library: Option<OsString>,
+    /// `AUTOCVD_CLAIM_DIR`: the folder of claims.
+    pub claim_dir: PathBuf,
+    /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
+    pub cuda_visible_devices: Option<String>,
+    /// The variable of the batch job that this is part of.
+    pub batch_job: Option<&'static str>,
+    /// The launch that this process was started inside of.
+    pub inside: Option<Inside>,
+}
+
+/// `autocvd -n 4 -- …`, seen from within.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Inside {
+    /// The names of its claim and of those around it, the outermost first; empty if it made none.
+    pub claims: Vec<String>,
+    /// The keys of its GPUs.
+    pub units: Vec<String>,
+}
+
+impl Environment {
+    /// Reads the variables of this process. An empty one counts as not set, except
+    /// `CUDA_VISIBLE_DEVICES`, for which it means no GPU.
+    pub fn read() -> Self {
+        let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            nvml_library: set("AUTOCVD_NVML_LIB"),
+            claim_dir: set("AUTOCVD_CLAIM_DIR").map_or_else(|| CLAIM_DIR.into(), PathBuf::from),
+            cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES").map(|value| value.to_string_lossy().into_owned()),
+            batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
+            inside: set(INSIDE).and_then(|value| Inside::parse(value.to_str()?)),
+        }
+    }
+}
+
+impl Inside {
+    /// Reads `CLAIM/CLAIM:UNIT,UNIT`.
+    fn parse(value: &str) -> Option<Self> {
+        let (claims, units) = value.split_once(':')?;
+        let list = |text: &str, by: char| text.split(by).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        Some(Self { claims: list(claims, '/'), units: list(units, ',') })
+    }
+}
+
+impl std::fmt::Display for Inside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.claims.join("/"), self.units.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_to_a_nested_launch_is_read_back() {
+        for inside in [
+            Inside { claims: vec!["1-2".into(), "3-4".into()], units: vec!["GPU-1".into(), "GPU-2".into()] },
+            Inside { claims: vec![], units: vec!["00000000:01:00.0".into()] },
+        ] {
+            assert_eq!(Inside::parse(&inside.to_string()), Some(inside));
+        }
+        assert_eq!(Inside::parse("nonsense"), None);
+    }
+}
