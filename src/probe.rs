@@ -2,3 +2,4 @@
 
 #[cfg(feature = "serde")]
 pub mod file;
+pub mod smi;
