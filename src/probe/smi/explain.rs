@@ -66,8 +66,9 @@ const CODES: [(i32, &str); 13] = [
 /// `text` is what it wrote on either of stdout and stderr: its messages come on both.
 pub fn explain(code: Option<i32>, text: &str) -> String {
     let said = said(text);
-    let lower = text.to_ascii_lowercase();
-    let message = MESSAGES.iter().find(|(message, _)| lower.contains(message)).map(|(_, help)| *help);
+    let lower: Vec<String> = messages(text).map(str::to_ascii_lowercase).collect();
+    let message = MESSAGES.iter().find(|(message, _)| lower.iter().any(|line| line.contains(message)));
+    let message = message.map(|(_, help)| *help);
     let meaning = code.and_then(|code| CODES.iter().find(|(known, _)| *known == code)).map(|(_, help)| *help);
     let how = match code {
         Some(code) => format!("exit code {code}"),
@@ -80,15 +81,19 @@ pub fn explain(code: Option<i32>, text: &str) -> String {
     }
 }
 
-/// The line of its output to quote: the first that is not XML, the one with a known message in preference.
+/// The lines that are not XML, where permissions may be insufficient for one metric or another.
+fn messages(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('<'))
+}
+
+/// The line of its output to quote: the one with a known message in preference.
 fn said(text: &str) -> Option<String> {
     const LONGEST: usize = 160;
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('<'));
     let known = |line: &&str| {
         let line = line.to_ascii_lowercase();
         MESSAGES.iter().any(|(message, _)| line.contains(message))
     };
-    let line = lines().find(known).or_else(|| lines().next())?;
+    let line = messages(text).find(known).or_else(|| messages(text).next())?;
     let clean: String = line.chars().filter(|char| !char.is_control()).take(LONGEST).collect();
     Some(clean.trim_end_matches('.').to_owned())
 }
@@ -177,6 +182,12 @@ mod tests {
     fn a_known_message_is_quoted_before_the_first_line() {
         let line = explain(Some(255), "Some banner\nNo devices were found\n");
         assert!(line.starts_with("nvidia-smi says 'No devices were found' (exit code 255): "), "{line}");
+    }
+
+    #[test]
+    fn what_the_document_says_of_a_metric_is_no_message() {
+        let line = explain(Some(15), "<gpu>\n\t<power_smoothing>Insufficient Permissions</power_smoothing>\n");
+        assert_eq!(line, explain(Some(15), ""));
     }
 
     #[test]

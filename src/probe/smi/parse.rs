@@ -42,6 +42,10 @@ const NEEDS_RESET: &str = "GPU requires reset";
 /// What is wrong with it, in one line, where the document is not whole.
 pub fn parse(xml: &[u8]) -> Result<Snapshot, String> {
     let log = document(&String::from_utf8_lossy(xml), "nvidia_smi_log")?;
+    // A tag that lost its first bracket leaves its rest behind as text.
+    if [&log].into_iter().chain(log.children("gpu")).any(|element| !element.text.trim().is_empty()) {
+        return Err("its XML is damaged: there is text between the elements".to_owned());
+    }
     let attached = log.value("attached_gpus").and_then(|count| count.parse::<usize>().ok());
     let attached = attached.ok_or("its output does not say how many GPUs there are")?;
     let mut gpus: Vec<Gpu> = log.children("gpu").map(gpu).collect();
@@ -183,9 +187,15 @@ fn row(info: &Element) -> Option<Row> {
         used_memory: info.value("used_memory").and_then(bytes),
         started: None,
     };
-    let number = |name| info.value(name).and_then(|id| id.parse().ok());
-    let (gpu_instance_id, compute_instance_id) = (number("gpu_instance_id"), number("compute_instance_id"));
-    Some(Row { process, gpu_instance_id, compute_instance_id })
+    Some(Row {
+        process,
+        gpu_instance_id: number(info, "gpu_instance_id"),
+        compute_instance_id: number(info, "compute_instance_id"),
+    })
+}
+
+fn number(element: &Element, name: &str) -> Option<u32> {
+    element.value(name).and_then(|number| number.parse().ok())
 }
 
 fn mig(gpu: &Element, rows: Option<&[Row]>) -> Option<Mig> {
@@ -194,39 +204,43 @@ fn mig(gpu: &Element, rows: Option<&[Row]>) -> Option<Mig> {
     if !enabled && elements.is_empty() {
         return None;
     }
-    let indices: Vec<Option<u32>> =
-        elements.iter().map(|e| e.value("index").and_then(|index| index.parse().ok())).collect();
+    let indices: Vec<Option<u32>> = elements.iter().map(|element| number(element, "index")).collect();
     // `nvidia-smi -L` numbers them in the same order, should the document ever leave them unnumbered.
     let numbered = indices.iter().enumerate().all(|(at, index)| index.is_some() && !indices[..at].contains(index));
-    let devices = elements.iter().zip(&indices).zip(0..).map(|((element, index), place)| {
-        let number = |name| element.value(name).and_then(|id| id.parse().ok());
-        let (gi, ci) = (number("gpu_instance_id"), number("compute_instance_id"));
-        MigDevice {
-            index: index.filter(|_| numbered).unwrap_or(place),
-            gpu_instance_id: gi,
-            compute_instance_id: ci,
-            uuid: element.value("uuid").filter(|uuid| uuid.starts_with("MIG-")).map(str::to_owned),
-            memory: memory(element),
-            processes: rows.and_then(|rows| on_device(rows, gi, ci)),
-            ..MigDevice::default()
-        }
+    let devices = elements.iter().zip(&indices).zip(0..).map(|((element, index), place)| MigDevice {
+        index: index.filter(|_| numbered).unwrap_or(place),
+        gpu_instance_id: number(element, "gpu_instance_id"),
+        compute_instance_id: number(element, "compute_instance_id"),
+        uuid: element.value("uuid").filter(|uuid| uuid.starts_with("MIG-")).map(str::to_owned),
+        memory: memory(element),
+        ..MigDevice::default()
     });
-    Some(Mig { devices: devices.collect() })
+    let mut devices: Vec<MigDevice> = devices.collect();
+    if let Some(rows) = rows {
+        distribute(rows, &mut devices);
+    }
+    Some(Mig { devices })
 }
 
-/// The processes on one MIG device; unknown if it is unknown which device it is, or where one of them is.
-fn on_device(rows: &[Row], gi: Option<u32>, ci: Option<u32>) -> Option<Vec<Process>> {
-    let (gi, ci) = (gi?, ci?);
-    let mut processes = Vec::new();
-    for row in rows {
-        match (row.gpu_instance_id, row.compute_instance_id) {
-            (Some(g), Some(c)) if (g, c) == (gi, ci) => processes.push(row.process.clone()),
-            (Some(_), Some(_)) => {}
-            (Some(g), None) if g != gi => {}
-            _ => return None,
-        }
+/// Gives each MIG device the processes that are on it. One that cannot be placed may be on any of the devices that
+/// it is not known to be off; their lists stay unknown.
+fn distribute(rows: &[Row], devices: &mut [MigDevice]) {
+    let place = |row: &Row, device: &MigDevice| match (row.gpu_instance_id, row.compute_instance_id) {
+        (Some(gi), Some(ci)) => Some((Some(gi), Some(ci)) == (device.gpu_instance_id, device.compute_instance_id)),
+        (Some(gi), None) if device.gpu_instance_id.is_some_and(|id| id != gi) => Some(false),
+        _ => None,
+    };
+    // On a device that is not listed: then the ids are not what they seem.
+    let stray = |row: &Row| devices.iter().all(|device| place(row, device) == Some(false));
+    if rows.iter().any(stray) {
+        return;
     }
-    Some(processes)
+    for device in devices {
+        let identified = device.gpu_instance_id.is_some() && device.compute_instance_id.is_some();
+        let on_it = |row: &Row| place(row, device).map(|on_it| on_it.then(|| row.process.clone()));
+        let processes: Option<Vec<_>> = rows.iter().map(on_it).collect();
+        device.processes = processes.filter(|_| identified).map(|list| list.into_iter().flatten().collect());
+    }
 }
 
 /// A MIG device as `nvidia-smi -L` lists it.

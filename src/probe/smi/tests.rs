@@ -130,7 +130,7 @@ fn a_probe_that_hangs_names_the_limit() {
 fn a_list_that_hangs_costs_the_uuids_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let smi = program(folder.path(), &format!("[ \"$1\" = -L ] && exec sleep 30; cat '{FIXTURES}/mig.xml'"));
-    let snapshot = probe(&smi, Duration::from_secs(2)).expect("read");
+    let snapshot = probe(&smi, Duration::from_secs(3)).expect("read");
     assert_eq!(uuids(&snapshot), [None, None]);
 }
 
