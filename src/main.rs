@@ -6,8 +6,11 @@ use std::os::unix::ffi::OsStringExt;
 
 /// The C library's entry, not Rust's: Rust's runtime would ignore SIGPIPE for us and for what we become,
 /// and costs as much as all of the argument parsing.
+///
+/// # Safety
+/// To be called by the C library, with the arguments of the process.
 #[unsafe(no_mangle)]
-pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+pub unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let count = usize::try_from(argc).unwrap_or(0);
     let args = (0..count).map(|at| {
         // SAFETY: the C library passes `argc` strings that live as long as the process.

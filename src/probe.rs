@@ -8,7 +8,7 @@ pub mod file;
 pub mod nvml;
 pub mod smi;
 
-use crate::gpu::{Gpu, Link, ProcessView, Snapshot};
+use crate::gpu::{Gpu, Link, ProcessView, Snapshot, State};
 use crate::ids::PciBusId;
 use crate::{Error, ErrorKind, Result};
 use std::ffi::OsString;
@@ -99,6 +99,18 @@ pub fn process_view() -> ProcessView {
     match rustix::fs::stat("/proc/self/ns/pid") {
         Ok(namespace) if namespace.st_ino == HOST_PID_NAMESPACE => ProcessView::Host,
         _ => ProcessView::Container,
+    }
+}
+
+/// The snapshot, unless none of its GPUs can be read at all.
+fn with_a_readable_gpu(snapshot: Snapshot, source: &str) -> Result<Snapshot> {
+    let unreadable = |gpu: &Gpu| gpu.state == Some(State::Unavailable);
+    match snapshot.gpus.first() {
+        Some(first) if snapshot.gpus.iter().all(unreadable) => {
+            let reason = first.reason.as_deref().unwrap_or("unknown reason");
+            Err(Error::new(ErrorKind::NoGpu, format!("{source} can read none of the GPUs; GPU 0: {reason}")))
+        }
+        _ => Ok(snapshot),
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn install() {
 }
 
 fn handle(signal: i32, handler: extern "C" fn(i32)) {
-    // SAFETY: a zeroed sigaction is a valid one (no flags, an empty mask). The handlers are
+    // SAFETY: a zeroed sigaction is a valid one (an empty mask). The handlers are
     // async-signal-safe: they make system calls and read atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -71,6 +71,8 @@ fn handle(signal: i32, handler: extern "C" fn(i32)) {
             return;
         }
         action.sa_sigaction = handler as *const () as usize;
+        // The driver's own system calls go on after the line that says how long they take.
+        action.sa_flags = libc::SA_RESTART;
         libc::sigaction(signal, &action, std::ptr::null_mut());
     }
 }

@@ -9,9 +9,9 @@ mod links;
 mod processes;
 
 use super::{Detail, Probe, process_view, sort_by_pci};
+use crate::Result;
 use crate::gpu::{ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, State, Utilization};
 use crate::select::memory_needs_explaining;
-use crate::{Error, ErrorKind, Result};
 use nvml_wrapper::enum_wrappers::device::ComputeMode as NvmlComputeMode;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml as Library};
@@ -152,17 +152,14 @@ impl Slot {
 
 impl Probe for Nvml {
     fn begin(&mut self, detail: Detail) -> Result<Snapshot> {
-        if self.slots.iter().all(|slot| slot.device.is_none()) {
-            let reason = self.slots.first().and_then(|slot| slot.known.reason.clone()).unwrap_or_default();
-            return Err(Error::new(ErrorKind::NoGpu, format!("NVML can read none of the GPUs; GPU 0: {reason}")));
-        }
-        Ok(Snapshot {
+        let snapshot = Snapshot {
             source: Source::Nvml,
             driver_version: detail.all.then(|| self.library.sys_driver_version().ok()).flatten(),
             process_view: process_view(),
             gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
             links: Vec::new(),
-        })
+        };
+        super::with_a_readable_gpu(snapshot, "NVML")
     }
 
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail) {
