@@ -1,4 +1,22 @@
 //! Finds free NVIDIA GPUs, or waits for them.
+//!
+//! [`acquire`] is the whole of it: it looks at the machine, chooses, claims, and waits if need be. The
+//! library neither prints nor exits; the program `autocvd` is its first user.
+//!
+//! ```no_run
+//! use autocvd::{Environment, Request, Unobserved, acquire};
+//!
+//! let request = Request { num_gpus: 2, ..Request::default() };
+//! let found = acquire(&request, &Environment::read(), &mut Unobserved)?;
+//! for (name, value) in found.variables() {
+//!     println!("{name}={value}"); // CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES=2,3
+//! }
+//! # Ok::<(), autocvd::Error>(())
+//! ```
+//!
+//! # Design
+//! A decision is a pure function ([`select`]) of a [`Snapshot`](gpu::Snapshot) that a [`probe`] has read. What other launches
+//! have taken is in the [`claim`]s. [`acquire`](mod@acquire) is the only place where these meet, and [`wait`] sleeps in between.
 
 pub mod acquire;
 pub mod claim;
@@ -13,4 +31,6 @@ pub mod proc;
 pub mod select;
 pub mod wait;
 
+pub use acquire::{Acquisition, Claiming, Observer, Request, Unobserved, Waiting, acquire};
+pub use environment::Environment;
 pub use error::{Error, ErrorKind, Result};
