@@ -281,7 +281,7 @@ impl Search<'_> {
         };
         let free = match selection {
             Selection::Impossible(why) => return Err(Error::new(ErrorKind::Impossible, why)),
-            Selection::Chosen(units) => match self.claim(&snapshot, &units, &known, observer)? {
+            Selection::Chosen(units) => match self.claim(&snapshot, &units, observer)? {
                 Some((ids, claim)) => return Ok(Step::Found { snapshot, units, ids, claim }),
                 None => {
                     // Somebody without the lock was faster: look again, not in step with them.
@@ -409,7 +409,6 @@ impl Search<'_> {
         &mut self,
         snapshot: &Snapshot,
         units: &[Unit],
-        known: &[Claim],
         observer: &mut dyn Observer,
     ) -> Result<Option<(Vec<String>, Option<Held>)>> {
         let ids = ids::for_cuda(units, self.request.uuid, snapshot)?;
@@ -427,8 +426,7 @@ impl Search<'_> {
             }
         };
         let keys: Vec<String> = units.iter().map(|unit| unit.key(snapshot)).collect();
-        let despite = if self.wish.least_used { known } else { &[] };
-        match claims.claim(&keys, &holder, despite) {
+        match claims.claim(&keys, &holder) {
             Ok(Some(held)) => Ok(Some((ids, Some(held)))),
             Ok(None) => Ok(None),
             // A folder that cannot be used (a full disk, a quota) costs the claim, not the job.

@@ -31,7 +31,7 @@ use lease::Standing;
 pub use queue::{Ticket, Waiter, Wants};
 use record::{Kind, Record};
 use rustix::fs::FlockOperation;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -55,6 +55,8 @@ pub struct Claims {
     around: Vec<String>,
     /// The shell that asked, for leases.
     shell: Option<ProcessId>,
+    /// The names that the last look at all claims found: what it judged needs no second look.
+    judged: HashSet<String>,
     /// What is remembered of leases whose program was seen to run, by the claim's name.
     seen: HashMap<String, Vec<ProcessId>>,
 }
@@ -131,6 +133,7 @@ impl Claims {
             boot: proc::boot_id(),
             around,
             shell: None,
+            judged: HashSet::new(),
             seen: HashMap::new(),
         })
     }
@@ -163,15 +166,10 @@ impl Claims {
     /// The claims that count now, this process's own surroundings left out: what it was started inside
     /// of, and leases of its shell that end because the shell asks again.
     pub fn live(&mut self) -> Vec<Claim> {
-        let mut live = Vec::new();
-        for name in self.folder.claims() {
-            if self.around.contains(&name) {
-                continue;
-            }
-            if let Some(claim) = self.read(&name) {
-                live.push(claim);
-            }
-        }
+        let names = self.folder.claims();
+        let others: Vec<&String> = names.iter().filter(|name| !self.around.contains(name)).collect();
+        let live: Vec<Claim> = others.into_iter().filter_map(|name| self.read(name)).collect();
+        self.judged = names.into_iter().collect();
         self.seen.retain(|name, _| live.iter().any(|claim| claim.name == *name));
         live
     }
@@ -233,12 +231,12 @@ impl Claims {
         }
     }
 
-    /// Claims `units`; `None` where another launch turns out to have claimed one of them meanwhile, apart
-    /// from the claims in `despite`, which the caller knows of.
+    /// Claims `units`; `None` where another launch turns out to have claimed one of them since
+    /// [`live`](Self::live) was asked.
     ///
     /// # Errors
     /// Where the claim cannot be written.
-    pub fn claim(&mut self, units: &[String], holder: &Holder, despite: &[Claim]) -> io::Result<Option<Held>> {
+    pub fn claim(&mut self, units: &[String], holder: &Holder) -> io::Result<Option<Held>> {
         let name = self.folder.new_name();
         let record = self.record(units, holder);
         let (path, mut file) = self.folder.create(&name)?;
@@ -252,10 +250,12 @@ impl Claims {
         // A lease's file is closed before it counts: waiters watch for claims' files being closed.
         held.file = is_process.then_some(file);
         self.folder.publish(&name)?;
-        let rival = self.live().into_iter().find(|other| {
-            let known = despite.iter().any(|claim| claim.name == other.name);
-            other.name != name && !known && other.units.iter().any(|unit| units.contains(unit))
-        });
+        let mut others = self.folder.claims();
+        others.retain(|other| *other != name && !self.judged.contains(other));
+        let rival = others
+            .iter()
+            .filter_map(|other| self.read(other))
+            .find(|other| other.units.iter().any(|unit| units.contains(unit)));
         if let Some(rival) = rival {
             tracing::debug!("claim {} by pid {} came first; choosing again", rival.name, rival.pid);
             held.release();

@@ -117,7 +117,8 @@ fn with_a_readable_gpu(snapshot: Snapshot, source: &str) -> Result<Snapshot> {
 /// Sorts by PCI bus id, as CUDA counts; where one is unknown, the order in which they were read stays.
 pub(crate) fn sort_by_pci<T>(items: &mut [T], bus_id: impl Fn(&T) -> Option<&str>) {
     let place = |item: &T| bus_id(item).and_then(PciBusId::parse);
-    if items.iter().all(|item| place(item).is_some()) {
+    let places: Option<Vec<PciBusId>> = items.iter().map(place).collect();
+    if places.is_some_and(|places| !places.is_sorted()) {
         items.sort_by_key(place);
     }
 }

@@ -3,7 +3,6 @@
 
 use rustix::fs::{Mode, OFlags};
 use std::fs;
-use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One life of one pid: a later process with the same pid has another start time.
@@ -77,10 +76,17 @@ impl Stat {
     }
 }
 
-/// The first bytes of a file, for what the kernel makes up on reading has no size.
-fn read_start(path: &str, limit: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(limit as usize);
-    fs::File::open(path).ok()?.take(limit).read_to_end(&mut bytes).ok()?;
+/// The first bytes of a file that the kernel makes up on reading: as few reads as that takes.
+fn read_start(path: &str, limit: usize) -> Option<Vec<u8>> {
+    let file = fs::File::open(path).ok()?;
+    let mut bytes = Vec::with_capacity(limit);
+    while bytes.len() < bytes.capacity() {
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
     Some(bytes)
 }
 
@@ -129,7 +135,9 @@ pub fn children(pid: u32) -> Vec<u32> {
 fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
     let mut found = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-        let list = fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
+        let path = thread.ok()?.path().join("children");
+        let list = read_start(path.to_str()?, 1 << 16)?;
+        let list = std::str::from_utf8(&list).ok()?;
         found.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     Some(found)
@@ -161,7 +169,8 @@ pub fn pid_namespace() -> Option<u64> {
 
 /// Names this boot of the machine: a file that outlives it tells of pids that mean nothing any more.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    let id = read_start("/proc/sys/kernel/random/boot_id", 64).unwrap_or_default();
+    printable(&id)
 }
 
 /// Whether there is a process with this pid in this namespace, hidden or not.

@@ -34,7 +34,7 @@ pub(super) enum Kind {
 
 impl Record {
     pub(super) fn read(file: &File) -> Option<Self> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(4096);
         file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         Self::parse(std::str::from_utf8(&bytes).ok()?)
     }

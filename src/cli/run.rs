@@ -40,7 +40,7 @@ fn forget_empty_variables() {
 /// The arguments; `None` where help or the version was asked for, and has been printed.
 fn parse(arguments: Vec<OsString>) -> Result<Option<Args>, Failure> {
     let parsed = args::command().try_get_matches_from(arguments);
-    let error = match parsed.and_then(|matches| Args::from_arg_matches(&matches)) {
+    let error = match parsed.and_then(|mut matches| Args::from_arg_matches_mut(&mut matches)) {
         Ok(args) => return Ok(Some(args)),
         Err(error) => error,
     };

@@ -1,0 +1,19 @@
+//! Links the program with the static form of GCC's unwinder where there is one: loading the shared one,
+//! which is only needed for backtraces, would be a tenth of all the program does.
+
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let target = std::env::var("TARGET").unwrap_or_default();
+    let native = std::env::var("HOST").is_ok_and(|host| host == target);
+    if !native || !target.ends_with("-linux-gnu") {
+        return;
+    }
+    // gcc answers with the bare name where it has no such file.
+    let answer = Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();
+    let path = answer.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    if path.starts_with('/') {
+        println!("cargo:rustc-link-arg-bins=-Wl,--whole-archive,{path},--no-whole-archive");
+    }
+}
