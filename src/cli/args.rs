@@ -37,6 +37,14 @@ pub(super) struct Args {
     #[command(subcommand)]
     pub(super) subcommand: Option<Sub>,
     #[command(flatten)]
+    pub(super) main: Main,
+}
+
+/// The main job's part of the command line. Alone it is half the work to parse.
+#[derive(Debug, Parser)]
+#[command(name = "autocvd", version)]
+pub(super) struct Main {
+    #[command(flatten)]
     pub(super) options: Options,
     /// Become COMMAND instead of printing: its GPUs stay claimed until it ends
     #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
@@ -67,25 +75,26 @@ pub(super) struct StatusArgs {
     /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
     #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", value_hint = ValueHint::FilePath)]
     pub(super) from: Option<PathBuf>,
-    /// Where to read the machine's state: NVML, else nvidia-smi
-    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE", default_value = "auto")]
-    pub(super) probe: Where,
+    /// Where to read the machine's state [default: auto: NVML, else nvidia-smi]
+    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE")]
+    pub(super) probe: Option<Where>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// How many GPUs
-    #[arg(short, long, value_name = "N", env = "AUTOCVD_NUM_GPUS", default_value = "1", allow_negative_numbers = true, value_parser = count)]
-    pub(super) num_gpus: usize,
+    // The defaults stand in the help's text: clap would parse its own at every start.
+    /// How many GPUs [default: 1]
+    #[arg(short, long, value_name = "N", env = "AUTOCVD_NUM_GPUS", allow_negative_numbers = true, value_parser = count)]
+    pub(super) num_gpus: Option<usize>,
     /// Never wait: take the N usable GPUs with the most free memory
     #[arg(short, long, env = "AUTOCVD_LEAST_USED", value_parser = BoolishValueParser::new())]
     pub(super) least_used: bool,
     /// Give up after DUR (90, 500ms, '2m 30s'); 0 looks once [default: never]
     #[arg(short, long, value_name = "DUR", env = "AUTOCVD_TIMEOUT", allow_negative_numbers = true, value_parser = duration)]
     pub(super) timeout: Option<Duration>,
-    /// Look again at least this often while waiting
-    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", default_value = "30s", allow_negative_numbers = true, value_parser = positive_duration)]
-    pub(super) interval: Duration,
+    /// Look again at least this often while waiting [default: 30s]
+    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", allow_negative_numbers = true, value_parser = positive_duration)]
+    pub(super) interval: Option<Duration>,
     /// Print 'export …', for '. <(autocvd -s)'
     #[arg(short, long, short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = BoolishValueParser::new())]
     pub(super) source: bool,
@@ -116,18 +125,18 @@ pub(super) struct Options {
     /// Print the choice as one JSON object
     #[arg(long, env = "AUTOCVD_JSON", value_parser = BoolishValueParser::new())]
     pub(super) json: bool,
-    /// The syntax to print
-    #[arg(long, value_name = "SHELL", env = "AUTOCVD_SHELL", default_value = "posix")]
-    pub(super) shell: Syntax,
-    /// How long a printed choice stays claimed for the shell that asked, before its program is seen
-    #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", default_value = "60s", allow_negative_numbers = true, value_parser = duration)]
-    pub(super) hold: Duration,
+    /// The syntax to print [default: posix]
+    #[arg(long, value_name = "SHELL", env = "AUTOCVD_SHELL")]
+    pub(super) shell: Option<Syntax>,
+    /// How long a printed choice stays claimed for the shell that asked, before its program is seen [default: 60s]
+    #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", allow_negative_numbers = true, value_parser = duration)]
+    pub(super) hold: Option<Duration>,
     /// Neither heed nor make claims
     #[arg(long, env = "AUTOCVD_NO_CLAIM", value_parser = BoolishValueParser::new())]
     pub(super) no_claim: bool,
-    /// Where to read the machine's state: NVML, else nvidia-smi
-    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE", default_value = "auto")]
-    pub(super) probe: Where,
+    /// Where to read the machine's state [default: auto: NVML, else nvidia-smi]
+    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE")]
+    pub(super) probe: Option<Where>,
     /// Pin COMMAND to the CPU cores near its GPUs
     #[arg(long, env = "AUTOCVD_BIND", value_parser = BoolishValueParser::new())]
     pub(super) bind: bool,
@@ -158,15 +167,13 @@ pub(super) enum Where {
     NvidiaSmi,
 }
 
-impl Where {
-    /// With the file that goes before it.
-    pub(super) fn choice(self, from: Option<&PathBuf>) -> ProbeChoice {
-        match (from, self) {
-            (Some(file), _) => ProbeChoice::File(file.clone()),
-            (None, Self::Auto) => ProbeChoice::Auto,
-            (None, Self::Nvml) => ProbeChoice::Nvml,
-            (None, Self::NvidiaSmi) => ProbeChoice::NvidiaSmi,
-        }
+/// Where to read the machine's state: a file goes before all else.
+pub(super) fn probe_choice(probe: Option<Where>, from: Option<&PathBuf>) -> ProbeChoice {
+    match (from, probe) {
+        (Some(file), _) => ProbeChoice::File(file.clone()),
+        (None, None | Some(Where::Auto)) => ProbeChoice::Auto,
+        (None, Some(Where::Nvml)) => ProbeChoice::Nvml,
+        (None, Some(Where::NvidiaSmi)) => ProbeChoice::NvidiaSmi,
     }
 }
 
@@ -265,12 +272,10 @@ mod tests {
     fn ids_are_given_in_every_way_the_manual_shows() {
         for line in [&["-x", "0", "2"][..], &["-x", "0,2"], &["-x", "0", "-x", "2"], &["-x0", "-x2"]] {
             let args = Args::try_parse_from([&["autocvd"], line].concat()).expect("a right line");
-            assert_eq!(args.options.exclude, ["0", "2"], "{line:?}");
+            assert_eq!(args.main.options.exclude, ["0", "2"], "{line:?}");
         }
         let args = Args::try_parse_from(["autocvd", "-x", "0", "2", "--", "prog", "-x"]).expect("a right line");
-        assert_eq!(
-            (args.options.exclude, args.command),
-            (vec!["0".into(), "2".into()], vec!["prog".into(), "-x".into()])
-        );
+        let Main { options, command } = args.main;
+        assert_eq!((options.exclude, command), (vec!["0".into(), "2".into()], vec!["prog".into(), "-x".into()]));
     }
 }

@@ -1,14 +1,19 @@
 //! The course of the program.
 
-use super::args::{Args, Options, Sub};
+use super::args::{Args, Main, Options, Sub, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
 use super::{args, exec, explain, shell, signals, status};
 use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
 use crate::environment::Environment;
 use crate::probe::Detail;
-use clap::{FromArgMatches, error::ErrorKind as ClapErrorKind};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
 use std::ffi::OsString;
+use std::time::Duration;
+
+/// The defaults of `--hold` and `--interval`.
+const HOLD: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs the program and returns its exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
@@ -39,17 +44,34 @@ fn forget_empty_variables() {
 
 /// The arguments; `None` where help or the version was asked for, and has been printed.
 fn parse(arguments: Vec<OsString>) -> Result<Option<Args>, Failure> {
-    let parsed = args::command().try_get_matches_from(arguments);
-    let error = match parsed.and_then(|mut matches| Args::from_arg_matches_mut(&mut matches)) {
-        Ok(args) => return Ok(Some(args)),
-        Err(error) => error,
-    };
-    match error.kind() {
-        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => {
-            print(&error.render().to_string())?;
-            Ok(None)
+    let main_job = arguments.get(1).is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
+    if main_job {
+        match try_parse::<Main>(Main::command(), &arguments) {
+            Ok(main) => return Ok(Some(Args { subcommand: None, main })),
+            // What follows is the whole program's help.
+            Err(error) if error.kind() == ClapErrorKind::DisplayHelp => {}
+            Err(error) => return answer(&error),
         }
-        _ => Err(Failure::new(exit::WRONG_VALUE, one_line(&error.render().to_string()))),
+    }
+    match try_parse::<Args>(args::command(), &arguments) {
+        Ok(args) => Ok(Some(args)),
+        Err(error) => answer(&error),
+    }
+}
+
+fn try_parse<T: FromArgMatches>(mut command: clap::Command, arguments: &[OsString]) -> Result<T, clap::Error> {
+    let parsed = command.try_get_matches_from_mut(arguments);
+    // The process does not live long enough for freeing to pay.
+    std::mem::forget(command);
+    parsed.and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
+}
+
+/// Prints what clap was asked to, or says what it found wrong.
+fn answer(error: &clap::Error) -> Result<Option<Args>, Failure> {
+    let text = error.render().to_string();
+    match error.kind() {
+        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&text).map(|()| None),
+        _ => Err(Failure::new(exit::WRONG_VALUE, one_line(&text))),
     }
 }
 
@@ -88,7 +110,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
             page.render(&mut text).map_err(|e| Failure::new(exit::UNEXPECTED, e.to_string()))?;
             print(&String::from_utf8_lossy(&text))
         }
-        None => choose(&args.options, &args.command),
+        None => choose(&args.main.options, &args.main.command),
     }
 }
 
@@ -130,20 +152,20 @@ fn request(options: &Options, command: &[OsString]) -> Request {
             (false, true) => UseAs::Export,
             (false, false) => UseAs::Prefix,
         };
-        Claiming::Shell { hold: options.hold, use_as }
+        Claiming::Shell { hold: options.hold.unwrap_or(HOLD), use_as }
     };
     Request {
-        num_gpus: options.num_gpus,
+        num_gpus: options.num_gpus.unwrap_or(1),
         least_used: options.least_used,
         timeout: options.timeout,
-        interval: options.interval,
+        interval: options.interval.unwrap_or(INTERVAL),
         exclude: options.exclude.clone(),
         only: options.only.clone(),
         min_free_memory: options.min_free_memory,
         inherit: options.inherit,
         uuid: options.uuid,
         claim,
-        probe: options.probe.choice(options.from.as_ref()),
+        probe: probe_choice(options.probe, options.from.as_ref()),
         detail: Detail { all: options.json || options.verbose > 0 },
         near_cores: options.bind,
     }
@@ -155,7 +177,7 @@ fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure
     } else if options.id_only {
         found.ids.join(",")
     } else {
-        shell::assignments(options.shell, options.source, &found.variables())
+        shell::assignments(options.shell.unwrap_or(Syntax::Posix), options.source, &found.variables())
     };
     match exit::write_stdout(&format!("{text}\n")) {
         Ok(()) => {
