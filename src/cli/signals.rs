@@ -60,16 +60,29 @@ pub(super) fn install() {
     }
 }
 
+/// Whether the signal was ignored when the program started, and so still is.
+pub(super) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a zeroed sigaction is a valid one, and null asks only what is set.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut now);
+        now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+pub(super) fn ignore(signal: i32) {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
 fn handle(signal: i32, handler: extern "C" fn(i32)) {
+    if is_ignored(signal) {
+        return;
+    }
     // SAFETY: a zeroed sigaction is a valid one (an empty mask). The handlers are
     // async-signal-safe: they make system calls and read atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        let mut before: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut before);
-        if before.sa_sigaction == libc::SIG_IGN {
-            return;
-        }
         action.sa_sigaction = handler as *const () as usize;
         // The driver's own system calls go on after the line that says how long they take.
         action.sa_flags = libc::SA_RESTART;
