@@ -207,7 +207,8 @@ impl Facts<'_> {
 
     /// Used memory that no listed process accounts for, in bytes.
     fn unexplained(&self) -> Option<u64> {
-        let explained: u64 = self.processes.unwrap_or_default().iter().filter_map(|process| process.used_memory).sum();
+        let held = self.processes.unwrap_or_default().iter().filter_map(|process| process.used_memory);
+        let explained = held.fold(0, u64::saturating_add);
         self.memory.used.map(|used| used.saturating_sub(explained))
     }
 }
