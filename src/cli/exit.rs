@@ -141,6 +141,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_panic_runs_nothing_and_is_told_in_one_line() {
+        const INNER: &str = "AUTOCVD_TEST_PANICS";
+        if std::env::var_os(INNER).is_some() {
+            signals::guard_output(true);
+            catch_panics();
+            panic!("one line\nand another");
+        }
+        // A process of its own, for a panic ends it.
+        let mut test = std::process::Command::new(std::env::current_exe().expect("a process knows its program"));
+        test.args(["--exact", "cli::exit::tests::a_panic_runs_nothing_and_is_told_in_one_line", "--nocapture"]);
+        let output = test.env(INNER, "1").output().expect("it runs");
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(UNEXPECTED), "{stdout}{stderr}");
+        assert!(stdout.ends_with(&guard(UNEXPECTED)), "{stdout}");
+        assert!(stderr.starts_with("autocvd: internal error at src/cli/exit.rs:"), "{stderr}");
+        assert!(stderr.contains(": one line and another; please report it") && stderr.lines().count() == 1, "{stderr}");
+    }
+
+    #[test]
     fn only_what_a_shell_evaluates_is_guarded() {
         for (line, guarded) in [
             ("", true),
