@@ -23,7 +23,7 @@ pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)])
     if signals::is_ignored(libc::SIGPIPE) {
         // The standard library sets it to its default on the way.
         // SAFETY: nothing else runs in this process, and signal(2) is async-signal-safe.
-        unsafe { next.pre_exec(|| Ok(signals::ignore(libc::SIGPIPE))) };
+        unsafe { next.pre_exec(|| signals::ignore(libc::SIGPIPE)) };
     }
     cannot_run(program, &next.exec())
 }

@@ -70,9 +70,12 @@ pub(super) fn is_ignored(signal: i32) -> bool {
     }
 }
 
-pub(super) fn ignore(signal: i32) {
+pub(super) fn ignore(signal: i32) -> std::io::Result<()> {
     // SAFETY: no handler is installed.
-    unsafe { libc::signal(signal, libc::SIG_IGN) };
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 fn handle(signal: i32, handler: extern "C" fn(i32)) {

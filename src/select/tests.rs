@@ -622,7 +622,8 @@ proptest! {
             prop_assert!(score(&set) <= score(&found), "{:?} is better than {:?}", set, found);
             if score(&set) == score(&found) {
                 let mut found = found.clone();
-                (set.reverse(), found.reverse());
+                set.reverse();
+                found.reverse();
                 prop_assert!(set <= found, "{:?} is as good as {:?}, and higher", set, found);
             }
         }
