@@ -17,6 +17,9 @@ const COURTESY: Duration = Duration::from_millis(250);
 const STAGGER: Duration = Duration::from_millis(1);
 const MAX_STAGGER: Duration = Duration::from_millis(20);
 
+/// However long the interval: no clock overflows within it.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What to find, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -487,7 +490,7 @@ impl Search<'_> {
     /// Sleeps until another look may bring more, or the deadline has come.
     fn sleep(&mut self, watch: &Watch, observer: &mut dyn Observer) -> Result<()> {
         let Some(sleeper) = &mut self.sleeper else { return Ok(()) };
-        let again = Instant::now() + self.request.interval;
+        let again = Instant::now() + self.request.interval.min(LONGEST_SLEEP);
         let end = self.deadline.map_or(again, |deadline| deadline.min(again));
         loop {
             let tick = observer.tick_every().map(|every| Instant::now() + every);

@@ -1,6 +1,6 @@
 //! The names of GPUs: what a user may write, what `CUDA_VISIBLE_DEVICES` means, and what to print.
 
-use crate::gpu::{ComputeMode, Gpu, MigDevice, Snapshot, State};
+use crate::gpu::{ComputeMode, Gpu, MigDevice, Snapshot, Source, State};
 use crate::{Error, ErrorKind, Result};
 
 /// What a process can be given: a whole GPU, or one MIG device of a GPU on which MIG is enabled.
@@ -97,18 +97,24 @@ fn matching_gpus(snapshot: &Snapshot, wanted: impl Fn(&Gpu) -> bool) -> Vec<Vec<
 
 /// UUIDs that are `id` or start with it; an exact one rules out longer ones.
 fn by_uuid(id: &str, snapshot: &Snapshot) -> Vec<Vec<Unit>> {
-    let starts =
-        |uuid: Option<&str>| uuid.and_then(|uuid| uuid.get(..id.len())).is_some_and(|s| s.eq_ignore_ascii_case(id));
     if id.is_empty() {
         return Vec::new();
     }
-    let mut found = matching_gpus(snapshot, |gpu| starts(gpu.uuid.as_deref()));
-    for unit in units(snapshot).into_iter().filter(|unit| unit.mig.is_some()) {
-        if starts(unit.uuid(snapshot)) || legacy_mig_name(unit, snapshot).is_some_and(|name| name == id) {
-            found.push(vec![unit]);
+    let matching = |matches: &dyn Fn(&str) -> bool| {
+        let mut found = matching_gpus(snapshot, |gpu| gpu.uuid.as_deref().is_some_and(matches));
+        for unit in units(snapshot).into_iter().filter(|unit| unit.mig.is_some()) {
+            let legacy = || legacy_mig_name(unit, snapshot).is_some_and(|name| name == id);
+            if unit.uuid(snapshot).is_some_and(matches) || legacy() {
+                found.push(vec![unit]);
+            }
         }
+        found
+    };
+    let exact = matching(&|uuid| uuid.eq_ignore_ascii_case(id));
+    if !exact.is_empty() {
+        return exact;
     }
-    found
+    matching(&|uuid| uuid.get(..id.len()).is_some_and(|start| start.eq_ignore_ascii_case(id)))
 }
 
 /// How drivers before R470 named a MIG device; later ones still read it.
@@ -188,21 +194,30 @@ pub fn indices_are_ordinals(snapshot: &Snapshot) -> bool {
 /// index could mean another GPU to CUDA.
 ///
 /// # Errors
-/// [`ErrorKind::Unexpected`] where a UUID is needed and unknown.
+/// [`ErrorKind::Unexpected`], or [`ErrorKind::WrongValue`] for a recorded machine, where a UUID is needed
+/// and unknown, or holds other characters than UUIDs do: shells evaluate what is printed.
 pub fn for_cuda(chosen: &[Unit], uuid: bool, snapshot: &Snapshot) -> Result<Vec<String>> {
     let uuid = uuid || !indices_are_ordinals(snapshot);
     let mut sorted = chosen.to_vec();
     sorted.sort_unstable();
-    let id = |unit: Unit| match uuid {
-        false => Ok(unit.gpu(snapshot).index.to_string()),
-        true => unit.uuid(snapshot).map(str::to_owned).ok_or_else(|| {
-            let text = format!(
-                "the UUID of {} cannot be read, and its index may mean another GPU to CUDA; leave it out with -x {}",
-                unit.label(snapshot),
-                unit.gpu(snapshot).index
-            );
-            Error::new(ErrorKind::Unexpected, text)
-        }),
+    let wrong = |unit: Unit, what: &str| {
+        let kind = if snapshot.source == Source::File { ErrorKind::WrongValue } else { ErrorKind::Unexpected };
+        let (label, index) = (unit.label(snapshot), unit.gpu(snapshot).index);
+        Error::new(kind, format!("the UUID of {label} {what}; leave it out with -x {index}"))
+    };
+    let id = |unit: Unit| match (uuid, unit.uuid(snapshot)) {
+        (false, _) => Ok(unit.gpu(snapshot).index.to_string()),
+        (true, Some(uuid)) if is_plain(uuid) => Ok(uuid.to_owned()),
+        (true, Some(uuid)) => Err(wrong(unit, &format!("is {uuid:?}, which is no form of a UUID"))),
+        (true, None) => Err(wrong(unit, "cannot be read, and its index may mean another GPU to CUDA")),
     };
     sorted.into_iter().map(id).collect()
 }
+
+/// Whether the text has only the characters of UUIDs; the slash is in MIG names of drivers before R470.
+fn is_plain(uuid: &str) -> bool {
+    !uuid.is_empty() && uuid.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/'))
+}
+
+#[cfg(test)]
+mod tests;

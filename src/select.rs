@@ -16,7 +16,7 @@ const GIB: u64 = 1 << 30;
 /// Where the process list is complete: memory that no process explains is a dying or hidden process
 /// beyond this, or beyond [`UNEXPLAINED_PERCENT`] of the GPU's memory.
 const UNEXPLAINED: u64 = GIB;
-const UNEXPLAINED_PERCENT: u64 = 5;
+const UNEXPLAINED_PERCENT: u128 = 5;
 /// Where the process list proves nothing: what an idle GPU may hold, and how busy it may seem (percent).
 const UNEXPLAINED_BLIND: u64 = 256 * MIB;
 const UTILIZATION_BLIND: u32 = 5;
@@ -156,8 +156,7 @@ impl Facts<'_> {
     /// Whether somebody uses it, as far as processes, memory and utilization tell.
     fn in_use(&self, mode: Option<ComputeMode>, is_mig: bool) -> Verdict {
         let listed = self.processes.unwrap_or_default();
-        let exclusive = matches!(mode, Some(ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread));
-        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes() || exclusive).collect();
+        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes()).collect();
         if let Some((first, others)) = users.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             return Verdict::Busy(format!("used by {}{more}", who(first.pid, &first.user, &first.command)));
@@ -182,8 +181,9 @@ impl Facts<'_> {
         let Some(unexplained) = self.unexplained() else {
             return Verdict::Unknown("unknown: its used memory cannot be read".into());
         };
-        let share = self.memory.total.unwrap_or(0) / 100 * UNEXPLAINED_PERCENT;
-        match unexplained > UNEXPLAINED.max(share) {
+        let total = u128::from(self.memory.total.unwrap_or(0));
+        let beyond_share = u128::from(unexplained) * 100 > total * UNEXPLAINED_PERCENT;
+        match unexplained > UNEXPLAINED && beyond_share {
             true => Verdict::Busy(format!("{} held by no visible process", amount(unexplained))),
             false => Verdict::Free,
         }
@@ -207,7 +207,8 @@ impl Facts<'_> {
 
     /// Used memory that no listed process accounts for, in bytes.
     fn unexplained(&self) -> Option<u64> {
-        let explained: u64 = self.processes.unwrap_or_default().iter().filter_map(|process| process.used_memory).sum();
+        let held = self.processes.unwrap_or_default().iter().filter_map(|process| process.used_memory);
+        let explained = held.fold(0, u64::saturating_add);
         self.memory.used.map(|used| used.saturating_sub(explained))
     }
 }
@@ -309,7 +310,9 @@ fn least_used(snapshot: &Snapshot, num_gpus: usize, mut usable: Vec<(Unit, Verdi
     usable.sort_by_key(|(unit, verdict)| {
         let free = memory(*unit, snapshot).free;
         let taken = matches!(verdict, Verdict::Claimed(_));
-        let full = *verdict != Verdict::Free && unit.gpu(snapshot).compute_mode == Some(ComputeMode::ExclusiveProcess);
+        let mode = unit.gpu(snapshot).compute_mode;
+        let exclusive = matches!(mode, Some(ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread));
+        let full = *verdict != Verdict::Free && exclusive;
         let unknown = free.is_none() || matches!(verdict, Verdict::Unknown(_));
         (taken, full, unknown, std::cmp::Reverse((free, *unit)))
     });

@@ -63,11 +63,14 @@ enum Child {
     Other,
 }
 
+/// More than a century: in milliseconds it is a number that can be read back.
+const LONGEST_HOLD: Duration = Duration::from_secs(u32::MAX as u64);
+
 impl Lease {
     pub(super) fn new(shell: ProcessId, hold: Duration, form: Form) -> Self {
         let now = proc::since_boot();
         Self {
-            until: now.saturating_add(hold),
+            until: now + hold.min(LONGEST_HOLD),
             made: ticks(now),
             before: proc::children(shell.pid),
             shell: line(shell.pid),

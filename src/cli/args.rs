@@ -105,7 +105,7 @@ pub(super) struct Options {
     #[arg(short, long, env = "AUTOCVD_QUIET", value_parser = BoolishValueParser::new())]
     pub(super) quiet: bool,
     /// Tell what it does and why; twice for more
-    #[arg(short, long, env = "AUTOCVD_VERBOSE", action = ArgAction::Count)]
+    #[arg(short, long, env = "AUTOCVD_VERBOSE", action = ArgAction::Count, value_parser = verbosity)]
     pub(super) verbose: u8,
     /// Leave these GPUs out: indices, UUIDs or unique starts of them, PCI bus ids
     #[arg(short = 'x', long, value_name = "ID", env = "AUTOCVD_EXCLUDE", num_args = 1.., value_delimiter = ',', value_parser = id)]
@@ -211,6 +211,15 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 fn size(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<bytesize::ByteSize>();
     parsed.map(|size| size.as_u64()).map_err(|_| "give a size such as 10GiB, 10G or 500MiB".into())
+}
+
+/// The variable may say how often, or only whether.
+fn verbosity(text: &str) -> Result<u8, String> {
+    match &*text.to_ascii_lowercase() {
+        "y" | "yes" | "t" | "true" | "on" => Ok(1),
+        "n" | "no" | "f" | "false" | "off" => Ok(0),
+        number => number.parse().map_err(|_| "give a number from 0 to 3".into()),
+    }
 }
 
 fn id(text: &str) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! Becoming another program.
 
 use super::exit::{self, Failure};
+use super::signals;
 use rustix::fs::Access;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -19,6 +20,11 @@ pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)])
     };
     let mut next = Command::new(program);
     next.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+    if signals::is_ignored(libc::SIGPIPE) {
+        // The standard library sets it to its default on the way.
+        // SAFETY: nothing else runs in this process, and signal(2) is async-signal-safe.
+        unsafe { next.pre_exec(|| signals::ignore(libc::SIGPIPE)) };
+    }
     cannot_run(program, &next.exec())
 }
 
@@ -47,6 +53,9 @@ fn find_program(name: &std::ffi::OsStr) -> std::io::Result<std::path::PathBuf> {
     };
     if name.as_bytes().contains(&b'/') {
         return runnable(name.as_ref()).map(|()| name.into());
+    }
+    if name.is_empty() {
+        return Err(std::io::ErrorKind::NotFound.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut failure = std::io::Error::from(std::io::ErrorKind::NotFound);

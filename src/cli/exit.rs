@@ -2,8 +2,10 @@
 
 use super::signals;
 use crate::{Error, ErrorKind};
+use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 
 pub(super) const UNEXPECTED: i32 = 1;
@@ -18,7 +20,7 @@ pub(super) const NOT_FOUND: i32 = 127;
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) code: i32,
-    /// Each line is told on its own.
+    /// One line; a line a source where no GPU can be read.
     pub(super) message: String,
 }
 
@@ -50,7 +52,13 @@ pub(super) fn guard(code: i32) -> String {
 /// Ends the program with `failure`.
 pub(super) fn fail(failure: &Failure) -> i32 {
     signals::clear_line();
-    let text: String = failure.message.lines().map(|line| format!("autocvd: {line}\n")).collect();
+    // What is quoted, such as a value or another user's command line, may hold ends of lines and worse.
+    let lines: Vec<&str> = match failure.code {
+        NO_GPU => failure.message.lines().collect(),
+        _ => vec![&failure.message],
+    };
+    let text: String =
+        lines.iter().map(|line| format!("autocvd: {}\n", crate::proc::printable(line.as_bytes()))).collect();
     let _ = std::io::stderr().write_all(text.as_bytes());
     if signals::guards_output() {
         let _ = write_stdout(&guard(failure.code));
@@ -58,11 +66,31 @@ pub(super) fn fail(failure: &Failure) -> i32 {
     failure.code
 }
 
-/// Writes to standard output, all of it and at once.
+/// Writes to standard output, all of it and at once. The standard library's own way takes a closed one for
+/// a success.
 pub(super) fn write_stdout(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match rustix::io::write(std::io::stdout(), rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Takes the places of standard descriptors that are closed, lest a file that is opened later, perhaps one
+/// of the driver's, gets what is written there. They are closed again for what the program becomes.
+pub(super) fn fill_standard_descriptors() {
+    // Read-only: what is written to a closed standard output is to fail.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    while let Ok(lowest_free) = rustix::fs::open("/dev/null", flags, Mode::empty()) {
+        if lowest_free.as_raw_fd() > 2 {
+            break;
+        }
+        let _ = lowest_free.into_raw_fd();
+    }
 }
 
 /// Makes a panic end like every other failure: in words, with a code, and running nothing.
@@ -83,23 +111,53 @@ pub(super) fn output_is_evaluated(args: &[OsString]) -> bool {
     if matches!(options.peek(), Some(&(b"status" | b"completions" | b"man" | b"help"))) {
         return false;
     }
-    let by_variable =
-        |name: &str| std::env::var(name).is_ok_and(|value| matches!(&*value, "1" | "true" | "yes" | "on"));
+    // As clap reads booleans.
+    let yes = |value: String| matches!(&*value.to_ascii_lowercase(), "1" | "true" | "t" | "yes" | "y" | "on");
+    let by_variable = |name: &str| std::env::var(name).is_ok_and(yes);
     if by_variable("AUTOCVD_ID_ONLY") || by_variable("AUTOCVD_JSON") {
         return false;
     }
-    !options.any(|arg| matches!(arg, b"--" | b"--id-only" | b"--json") || is_cluster_with_o(arg))
+    while let Some(arg) = options.next() {
+        match arg {
+            b"--id-only" | b"--json" => return false,
+            // Without a COMMAND behind it, it changes nothing.
+            b"--" => return options.next().is_none(),
+            _ if is_cluster_with_o(arg) => return false,
+            _ => {}
+        }
+    }
+    true
 }
 
-/// Whether the argument is short options that need no value, `-o` among them: `-qo`.
+/// Whether the argument is short options, `-o` among them: `-qo`, `-on2`. What follows one that takes a
+/// value is the value.
 fn is_cluster_with_o(arg: &[u8]) -> bool {
     let Some((b'-', letters)) = arg.split_first() else { return false };
-    letters.iter().all(|letter| b"lseoqv".contains(letter)) && letters.contains(&b'o')
+    letters.iter().take_while(|letter| b"lseoqv".contains(letter)).any(|letter| *letter == b'o')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_runs_nothing_and_is_told_in_one_line() {
+        const INNER: &str = "AUTOCVD_TEST_PANICS";
+        if std::env::var_os(INNER).is_some() {
+            signals::guard_output(true);
+            catch_panics();
+            panic!("one line\nand another");
+        }
+        // A process of its own, for a panic ends it.
+        let mut test = std::process::Command::new(std::env::current_exe().expect("a process knows its program"));
+        test.args(["--exact", "cli::exit::tests::a_panic_runs_nothing_and_is_told_in_one_line", "--nocapture"]);
+        let output = test.env(INNER, "1").output().expect("it runs");
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(UNEXPECTED), "{stdout}{stderr}");
+        assert!(stdout.ends_with(&guard(UNEXPECTED)), "{stdout}");
+        assert!(stderr.starts_with("autocvd: internal error at src/cli/exit.rs:"), "{stderr}");
+        assert!(stderr.contains(": one line and another; please report it") && stderr.lines().count() == 1, "{stderr}");
+    }
 
     #[test]
     fn only_what_a_shell_evaluates_is_guarded() {
@@ -113,6 +171,10 @@ mod tests {
             ("-o -n 0", false),
             ("-qo -n 0", false),
             ("-vlo", false),
+            ("-on 0", false),
+            ("-no", true),
+            ("-n 0 --", true),
+            ("-o -n 0 --", false),
             ("--id-only", false),
             ("-t soon --json", false),
             ("-n 99 -- prog", false),

@@ -17,6 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs the program and returns its exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
+    exit::fill_standard_descriptors();
     signals::guard_output(exit::output_is_evaluated(&arguments));
     exit::catch_panics();
     signals::install();

@@ -60,16 +60,32 @@ pub(super) fn install() {
     }
 }
 
+/// Whether the signal was ignored when the program started, and so still is.
+pub(super) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a zeroed sigaction is a valid one, and null asks only what is set.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut now);
+        now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+pub(super) fn ignore(signal: i32) -> std::io::Result<()> {
+    // SAFETY: no handler is installed.
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 fn handle(signal: i32, handler: extern "C" fn(i32)) {
+    if is_ignored(signal) {
+        return;
+    }
     // SAFETY: a zeroed sigaction is a valid one (an empty mask). The handlers are
     // async-signal-safe: they make system calls and read atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        let mut before: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut before);
-        if before.sa_sigaction == libc::SIG_IGN {
-            return;
-        }
         action.sa_sigaction = handler as *const () as usize;
         // The driver's own system calls go on after the line that says how long they take.
         action.sa_flags = libc::SA_RESTART;

@@ -6,6 +6,7 @@
 use super::{Detail, Probe};
 use crate::gpu::{Gpu, Link, Mig, ProcessView, Snapshot, Source};
 use crate::{Error, ErrorKind, Result};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::io::Read;
 use std::path::Path;
@@ -60,15 +61,21 @@ pub fn read(path: &Path) -> Result<Snapshot> {
         let hint = "give a file that 'autocvd status --json' wrote";
         Error::new(ErrorKind::WrongValue, format!("--from '{}': {what}; {hint}", path.display()))
     };
-    // O_NONBLOCK: a FIFO without a writer must not hold us up; regular files do not heed it.
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|e| wrong(e.to_string()))?;
+    open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)).map_err(|e| wrong(e.to_string()))?;
     if text.len() as u64 > MAX_BYTES {
         return Err(wrong("the file is larger than 64 MiB".into()));
     }
     parse(&text).map_err(wrong)
+}
+
+/// Opens for reading. A FIFO that nobody writes to does not hold us up: it reads as empty; one that has a
+/// writer, as in `--from <(…)`, is waited for.
+fn open(path: &Path) -> std::io::Result<std::fs::File> {
+    let at_once = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, at_once, Mode::empty())?;
+    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+    Ok(file.into())
 }
 
 /// Parses the text of a recorded machine; the error says what is wrong with it.

@@ -233,8 +233,7 @@ impl Reader<'_> {
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
         gpu.compute_mode = self.note(compute_mode(device));
         gpu.memory = self.memory(device);
-        let exclusive = matches!(gpu.compute_mode, Some(mode) if mode != ComputeMode::Default);
-        let listed = match exclusive || self.detail.all {
+        let listed = match self.detail.all {
             true => self.all_processes(device),
             false => self.deciding_processes(device, gpu.memory),
         };
