@@ -132,6 +132,11 @@ pub enum ComputeMode {
 }
 
 impl ComputeMode {
+    /// Whether a GPU in this mode is taken by the first context on it.
+    pub fn is_exclusive(self) -> bool {
+        matches!(self, Self::ExclusiveProcess | Self::ExclusiveThread)
+    }
+
     /// NVML's name without its prefix: `EXCLUSIVE_PROCESS`.
     pub fn name(self) -> &'static str {
         match self {

@@ -156,7 +156,8 @@ impl Facts<'_> {
     /// Whether somebody uses it, as far as processes, memory and utilization tell.
     fn in_use(&self, mode: Option<ComputeMode>, is_mig: bool) -> Verdict {
         let listed = self.processes.unwrap_or_default();
-        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes()).collect();
+        let exclusive = mode.is_some_and(ComputeMode::is_exclusive);
+        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes() || exclusive).collect();
         if let Some((first, others)) = users.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             return Verdict::Busy(format!("used by {}{more}", who(first.pid, &first.user, &first.command)));
@@ -310,8 +311,7 @@ fn least_used(snapshot: &Snapshot, num_gpus: usize, mut usable: Vec<(Unit, Verdi
     usable.sort_by_key(|(unit, verdict)| {
         let free = memory(*unit, snapshot).free;
         let taken = matches!(verdict, Verdict::Claimed(_));
-        let mode = unit.gpu(snapshot).compute_mode;
-        let exclusive = matches!(mode, Some(ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread));
+        let exclusive = unit.gpu(snapshot).compute_mode.is_some_and(ComputeMode::is_exclusive);
         let full = *verdict != Verdict::Free && exclusive;
         let unknown = free.is_none() || matches!(verdict, Verdict::Unknown(_));
         (taken, full, unknown, std::cmp::Reverse((free, *unit)))

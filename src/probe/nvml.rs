@@ -233,7 +233,9 @@ impl Reader<'_> {
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
         gpu.compute_mode = self.note(compute_mode(device));
         gpu.memory = self.memory(device);
-        let listed = match self.detail.all {
+        // Any context takes such a GPU, also one that only draws.
+        let exclusive = gpu.compute_mode.is_some_and(ComputeMode::is_exclusive);
+        let listed = match exclusive || self.detail.all {
             true => self.all_processes(device),
             false => self.deciding_processes(device, gpu.memory),
         };
