@@ -357,9 +357,9 @@ impl Search<'_> {
                 }
             }
         }
-        if select::links_matter(snapshot, &self.wish) && snapshot.links.is_empty() {
-            let indices: Vec<u32> = self.wish.allowed.iter().map(|unit| unit.gpu(snapshot).index).collect();
-            snapshot.links = self.probe.links(&indices);
+        if snapshot.links.is_empty() && select::links_matter(snapshot, &self.wish) {
+            let free = select::free(snapshot, &self.wish);
+            snapshot.links = self.probe.links(&free.iter().map(|unit| unit.gpu(snapshot).index).collect::<Vec<_>>());
         }
         select::select(snapshot, &self.wish)
     }

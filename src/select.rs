@@ -292,10 +292,15 @@ pub fn select(snapshot: &Snapshot, wish: &Wish) -> Selection {
     Selection::Chosen(sets::best(snapshot, &free, wish.num_gpus))
 }
 
+/// The whole GPUs that are free.
+pub fn free(snapshot: &Snapshot, wish: &Wish) -> Vec<Unit> {
+    let free = |unit: &Unit| unit.mig.is_none() && judge(*unit, snapshot) == Verdict::Free;
+    wish.allowed.iter().copied().filter(free).collect()
+}
+
 /// Whether [`select`] would have a choice between sets, so that [`Snapshot::links`] matter.
 pub fn links_matter(snapshot: &Snapshot, wish: &Wish) -> bool {
-    let free = |unit: &Unit| unit.mig.is_none() && judge(*unit, snapshot) == Verdict::Free;
-    wish.num_gpus > 1 && !wish.least_used && wish.allowed.iter().filter(|unit| free(unit)).count() > wish.num_gpus
+    wish.num_gpus > 1 && !wish.least_used && free(snapshot, wish).len() > wish.num_gpus
 }
 
 fn memory(unit: Unit, snapshot: &Snapshot) -> Memory {

@@ -71,20 +71,20 @@ fn find_program(name: &std::ffi::OsStr) -> std::io::Result<std::path::PathBuf> {
 }
 
 /// Lets this process, and so what it becomes, run only on the CPU cores near its GPUs.
-pub(super) fn bind(found: &crate::acquire::Acquisition) -> Result<(), Failure> {
-    let wrong = |why: String| Failure::new(exit::UNEXPECTED, format!("--bind: {why}; leave it out to run unbound"));
-    if found.near_cores.is_empty() {
-        return Err(wrong("the CPU cores near the GPUs are not known here".into()));
+///
+/// # Errors
+/// Why it runs where it did before.
+pub(super) fn bind(near: &[usize]) -> Result<(), String> {
+    if near.is_empty() {
+        return Err("the CPU cores near the GPUs are not known here".into());
     }
+    let present = rustix::thread::sched_getaffinity(None).map_err(|e| e.to_string())?;
     let mut mask = rustix::thread::CpuSet::new();
-    let present = rustix::thread::sched_getaffinity(None).map_err(|e| wrong(e.to_string()))?;
-    for core in found.near_cores.iter().copied().filter(|core| *core < rustix::thread::CpuSet::MAX_CPU) {
-        if present.is_set(core) {
-            mask.set(core);
-        }
+    for core in near.iter().copied().filter(|core| *core < rustix::thread::CpuSet::MAX_CPU && present.is_set(*core)) {
+        mask.set(core);
     }
     if mask.count() == 0 {
-        return Err(wrong("this process may run on none of the cores near the GPUs".into()));
+        return Err("this process may run on none of the cores near the GPUs".into());
     }
-    rustix::thread::sched_setaffinity(None, &mask).map_err(|e| wrong(e.to_string()))
+    rustix::thread::sched_setaffinity(None, &mask).map_err(|e| e.to_string())
 }

@@ -9,6 +9,7 @@ use crate::environment::Environment;
 use crate::probe::Detail;
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
 use std::ffi::OsString;
+use std::io::Write;
 use std::time::Duration;
 
 /// The defaults of `--hold` and `--interval`.
@@ -197,8 +198,11 @@ fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure
 }
 
 fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Result<(), Failure> {
-    if options.bind {
-        exec::bind(&found)?;
+    if options.bind
+        && let Err(why) = exec::bind(&found.near_cores)
+        && !options.quiet
+    {
+        let _ = writeln!(std::io::stderr(), "autocvd: warning: --bind: {why}; the command runs unbound");
     }
     if let Some(claim) = &found.claim {
         let kept = claim.keep_across_exec();
