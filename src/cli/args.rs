@@ -2,7 +2,7 @@
 
 use crate::probe::ProbeChoice;
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,7 +51,15 @@ pub(super) struct Main {
     pub(super) command: Vec<OsString>,
 }
 
-#[derive(Debug, Subcommand)]
+/// The part that is not the main job.
+#[derive(Debug, Parser)]
+#[command(name = "autocvd")]
+pub(super) struct Subcommand {
+    #[command(subcommand)]
+    pub(super) sub: Sub,
+}
+
+#[derive(Debug, clap::Subcommand)]
 pub(super) enum Sub {
     /// Show which GPUs are free, and who is on the others
     Status(StatusArgs),

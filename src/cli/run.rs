@@ -1,6 +1,6 @@
 //! The course of the program.
 
-use super::args::{Args, Main, Options, Sub, Syntax, probe_choice};
+use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
 use super::{args, exec, explain, shell, signals, status};
@@ -23,8 +23,12 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
     exit::catch_panics();
     signals::install();
     forget_empty_variables();
-    let done = parse(arguments).and_then(|args| match args {
-        Some(args) => dispatch(args),
+    let done = parse(&arguments).and_then(|asked| match asked {
+        Some(Asked::Main(Main { options, command })) => choose(&options, &command),
+        Some(Asked::Sub(sub)) => {
+            signals::guard_output(false);
+            tell(sub)
+        }
         None => Ok(()),
     });
     match done {
@@ -44,21 +48,53 @@ fn forget_empty_variables() {
     }
 }
 
-/// The arguments; `None` where help or the version was asked for, and has been printed.
-fn parse(arguments: Vec<OsString>) -> Result<Option<Args>, Failure> {
-    let main_job = arguments.get(1).is_none_or(|first| first.as_encoded_bytes().starts_with(b"-"));
-    if main_job {
-        match try_parse::<Main>(Main::command(), &arguments) {
-            Ok(main) => return Ok(Some(Args { subcommand: None, main })),
-            // What follows is the whole program's help.
-            Err(error) if error.kind() == ClapErrorKind::DisplayHelp => {}
-            Err(error) => return answer(&error),
+/// What is asked for; `None` where help or the version was, and has been printed.
+///
+/// Each half of the command line is parsed without the other: that takes half the time, and a wrong
+/// variable of an option does not keep `status` from showing the machine.
+fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
+    let parsed = match arguments.get(1).map(|first| first.as_encoded_bytes()) {
+        None | Some([b'-', ..]) => try_parse::<Main>(Main::command(), arguments).map(Asked::Main),
+        Some(b"help") => try_parse::<Args>(args::command(), arguments).map(|args| Asked::Main(args.main)),
+        Some(_) => try_parse::<Subcommand>(Subcommand::command(), arguments).map(|parsed| Asked::Sub(parsed.sub)),
+    };
+    let error = match parsed {
+        Ok(asked) => return Ok(Some(asked)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        // The main job's help is the whole program's.
+        ClapErrorKind::DisplayHelp
+            if arguments.get(1).is_some_and(|first| first.as_encoded_bytes().starts_with(b"-")) =>
+        {
+            print(&args::command().render_help().to_string()).map(|()| None)
+        }
+        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&error.render().to_string()).map(|()| None),
+        _ => {
+            let variable = variable_at_fault(&error).map(|name| format!(" (from {name})")).unwrap_or_default();
+            Err(Failure::new(exit::WRONG_VALUE, one_line(&error.render().to_string(), &variable)))
         }
     }
-    match try_parse::<Args>(args::command(), &arguments) {
-        Ok(args) => Ok(Some(args)),
-        Err(error) => answer(&error),
-    }
+}
+
+/// The two things that can be asked for.
+enum Asked {
+    Main(Main),
+    Sub(Sub),
+}
+
+/// The variable that the wrong value came from, where it did not come from the command line.
+fn variable_at_fault(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue};
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let name = option.split_whitespace().next()?.trim_start_matches('-').replace('-', "_").to_uppercase();
+    let variable = format!("AUTOCVD_{name}");
+    let given = std::env::args_os().any(|arg| arg.to_string_lossy().contains(&value));
+    (!given && std::env::var(&variable).is_ok_and(|set| set.contains(&value))).then_some(variable)
 }
 
 fn try_parse<T: FromArgMatches>(mut command: clap::Command, arguments: &[OsString]) -> Result<T, clap::Error> {
@@ -68,17 +104,8 @@ fn try_parse<T: FromArgMatches>(mut command: clap::Command, arguments: &[OsStrin
     parsed.and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
 }
 
-/// Prints what clap was asked to, or says what it found wrong.
-fn answer(error: &clap::Error) -> Result<Option<Args>, Failure> {
-    let text = error.render().to_string();
-    match error.kind() {
-        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&text).map(|()| None),
-        _ => Err(Failure::new(exit::WRONG_VALUE, one_line(&text))),
-    }
-}
-
 /// clap's message without its usage: what is wrong, and its tip if it has one.
-fn one_line(message: &str) -> String {
+fn one_line(message: &str, addition: &str) -> String {
     let mut parts = Vec::new();
     for line in message.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
@@ -90,29 +117,24 @@ fn one_line(message: &str) -> String {
         }
         parts.push(line.trim_start_matches("error: ").trim_start_matches("tip: "));
     }
-    format!("{}; see 'autocvd --help'", parts.join("; ").replace(":;", ":"))
+    format!("{}{addition}; see 'autocvd --help'", parts.join("; ").replace(":;", ":"))
 }
 
-fn dispatch(args: Args) -> Result<(), Failure> {
-    match args.subcommand {
-        Some(Sub::Status(args)) => {
-            signals::guard_output(false);
-            status::run(&args)
-        }
-        Some(Sub::Completions { shell }) => {
-            signals::guard_output(false);
+/// What there is besides the main job.
+fn tell(sub: Sub) -> Result<(), Failure> {
+    match sub {
+        Sub::Status(args) => status::run(&args),
+        Sub::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut args::command(), "autocvd", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
-        Some(Sub::Man) => {
-            signals::guard_output(false);
+        Sub::Man => {
             let mut text = Vec::new();
             let page = clap_mangen::Man::new(args::command());
             page.render(&mut text).map_err(|e| Failure::new(exit::UNEXPECTED, e.to_string()))?;
             print(&String::from_utf8_lossy(&text))
         }
-        None => choose(&args.main.options, &args.main.command),
     }
 }
 
@@ -161,8 +183,8 @@ fn request(options: &Options, command: &[OsString]) -> Request {
         least_used: options.least_used,
         timeout: options.timeout,
         interval: options.interval.unwrap_or(INTERVAL),
-        exclude: options.exclude.clone(),
-        only: options.only.clone(),
+        exclude: words(&options.exclude),
+        only: options.only.as_deref().map(words),
         min_free_memory: options.min_free_memory,
         inherit: options.inherit,
         uuid: options.uuid,
@@ -171,6 +193,11 @@ fn request(options: &Options, command: &[OsString]) -> Request {
         detail: Detail { all: options.json || options.verbose > 0 },
         near_cores: options.bind,
     }
+}
+
+/// Ids may also be separated by spaces, as in a variable.
+fn words(ids: &[String]) -> Vec<String> {
+    ids.iter().flat_map(|ids| ids.split_whitespace()).map(str::to_owned).collect()
 }
 
 fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure> {
