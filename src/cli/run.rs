@@ -3,7 +3,7 @@
 use super::args::{Args, Main, Options, Sub, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
-use super::{args, exec, explain, shell, signals, status};
+use super::{args, exec, explain, man, shell, signals, status};
 use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
 use crate::environment::Environment;
 use crate::probe::Detail;
@@ -106,10 +106,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         }
         Some(Sub::Man) => {
             signals::guard_output(false);
-            let mut text = Vec::new();
-            let page = clap_mangen::Man::new(args::command());
-            page.render(&mut text).map_err(|e| Failure::new(exit::UNEXPECTED, e.to_string()))?;
-            print(&String::from_utf8_lossy(&text))
+            print(&man::page())
         }
         None => choose(&args.main.options, &args.main.command),
     }
