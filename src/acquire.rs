@@ -346,7 +346,9 @@ impl Search<'_> {
         for gpu in gpus.into_iter().rev() {
             let units = self.wish.allowed.iter().copied().filter(|unit| unit.gpu == gpu).collect::<Vec<_>>();
             let claimed = |unit: &Unit| matches!(select::judge(*unit, snapshot), Verdict::Claimed(_));
-            if units.iter().all(claimed) && !self.wish.least_used && !self.request.detail.all {
+            // Whether it is large enough is to be known at once, claimed or not.
+            let settled = !self.wish.least_used && self.wish.min_free_memory.is_none() && !self.request.detail.all;
+            if settled && units.iter().all(claimed) {
                 continue;
             }
             self.read(gpu, snapshot);
