@@ -2,7 +2,7 @@
 
 use crate::probe::ProbeChoice;
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -191,6 +191,14 @@ pub(super) fn probe_choice(probe: Option<Where>, from: Option<&PathBuf>) -> Prob
 pub fn command() -> clap::Command {
     // The variables' names follow from the options'; listing each doubles the help.
     Args::command().mut_args(|arg| arg.hide_env(true))
+}
+
+/// The command as the generators of completions are to know it: with COMMAND as an argument, what they
+/// write for zsh completes neither COMMAND nor the arguments of subcommands.
+pub(super) fn command_to_complete() -> clap::Command {
+    Sub::augment_subcommands(Options::augment_args(clap::Command::new("autocvd")))
+        .version(env!("CARGO_PKG_VERSION"))
+        .args_conflicts_with_subcommands(true)
 }
 
 // Each says what to give instead; clap puts the wrong value and the option in front.

@@ -101,7 +101,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Sub::Completions { shell }) => {
             signals::guard_output(false);
             let mut text = Vec::new();
-            clap_complete::generate(shell, &mut args::command(), "autocvd", &mut text);
+            clap_complete::generate(shell, &mut args::command_to_complete(), "autocvd", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
         Some(Sub::Man) => {
