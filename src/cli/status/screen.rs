@@ -169,7 +169,7 @@ fn reason(
     };
     let unlisted = processes.is_none() && state == Some(State::Free);
     let reason = reason.filter(|_| !told).map(clean);
-    reason.or_else(|| unlisted.then(|| "the process list cannot be read, but memory and utilization are low".into()))
+    reason.or_else(|| unlisted.then(|| "the process list cannot be read; judged by memory and utilization".into()))
 }
 
 fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) -> Vec<Occupant> {
@@ -204,7 +204,11 @@ fn time(since: Option<u64>, view: &View) -> String {
             let now = live.now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
             duration(Duration::from_secs(now.saturating_sub(since).max(1)))
         }
-        None => clock(since).to_string(),
+        // Minutes say enough of what is past: 2026-03-03 07:59Z.
+        None => match clock(since).to_string().get(..16) {
+            Some(minute) => format!("{}Z", minute.replace('T', " ")),
+            None => cells::UNKNOWN.into(),
+        },
     }
 }
 
