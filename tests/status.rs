@@ -55,7 +55,7 @@ fn claim(machine: &Machine, args: &[&str]) -> Running {
 
 /// A machine of which everything is said that the form knows.
 fn varied() -> Machine {
-    let machine = Machine::described(json!({
+    Machine::described(json!({
         "gpus": [
             {"processes": [{"pid": 4_000_001, "type": "G", "memory": 100 << 20}], "display_active": true},
             {},
@@ -66,8 +66,7 @@ fn varied() -> Machine {
             {"memory": null, "errors": {"nvmlDeviceGetComputeRunningProcesses": 4}},
         ],
         "links": [{"gpus": [0, 1], "nvlinks": 4, "ancestor": "single"}, {"gpus": [1, 2], "ancestor": "node"}],
-    }));
-    machine
+    }))
 }
 
 #[test]
