@@ -2,7 +2,7 @@
 
 use crate::claim::{Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
 use crate::environment::{Environment, INSIDE, Inside};
-use crate::gpu::{ClaimInfo, Gpu, ProcessView, Snapshot, State};
+use crate::gpu::{ClaimInfo, Gpu, Link, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::select::{self, Selection, Verdict, Wish};
@@ -346,7 +346,9 @@ impl Search<'_> {
         for gpu in gpus.into_iter().rev() {
             let units = self.wish.allowed.iter().copied().filter(|unit| unit.gpu == gpu).collect::<Vec<_>>();
             let claimed = |unit: &Unit| matches!(select::judge(*unit, snapshot), Verdict::Claimed(_));
-            if units.iter().all(claimed) && !self.wish.least_used && !self.request.detail.all {
+            // Whether it is large enough is to be known at once, claimed or not.
+            let settled = !self.wish.least_used && self.wish.min_free_memory.is_none() && !self.request.detail.all;
+            if settled && units.iter().all(claimed) {
                 continue;
             }
             self.read(gpu, snapshot);
@@ -670,31 +672,75 @@ fn claims_of(snapshot: &mut Snapshot, unit: Unit) -> &mut Vec<ClaimInfo> {
     }
 }
 
+/// A machine to look at as a whole, once or again and again.
+pub struct Machine {
+    probe: Box<dyn Probe>,
+    claims: Option<Claims>,
+    /// How its GPUs are connected, once that has been asked: it does not change.
+    links: Option<Vec<Link>>,
+}
+
+impl Machine {
+    /// Opens the source of its state and the folder of claims; `observer` is told if that folder cannot be used.
+    ///
+    /// # Errors
+    /// As [`acquire`], where no GPU can be read.
+    pub fn open(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Self> {
+        observer.looking(true, None);
+        let probe = probe::open(choice, environment.nvml_library.clone());
+        observer.looking(false, None);
+        let probe = probe?;
+        let claims = open_claims(&Request::default(), environment, &*probe, observer);
+        Ok(Self { probe, claims, links: None })
+    }
+
+    /// The state of all its GPUs with their claims, judged.
+    ///
+    /// # Errors
+    /// As [`acquire`], where no GPU can be read.
+    pub fn look(&mut self, observer: &mut dyn Observer) -> Result<Snapshot> {
+        observer.looking(true, None);
+        let snapshot = self.read();
+        observer.looking(false, None);
+        let mut snapshot = snapshot?;
+        if self.is_live() {
+            if let Some(claims) = &mut self.claims {
+                mark(&mut snapshot, &claims.live());
+            }
+            describe(&mut snapshot);
+        }
+        snapshot.judge();
+        Ok(snapshot)
+    }
+
+    /// Whether another look can have another answer.
+    pub fn is_live(&self) -> bool {
+        self.probe.is_live()
+    }
+
+    fn read(&mut self) -> Result<Snapshot> {
+        let detail = Detail { all: true };
+        let mut snapshot = self.probe.begin(detail)?;
+        let view = snapshot.process_view;
+        for gpu in &mut snapshot.gpus {
+            self.probe.read(gpu, view, detail);
+        }
+        let indices: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
+        let links = self.links.get_or_insert_with(|| match indices.len() {
+            0 | 1 => Vec::new(),
+            _ => self.probe.links(&indices),
+        });
+        snapshot.links.clone_from(links);
+        Ok(snapshot)
+    }
+}
+
 /// The state of the whole machine with its claims, judged, for showing it.
 ///
 /// # Errors
 /// As [`acquire`], where no GPU can be read.
 pub fn status(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Snapshot> {
-    let detail = Detail { all: true };
-    let mut probe = probe::open(choice, environment.nvml_library.clone())?;
-    let mut snapshot = probe.begin(detail)?;
-    if probe.is_live() {
-        let request = Request { claim: Claiming::Process { command: String::new() }, ..Request::default() };
-        if let Some(mut claims) = open_claims(&request, environment, &*probe, observer) {
-            mark(&mut snapshot, &claims.live());
-        }
-        let view = snapshot.process_view;
-        for gpu in &mut snapshot.gpus {
-            probe.read(gpu, view, detail);
-        }
-        let indices: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
-        if indices.len() > 1 {
-            snapshot.links = probe.links(&indices);
-        }
-        describe(&mut snapshot);
-    }
-    snapshot.judge();
-    Ok(snapshot)
+    Machine::open(choice, environment, observer)?.look(observer)
 }
 
 /// Adds what /proc tells of the processes, and the names of users.

@@ -4,6 +4,7 @@ mod args;
 mod exec;
 mod exit;
 mod explain;
+mod man;
 mod progress;
 mod run;
 mod shell;

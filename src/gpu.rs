@@ -241,6 +241,16 @@ pub enum ProcessKind {
 }
 
 impl ProcessKind {
+    /// nvidia-smi's name: `M+C`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Compute => "C",
+            Self::Graphics => "G",
+            Self::ComputeGraphics => "C+G",
+            Self::MpsCompute => "M+C",
+        }
+    }
+
     /// Whether the process computes on the GPU; only a pure graphics process does not.
     pub fn computes(self) -> bool {
         self != Self::Graphics

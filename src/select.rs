@@ -108,7 +108,10 @@ pub fn judge(unit: Unit, snapshot: &Snapshot) -> Verdict {
     };
     let because = |reason: Option<&str>, otherwise: &str| reason.unwrap_or(otherwise).to_owned();
     if gpu.state == Some(State::Unavailable) {
-        return Verdict::Unavailable(because(gpu.reason.as_deref(), "not usable"));
+        // A recording says of the GPU only how many of its MIG devices are free, and of each why it is not.
+        let own = unit.mig_device(snapshot).filter(|device| device.state == gpu.state);
+        let reason = own.and_then(|device| device.reason.as_deref()).or(gpu.reason.as_deref());
+        return Verdict::Unavailable(because(reason, "not usable"));
     }
     if gpu.compute_mode == Some(ComputeMode::Prohibited) {
         return Verdict::Unavailable(

@@ -83,7 +83,7 @@ fn a_wrong_option_or_value_is_quoted_and_runs_nothing() {
         (&["-x", "GPU-"], "'GPU-'"),
         (&["-x", "0,,1"], "''"),
         (&["-x", ""], "''"),
-        (&["-x", "0\n1"], "names no GPU"),
+        (&["-x", "no\x07ne"], "names no GPU"),
         (&["--only", "nonsense"], "'nonsense'"),
         (&["--shell", "tcl"], "'tcl'"),
         (&["--probe", "guess"], "'guess'"),

@@ -2,23 +2,33 @@
 
 use crate::probe::ProbeChoice;
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum, ValueHint};
+use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand as _, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const EXAMPLES: &str = "\
-Examples:
-  eval $(autocvd) python train.py        run on a free GPU, or wait for one
-  eval $(autocvd -n 2 -t 1h) ./job       on two GPUs, giving up after an hour
-  autocvd -n 4 -- ./job \"an argument\"    become ./job, with four GPUs claimed until it ends
-  . <(autocvd -s)                        set the variables in this shell
+/// Lines to run, and what they do.
+pub(super) const EXAMPLES: [(&str, &str); 6] = [
+    ("eval $(autocvd) python train.py", "run on a free GPU, or wait for one"),
+    ("eval $(autocvd -n 2 -t 1h) ./job", "on two GPUs, giving up after an hour"),
+    ("autocvd -n 4 -- ./job \"an argument\"", "become ./job, with four GPUs claimed until it ends"),
+    (". <(autocvd -s)", "set the variables in this shell"),
+    ("autocvd status --watch", "who is on which GPU, every second"),
+    (". <(autocvd completions bash)", "complete its options in this shell"),
+];
 
+const AFTER_HELP: &str = "\
 Every option can be set by a variable: AUTOCVD_NUM_GPUS, AUTOCVD_TIMEOUT, …; the command line wins.
 
 Exit codes: 0 done, 1 unexpected error, 2 wrong option or value, 3 can never be met here,
 4 timeout passed, 5 no NVIDIA GPU can be read, 126/127 COMMAND cannot be run/is not found,
 128+N ended by signal N. On failure the output runs nothing: 'eval $(autocvd) prog' starts no prog.";
+
+/// What stands below the options.
+fn after_help() -> String {
+    let examples: String = EXAMPLES.iter().map(|(line, text)| format!("  {line:<37}  {text}\n")).collect();
+    format!("Examples:\n{examples}\n{AFTER_HELP}")
+}
 
 /// Find free NVIDIA GPUs, or wait for them, and set CUDA_VISIBLE_DEVICES
 #[derive(Debug, Parser)]
@@ -28,7 +38,7 @@ Exit codes: 0 done, 1 unexpected error, 2 wrong option or value, 3 can never be 
     override_usage = "autocvd [OPTIONS]                     print the assignments, for the shell to eval\n       \
                       autocvd [OPTIONS] -- COMMAND [ARG]…   become COMMAND, with the GPUs set and claimed\n       \
                       autocvd status | completions | man    see 'autocvd help SUBCOMMAND'",
-    after_help = EXAMPLES,
+    after_help = after_help(),
     max_term_width = 110,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
@@ -77,14 +87,14 @@ pub(super) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Show again every DUR
+    /// Show again every DUR, 1 s if none is given
     #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = positive_duration)]
     pub(super) watch: Option<Duration>,
     /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
-    #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", hide_env = true, value_hint = ValueHint::FilePath)]
     pub(super) from: Option<PathBuf>,
     /// Where to read the machine's state [default: auto: NVML, else nvidia-smi]
-    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE")]
+    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE", hide_env = true)]
     pub(super) probe: Option<Where>,
 }
 
@@ -189,6 +199,14 @@ pub(super) fn probe_choice(probe: Option<Where>, from: Option<&PathBuf>) -> Prob
 pub fn command() -> clap::Command {
     // The variables' names follow from the options'; listing each doubles the help.
     Args::command().mut_args(|arg| arg.hide_env(true))
+}
+
+/// The command as the generators of completions are to know it: with COMMAND as an argument, what they
+/// write for zsh completes neither COMMAND nor the arguments of subcommands.
+pub(super) fn command_to_complete() -> clap::Command {
+    Sub::augment_subcommands(Options::augment_args(clap::Command::new("autocvd")))
+        .version(env!("CARGO_PKG_VERSION"))
+        .args_conflicts_with_subcommands(true)
 }
 
 // Each says what to give instead; clap puts the wrong value and the option in front.

@@ -134,7 +134,7 @@ fn picture(waiting: &Waiting) -> String {
 }
 
 /// A Unix time in seconds, as RFC 3339 writes it.
-fn clock(time: u64) -> impl std::fmt::Display {
+pub(super) fn clock(time: u64) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_secs(time))
 }
 

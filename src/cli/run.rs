@@ -3,7 +3,7 @@
 use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
-use super::{args, exec, explain, shell, signals, status};
+use super::{args, exec, explain, man, shell, signals, status};
 use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
 use crate::environment::Environment;
 use crate::probe::Detail;
@@ -126,15 +126,10 @@ fn tell(sub: Sub) -> Result<(), Failure> {
         Sub::Status(args) => status::run(&args),
         Sub::Completions { shell } => {
             let mut text = Vec::new();
-            clap_complete::generate(shell, &mut args::command(), "autocvd", &mut text);
+            clap_complete::generate(shell, &mut args::command_to_complete(), "autocvd", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
-        Sub::Man => {
-            let mut text = Vec::new();
-            let page = clap_mangen::Man::new(args::command());
-            page.render(&mut text).map_err(|e| Failure::new(exit::UNEXPECTED, e.to_string()))?;
-            print(&String::from_utf8_lossy(&text))
-        }
+        Sub::Man => print(&man::page()),
     }
 }
 

@@ -17,6 +17,8 @@ static GUARD: AtomicBool = AtomicBool::new(true);
 static LINE_OPEN: AtomicBool = AtomicBool::new(false);
 /// Whether nothing but errors may be written to standard error.
 static QUIET: AtomicBool = AtomicBool::new(false);
+/// Whether a signal that ends the program says so.
+static TELLS_END: AtomicBool = AtomicBool::new(true);
 /// The time that is left, in milliseconds, after the driver's silence was told of; negative is for ever.
 static LEFT: AtomicI64 = AtomicI64::new(-1);
 /// What to say if the driver does not answer in time.
@@ -35,6 +37,11 @@ pub(super) fn guard_output(guard: bool) {
 
 pub(super) fn guards_output() -> bool {
     GUARD.load(Ordering::Relaxed)
+}
+
+/// From now on the end by a signal goes without saying: nothing was to be started.
+pub(super) fn end_silently() {
+    TELLS_END.store(false, Ordering::Relaxed);
 }
 
 pub(super) fn be_quiet() {
@@ -97,6 +104,7 @@ extern "C" fn end(signal: i32) {
     claim::remove_files();
     clear_line();
     let text: &[u8] = match signal {
+        _ if !TELLS_END.load(Ordering::Relaxed) => b"",
         libc::SIGINT => b"autocvd: interrupted (SIGINT); nothing was started\n",
         libc::SIGTERM => b"autocvd: terminated (SIGTERM); nothing was started\n",
         libc::SIGHUP => b"autocvd: hung up (SIGHUP); nothing was started\n",

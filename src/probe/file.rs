@@ -103,15 +103,25 @@ pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
 
 /// The JSON of a snapshot, which [`parse`] reads back.
 pub fn to_json(snapshot: &Snapshot) -> String {
-    let document = Document {
+    serde_json::to_string_pretty(&document(snapshot)).expect(SERIALIZES)
+}
+
+/// The same JSON in one line.
+pub fn to_json_line(snapshot: &Snapshot) -> String {
+    serde_json::to_string(&document(snapshot)).expect(SERIALIZES)
+}
+
+const SERIALIZES: &str = "plain data with string keys always serializes";
+
+fn document(snapshot: &Snapshot) -> Document<'_> {
+    Document {
         schema: SCHEMA,
         source: snapshot.source,
         driver_version: snapshot.driver_version.clone(),
         process_view: snapshot.process_view,
         gpus: (&snapshot.gpus).into(),
         links: (&snapshot.links).into(),
-    };
-    serde_json::to_string_pretty(&document).expect("plain data with string keys always serializes")
+    }
 }
 
 /// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
