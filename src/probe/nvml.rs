@@ -113,8 +113,8 @@ impl Slot {
         let mut slot = Self { device: None, known: Gpu { index, ..Gpu::default() }, mig: Vec::new() };
         match library.device_by_index(index) {
             Ok(device) => {
-                slot.known.uuid = device.uuid().ok();
-                slot.known.pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id);
+                slot.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
+                slot.known.pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id).filter(|id| !id.is_empty());
                 slot.find_mig(&device);
                 slot.device = Some(device);
             }
