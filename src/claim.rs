@@ -36,6 +36,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove_files;
@@ -43,6 +44,10 @@ pub use lease::Form;
 
 /// How long to wait for the master lock before going on without it.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// The claims that this process holds. Their files must not be opened again: to close any descriptor of
+/// a file ends the process's POSIX locks on it.
+static OWN: Mutex<Vec<(String, Record)>> = Mutex::new(Vec::new());
 
 /// The claims of this machine, as this process sees and makes them.
 pub struct Claims {
@@ -113,6 +118,8 @@ pub struct Held {
     path: PathBuf,
     /// The locked file; POSIX locks end when any descriptor of the file is closed.
     file: Option<File>,
+    /// Who claimed: a fork has a copy of this, but not the claim.
+    pid: u32,
 }
 
 /// The master lock; dropped, it is free.
@@ -163,9 +170,13 @@ impl Claims {
     /// The claims that count now, this process's own surroundings left out: what it was started inside
     /// of, and leases of its shell that end because the shell asks again.
     pub fn live(&mut self) -> Vec<Claim> {
+        self.live_besides(None)
+    }
+
+    fn live_besides(&mut self, own: Option<&str>) -> Vec<Claim> {
         let mut live = Vec::new();
         for name in self.folder.claims() {
-            if self.around.contains(&name) {
+            if self.around.contains(&name) || own == Some(&*name) {
                 continue;
             }
             if let Some(claim) = self.read(&name) {
@@ -178,6 +189,10 @@ impl Claims {
 
     /// A claim, if it counts.
     fn read(&mut self, name: &str) -> Option<Claim> {
+        if let Some(record) = self.own_record(name) {
+            let end = End { pids: vec![record.holder.pid], at: None };
+            return Some(record.into_claim(name, rustix::process::geteuid().as_raw(), end));
+        }
         let file = self.folder.open_file(name)?;
         let uid = rustix::fs::fstat(&file).ok()?.st_uid;
         let record = Record::read(&file)?;
@@ -187,8 +202,18 @@ impl Claims {
             self.folder.remove_own(name, uid);
             return None;
         };
-        let Record { units, holder, command, since, parent, .. } = record;
-        Some(Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end })
+        Some(record.into_claim(name, uid, end))
+    }
+
+    /// What this process claims by that name; not what a process claims that it was forked from.
+    fn own_record(&self, name: &str) -> Option<Record> {
+        let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = own.iter().find(|(known, _)| known == name).map(|(_, record)| record)?;
+        (record.holder == self.holder()).then(|| record.clone())
+    }
+
+    fn holder(&self) -> ProcessId {
+        self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 })
     }
 
     /// What tells when the claim ends; `None` if it has.
@@ -241,20 +266,17 @@ impl Claims {
     pub fn claim(&mut self, units: &[String], holder: &Holder, despite: &[Claim]) -> io::Result<Option<Held>> {
         let name = self.folder.new_name();
         let record = self.record(units, holder);
-        let (path, mut file) = self.folder.create(&name)?;
+        let (path, file) = self.folder.create(&name)?;
         cleanup::CLAIM.set(&path);
-        let is_process = record.kind == Kind::Process;
-        let mut held = Held { name: name.clone(), path, file: None };
-        if is_process {
-            folder::lock(&file)?;
+        let mut held = Held { name: name.clone(), path, file: None, pid: std::process::id() };
+        if let Err(error) = self.write(&name, &record, file, &mut held) {
+            held.release();
+            self.folder.discard(&name);
+            return Err(error);
         }
-        file.write_all(record.to_text().as_bytes())?;
-        // A lease's file is closed before it counts: waiters watch for claims' files being closed.
-        held.file = is_process.then_some(file);
-        self.folder.publish(&name)?;
-        let rival = self.live().into_iter().find(|other| {
+        let rival = self.live_besides(Some(&name)).into_iter().find(|other| {
             let known = despite.iter().any(|claim| claim.name == other.name);
-            other.name != name && !known && other.units.iter().any(|unit| units.contains(unit))
+            !known && other.units.iter().any(|unit| units.contains(unit))
         });
         if let Some(rival) = rival {
             tracing::debug!("claim {} by pid {} came first; choosing again", rival.name, rival.pid);
@@ -264,10 +286,22 @@ impl Claims {
         Ok(Some(held))
     }
 
+    /// Fills and publishes the file of a claim.
+    fn write(&self, name: &str, record: &Record, mut file: File, held: &mut Held) -> io::Result<()> {
+        let is_process = record.kind == Kind::Process;
+        if is_process {
+            folder::lock(&file)?;
+            OWN.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), record.clone()));
+        }
+        file.write_all(record.to_text().as_bytes())?;
+        // A lease's file is closed before it counts: waiters watch for claims' files being closed.
+        held.file = is_process.then_some(file);
+        self.folder.publish(name)
+    }
+
     fn record(&self, units: &[String], holder: &Holder) -> Record {
-        let own = self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 });
         let (kind, process, command) = match holder {
-            Holder::Process { command } => (Kind::Process, own, command.clone()),
+            Holder::Process { command } => (Kind::Process, self.holder(), command.clone()),
             Holder::Shell { hold, form } => {
                 let shell = self.shell.or_else(lease::asking_shell);
                 // Without a shell to be seen, the time alone counts: pid 0 is nobody.
@@ -327,9 +361,12 @@ impl Held {
 
     /// Ends the claim.
     pub fn release(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        cleanup::CLAIM.clear();
+        if self.pid == std::process::id() {
+            let _ = std::fs::remove_file(&self.path);
+            cleanup::CLAIM.clear();
+        }
         self.file = None;
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| *name != self.name);
     }
 
     /// Lets the claim live on: it is now the shell's.

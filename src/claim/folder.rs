@@ -102,6 +102,11 @@ impl Folder {
         std::fs::rename(self.path.join(format!("{UNFINISHED}{name}")), self.path.join(name))
     }
 
+    /// Removes the unfinished file of `name`.
+    pub(super) fn discard(&self, name: &str) {
+        let _ = std::fs::remove_file(self.path.join(format!("{UNFINISHED}{name}")));
+    }
+
     /// Removes a file if it is this user's.
     pub(super) fn remove_own(&self, name: &str, owner: u32) {
         let user = rustix::process::geteuid();
