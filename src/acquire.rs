@@ -205,6 +205,7 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
         sleeper: None,
         ticket: None,
         courtesy: HashMap::new(),
+        courtesy_ends: None,
     };
     let mut first = Some(snapshot);
     loop {
@@ -237,6 +238,8 @@ struct Search<'a> {
     ticket: Option<Ticket>,
     /// Since when others could have taken what they came first for.
     courtesy: HashMap<String, Instant>,
+    /// When the first of those whom the last look let pass has had its time.
+    courtesy_ends: Option<Instant>,
 }
 
 /// What one look brought.
@@ -326,11 +329,15 @@ impl Search<'_> {
         }
         let mut selection = self.read_and_select(&mut snapshot);
         let mut behind = 0;
-        if let (Selection::Chosen(_), false, Some(claims)) = (&selection, self.wish.least_used, &self.claims) {
-            let first = claims.waiting_before(self.came);
-            if !first.is_empty() {
-                (selection, behind) = self.let_pass(&first, &mut snapshot);
-            }
+        let first = match (&selection, &self.claims) {
+            (Selection::Chosen(_), Some(claims)) if !self.wish.least_used => claims.waiting_before(self.came),
+            _ => Vec::new(),
+        };
+        if first.is_empty() {
+            self.courtesy.clear();
+            self.courtesy_ends = None;
+        } else {
+            (selection, behind) = self.let_pass(&first, &mut snapshot);
         }
         Look { snapshot, selection, known, behind }
     }
@@ -374,6 +381,7 @@ impl Search<'_> {
         }
         let mut left = ids::units(snapshot);
         let mut waited: HashMap<String, Instant> = HashMap::new();
+        self.courtesy_ends = None;
         let now = Instant::now();
         for waiter in first {
             let wanted = |unit: &&Unit| match &waiter.wants.units {
@@ -390,6 +398,8 @@ impl Search<'_> {
             let since = self.courtesy.get(&waiter.name).copied().unwrap_or(now);
             waited.insert(waiter.name.clone(), since);
             if now.duration_since(since) < COURTESY {
+                let end = since + COURTESY;
+                self.courtesy_ends = Some(self.courtesy_ends.map_or(end, |known| known.min(end)));
                 left.retain(|unit| !theirs.contains(unit));
             }
         }
@@ -480,8 +490,8 @@ impl Search<'_> {
         }
         watch.pids.sort_unstable();
         watch.pids.dedup();
-        if let Some(first) = self.courtesy.values().min() {
-            watch.add_time(*first + COURTESY);
+        if let Some(end) = self.courtesy_ends {
+            watch.add_time(end);
         }
         watch
     }
@@ -489,16 +499,17 @@ impl Search<'_> {
     /// Sleeps until another look may bring more, or the deadline has come.
     fn sleep(&mut self, watch: &Watch, observer: &mut dyn Observer) -> Result<()> {
         let Some(sleeper) = &mut self.sleeper else { return Ok(()) };
-        let again = Instant::now() + self.request.interval;
-        let end = self.deadline.map_or(again, |deadline| deadline.min(again));
+        // An interval beyond the clock's range is for ever.
+        let again = Instant::now().checked_add(self.request.interval);
+        let end = [again, self.deadline].into_iter().flatten().min();
         loop {
             let tick = observer.tick_every().map(|every| Instant::now() + every);
-            let woken = sleeper.sleep(watch, Some(tick.map_or(end, |tick| tick.min(end))));
+            let woken = sleeper.sleep(watch, [tick, end].into_iter().flatten().min());
             observer.tick()?;
             if woken == Woken::Changed {
                 break;
             }
-            if Instant::now() >= end {
+            if end.is_some_and(|end| end <= Instant::now()) {
                 return Ok(());
             }
         }
