@@ -70,10 +70,28 @@ fn a_newcomer_that_lets_a_waiter_pass_sleeps_on() {
     destroy_context(&machine, 0, &job);
     let newcomer = waiter(&machine, &[], &["true"]);
     assert!(runs(&first, "sleep"));
+    thread::sleep(Duration::from_millis(600));
     machine.forget_calls();
     let (before, ticks) = (switches(newcomer.pid()), cpu_ticks(newcomer.pid()));
     thread::sleep(Duration::from_secs(1));
     assert_eq!(machine.calls(), [] as [&str; 0]);
     assert_eq!(switches(newcomer.pid()), before);
     assert!(cpu_ticks(newcomer.pid()) - ticks <= 1);
+}
+
+#[test]
+fn a_dead_process_that_the_driver_still_lists_costs_a_few_looks_not_a_core() {
+    let machine = Machine::gpus(1);
+    let job = machine.job_that(0, "C 1000 2500");
+    let waiting = waiter(&machine, &[], &["true"]);
+    machine.forget_calls();
+    // It stays a zombie: this process does not wait for it.
+    rustix::process::kill_process(rustix::process::Pid::from_raw(job.pid() as i32).expect("a pid"), Signal::KILL)
+        .expect("our own child");
+    let dead = Instant::now();
+    waiting.finish().success();
+    assert!(dead.elapsed() >= Duration::from_millis(2400), "{:?}", dead.elapsed());
+    assert!(dead.elapsed() < Duration::from_secs(15), "the looks after an exit go on for seconds");
+    let looks = machine.calls().iter().filter(|call| call.contains("RunningProcesses")).count();
+    assert!(looks <= 20, "{looks} looks");
 }
