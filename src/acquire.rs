@@ -1,6 +1,6 @@
 //! Finding GPUs and claiming them: the only place where probing, selecting, claiming and waiting meet.
 
-use crate::claim::{Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
+use crate::claim::{Asking, Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
 use crate::environment::{Environment, INSIDE, Inside};
 use crate::gpu::{ClaimInfo, Gpu, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
@@ -183,12 +183,13 @@ impl Observer for Unobserved {}
 /// Of every [`ErrorKind`]; the message is one line (a line a source where no GPU can be read at all).
 pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn Observer) -> Result<Acquisition> {
     let came = proc::since_boot();
+    let asking = if matches!(request.claim, Claiming::Shell { .. }) { Asking::now() } else { None };
     let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     observer.looking(true, deadline);
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;
     let snapshot = probe.begin(request.detail)?;
     observer.looking(false, deadline);
-    let mut claims = open_claims(request, environment, &*probe, observer);
+    let mut claims = open_claims(request, environment, asking, &*probe, observer);
     let allowed = allowed(request, environment, &snapshot, claims.as_mut())?;
     let all = ids::units(&snapshot).len();
     let keys: Vec<String> = allowed.iter().map(|unit| unit.key(&snapshot)).collect();
@@ -568,6 +569,7 @@ fn seconds(duration: Duration) -> String {
 fn open_claims(
     request: &Request,
     environment: &Environment,
+    asking: Option<Asking>,
     probe: &dyn Probe,
     observer: &mut dyn Observer,
 ) -> Option<Claims> {
@@ -577,8 +579,8 @@ fn open_claims(
     let around = environment.inside.as_ref().map(|inside| inside.claims.clone()).unwrap_or_default();
     match Claims::open(&environment.claim_dir, around) {
         Ok(mut claims) => {
-            if matches!(request.claim, Claiming::Shell { .. }) {
-                claims.for_shell();
+            if let Some(asking) = asking {
+                claims.for_shell(asking);
             }
             Some(claims)
         }
@@ -598,17 +600,21 @@ fn allowed(
     request: &Request,
     environment: &Environment,
     snapshot: &Snapshot,
-    claims: Option<&mut Claims>,
+    mut claims: Option<&mut Claims>,
 ) -> Result<Vec<Unit>> {
     let mut allowed = ids::units(snapshot);
     if let Some(inside) = &environment.inside {
-        let around: Vec<Unit> =
-            allowed.iter().copied().filter(|unit| inside.units.contains(&unit.key(snapshot))).collect();
-        // Variables travel to other machines and outlive what they tell of.
-        let stands = claims.is_none_or(|claims| claims.is_inside());
-        if !around.is_empty() && stands {
+        // Variables travel to other machines and outlive what they tell of: the claims themselves count.
+        let keys = match &mut claims {
+            Some(claims) if !inside.claims.is_empty() => claims.surroundings().unwrap_or_default(),
+            _ => inside.units.clone(),
+        };
+        let around: Vec<Unit> = allowed.iter().copied().filter(|unit| keys.contains(&unit.key(snapshot))).collect();
+        if !around.is_empty() {
             tracing::debug!("inside another autocvd: choosing among its {} GPUs", around.len());
             allowed = around;
+        } else if let Some(claims) = claims {
+            claims.forget_surroundings();
         }
     }
     if request.inherit || environment.batch_job.is_some() {
@@ -690,7 +696,7 @@ pub fn status(choice: &ProbeChoice, environment: &Environment, observer: &mut dy
     let mut snapshot = probe.begin(detail)?;
     if probe.is_live() {
         let request = Request { claim: Claiming::Process { command: String::new() }, ..Request::default() };
-        if let Some(mut claims) = open_claims(&request, environment, &*probe, observer) {
+        if let Some(mut claims) = open_claims(&request, environment, None, &*probe, observer) {
             mark(&mut snapshot, &claims.live());
         }
         let view = snapshot.process_view;

@@ -40,10 +40,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove_files;
-pub use lease::Form;
+pub use lease::{Asking, Form};
 
 /// How long to wait for the master lock before going on without it.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// How long a claim is left alone that cannot be judged from here.
+const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// The claims that this process holds. Their files must not be opened again: to close any descriptor of
 /// a file ends the process's POSIX locks on it.
@@ -58,8 +61,8 @@ pub struct Claims {
     /// The claims inside which this process was started, the outermost first: the last one's GPUs are
     /// what there is to choose from.
     around: Vec<String>,
-    /// The shell that asked, for leases.
-    shell: Option<ProcessId>,
+    /// Who asks, for leases.
+    asking: Option<Asking>,
     /// What is remembered of leases whose program was seen to run, by the claim's name.
     seen: HashMap<String, Vec<ProcessId>>,
 }
@@ -92,6 +95,16 @@ pub struct End {
     pub pids: Vec<u32>,
     /// The passing of this time.
     pub at: Option<Instant>,
+}
+
+/// Whether a claim counts.
+enum Life {
+    /// It does.
+    Counts(End),
+    /// It does not any more.
+    Ended,
+    /// Not as far as can be seen from here (another PID namespace, hidepid, another machine).
+    Unclear,
 }
 
 /// For whom to claim.
@@ -137,14 +150,14 @@ impl Claims {
             namespace: proc::pid_namespace(),
             boot: proc::boot_id(),
             around,
-            shell: None,
+            asking: None,
             seen: HashMap::new(),
         })
     }
 
-    /// Tells that leases of this process's shell end now unless their program runs: it asks again.
-    pub fn for_shell(&mut self) {
-        self.shell = lease::asking_shell();
+    /// Tells that this process asks for its shell, whose older leases end now unless their programs run.
+    pub fn for_shell(&mut self, asking: Asking) {
+        self.asking = Some(asking);
     }
 
     /// Makes choosing and claiming one step: to be held from [`live`](Self::live) to [`claim`](Self::claim).
@@ -196,11 +209,22 @@ impl Claims {
         let file = self.folder.open_file(name)?;
         let uid = rustix::fs::fstat(&file).ok()?.st_uid;
         let record = Record::read(&file)?;
-        let end = if record.boot == self.boot { self.standing(name, &file, &record) } else { None };
-        let Some(end) = end else {
-            // Anybody's leftovers are harmless; this only keeps the folder small.
-            self.folder.remove_own(name, uid);
-            return None;
+        let life = if record.boot == self.boot { self.life(name, &file, &record) } else { Life::Unclear };
+        let end = match life {
+            Life::Counts(end) => end,
+            // Anybody's leftovers are harmless; to remove them only keeps the folder small.
+            Life::Ended => {
+                self.folder.remove_own(name, uid);
+                return None;
+            }
+            // Those who see more may still count it.
+            Life::Unclear => {
+                let written = file.metadata().and_then(|meta| meta.modified()).ok()?;
+                if written.elapsed().is_ok_and(|age| age > UNCLEAR_FOR) {
+                    self.folder.remove_own(name, uid);
+                }
+                return None;
+            }
         };
         Some(record.into_claim(name, uid, end))
     }
@@ -216,31 +240,34 @@ impl Claims {
         self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 })
     }
 
-    /// What tells when the claim ends; `None` if it has.
-    fn standing(&mut self, name: &str, file: &File, record: &Record) -> Option<End> {
+    fn life(&mut self, name: &str, file: &File, record: &Record) -> Life {
         let same_namespace = record.namespace.is_some() && record.namespace == self.namespace;
         match &record.kind {
             Kind::Process => {
-                let stat = same_namespace.then(|| proc::Stat::read(record.holder.pid)).flatten();
-                let alive = match stat {
-                    Some(stat) => stat.id == record.holder && stat.runs(),
-                    None if same_namespace && !proc::exists(record.holder.pid) => false,
-                    None => folder::is_locked(file),
-                };
-                alive.then(|| End { pids: if same_namespace { vec![record.holder.pid] } else { vec![] }, at: None })
+                let pids = if same_namespace { vec![record.holder.pid] } else { vec![] };
+                let counts = Life::Counts(End { pids, at: None });
+                match same_namespace.then(|| proc::Stat::read(record.holder.pid)).flatten() {
+                    Some(stat) if stat.id == record.holder && stat.runs() => counts,
+                    Some(_) => Life::Ended,
+                    None if same_namespace && !proc::exists(record.holder.pid) => Life::Ended,
+                    None if folder::is_locked(file) => counts,
+                    // It may have closed the file, as sudo does.
+                    None => Life::Unclear,
+                }
             }
             Kind::Lease(lease) => {
                 let seen = self.seen.get(name).or(lease.program.as_ref()).cloned();
-                let asks_again = self.shell == Some(record.holder);
-                match lease::standing(lease, record.holder, same_namespace, seen.as_deref(), asks_again) {
-                    Standing::Ended => None,
-                    Standing::Waiting(end) => Some(end),
+                let asking = self.asking.as_ref();
+                match lease::standing(lease, record.holder, same_namespace, seen.as_deref(), asking) {
+                    Standing::Ended => Life::Ended,
+                    Standing::Unclear => Life::Unclear,
+                    Standing::Waiting(end) => Life::Counts(end),
                     Standing::Running { program, end } => {
                         if seen.as_ref() != Some(&program) {
                             self.remember(name, record, &program);
                             self.seen.insert(name.to_owned(), program);
                         }
-                        Some(end)
+                        Life::Counts(end)
                     }
                 }
             }
@@ -303,10 +330,10 @@ impl Claims {
         let (kind, process, command) = match holder {
             Holder::Process { command } => (Kind::Process, self.holder(), command.clone()),
             Holder::Shell { hold, form } => {
-                let shell = self.shell.or_else(lease::asking_shell);
-                // Without a shell to be seen, the time alone counts: pid 0 is nobody.
-                let shell = shell.unwrap_or(ProcessId { pid: 0, start: 0 });
-                (Kind::Lease(lease::Lease::new(shell, *hold, form.clone())), shell, String::new())
+                let asking = self.asking.as_ref();
+                // Pid 0 is nobody.
+                let shell = asking.map_or(ProcessId { pid: 0, start: 0 }, Asking::shell);
+                (Kind::Lease(lease::Lease::new(asking, *hold, form.clone())), shell, String::new())
             }
         };
         let command = if command.is_empty() { proc::command(process.pid).unwrap_or_default() } else { command };
@@ -343,13 +370,21 @@ impl Claims {
         &self.around
     }
 
-    /// Whether the claim inside which this process was started still counts; if not, it is forgotten.
-    pub fn is_inside(&mut self) -> bool {
-        let stands = self.around.last().cloned().is_none_or(|name| self.read(&name).is_some());
-        if !stands {
-            self.around.clear();
+    /// The keys of the GPUs that surround this process: those of the innermost claim that still counts.
+    /// Claims that have ended are forgotten.
+    pub fn surroundings(&mut self) -> Option<Vec<String>> {
+        while let Some(name) = self.around.last().cloned() {
+            if let Some(claim) = self.read(&name) {
+                return Some(claim.units);
+            }
+            self.around.pop();
         }
-        stands
+        None
+    }
+
+    /// Heeds the claims around this process like all others.
+    pub fn forget_surroundings(&mut self) {
+        self.around.clear();
     }
 }
 

@@ -7,9 +7,8 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Job, Machine, Running, run, start, wait_until};
+use common::{Job, Machine, Running, start, wait_until};
 use rustix::process::Signal;
-use serde_json::json;
 
 /// A launch that waits: it is in the queue, and sleeps. Nothing but what it waits for is to wake it.
 fn waiter(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
