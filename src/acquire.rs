@@ -1,6 +1,6 @@
 //! Finding GPUs and claiming them: the only place where probing, selecting, claiming and waiting meet.
 
-use crate::claim::{Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
+use crate::claim::{Asking, Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
 use crate::environment::{Environment, INSIDE, Inside};
 use crate::gpu::{ClaimInfo, Gpu, Link, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
@@ -16,9 +16,6 @@ const COURTESY: Duration = Duration::from_millis(250);
 /// Of many who wake at once, each lets those before it look first.
 const STAGGER: Duration = Duration::from_millis(1);
 const MAX_STAGGER: Duration = Duration::from_millis(20);
-
-/// However long the interval: no clock overflows within it.
-const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What to find, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,12 +183,13 @@ impl Observer for Unobserved {}
 /// Of every [`ErrorKind`]; the message is one line (a line a source where no GPU can be read at all).
 pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn Observer) -> Result<Acquisition> {
     let came = proc::since_boot();
+    let asking = if matches!(request.claim, Claiming::Shell { .. }) { Asking::now() } else { None };
     let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     observer.looking(true, deadline);
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;
     let snapshot = probe.begin(request.detail)?;
     observer.looking(false, deadline);
-    let mut claims = open_claims(request, environment, &*probe, observer);
+    let mut claims = open_claims(request, environment, asking, &*probe, observer);
     let allowed = allowed(request, environment, &snapshot, claims.as_mut())?;
     let all = ids::units(&snapshot).len();
     let keys: Vec<String> = allowed.iter().map(|unit| unit.key(&snapshot)).collect();
@@ -208,6 +206,7 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
         sleeper: None,
         ticket: None,
         courtesy: HashMap::new(),
+        courtesy_ends: None,
     };
     let mut first = Some(snapshot);
     loop {
@@ -240,6 +239,8 @@ struct Search<'a> {
     ticket: Option<Ticket>,
     /// Since when others could have taken what they came first for.
     courtesy: HashMap<String, Instant>,
+    /// When the first of those whom the last look let pass has had its time.
+    courtesy_ends: Option<Instant>,
 }
 
 /// What one look brought.
@@ -329,11 +330,15 @@ impl Search<'_> {
         }
         let mut selection = self.read_and_select(&mut snapshot);
         let mut behind = 0;
-        if let (Selection::Chosen(_), false, Some(claims)) = (&selection, self.wish.least_used, &self.claims) {
-            let first = claims.waiting_before(self.came);
-            if !first.is_empty() {
-                (selection, behind) = self.let_pass(&first, &mut snapshot);
-            }
+        let first = match (&selection, &self.claims) {
+            (Selection::Chosen(_), Some(claims)) if !self.wish.least_used => claims.waiting_before(self.came),
+            _ => Vec::new(),
+        };
+        if first.is_empty() {
+            self.courtesy.clear();
+            self.courtesy_ends = None;
+        } else {
+            (selection, behind) = self.let_pass(&first, &mut snapshot);
         }
         Look { snapshot, selection, known, behind }
     }
@@ -379,6 +384,7 @@ impl Search<'_> {
         }
         let mut left = ids::units(snapshot);
         let mut waited: HashMap<String, Instant> = HashMap::new();
+        self.courtesy_ends = None;
         let now = Instant::now();
         for waiter in first {
             let wanted = |unit: &&Unit| match &waiter.wants.units {
@@ -395,6 +401,8 @@ impl Search<'_> {
             let since = self.courtesy.get(&waiter.name).copied().unwrap_or(now);
             waited.insert(waiter.name.clone(), since);
             if now.duration_since(since) < COURTESY {
+                let end = since + COURTESY;
+                self.courtesy_ends = Some(self.courtesy_ends.map_or(end, |known| known.min(end)));
                 left.retain(|unit| !theirs.contains(unit));
             }
         }
@@ -483,8 +491,8 @@ impl Search<'_> {
         }
         watch.pids.sort_unstable();
         watch.pids.dedup();
-        if let Some(first) = self.courtesy.values().min() {
-            watch.add_time(*first + COURTESY);
+        if let Some(end) = self.courtesy_ends {
+            watch.add_time(end);
         }
         watch
     }
@@ -492,16 +500,17 @@ impl Search<'_> {
     /// Sleeps until another look may bring more, or the deadline has come.
     fn sleep(&mut self, watch: &Watch, observer: &mut dyn Observer) -> Result<()> {
         let Some(sleeper) = &mut self.sleeper else { return Ok(()) };
-        let again = Instant::now() + self.request.interval.min(LONGEST_SLEEP);
-        let end = self.deadline.map_or(again, |deadline| deadline.min(again));
+        // An interval beyond the clock's range is for ever.
+        let again = Instant::now().checked_add(self.request.interval);
+        let end = [again, self.deadline].into_iter().flatten().min();
         loop {
             let tick = observer.tick_every().map(|every| Instant::now() + every);
-            let woken = sleeper.sleep(watch, Some(tick.map_or(end, |tick| tick.min(end))));
+            let woken = sleeper.sleep(watch, [tick, end].into_iter().flatten().min());
             observer.tick()?;
             if woken == Woken::Changed {
                 break;
             }
-            if Instant::now() >= end {
+            if end.is_some_and(|end| end <= Instant::now()) {
                 return Ok(());
             }
         }
@@ -560,6 +569,7 @@ fn seconds(duration: Duration) -> String {
 fn open_claims(
     request: &Request,
     environment: &Environment,
+    asking: Option<Asking>,
     probe: &dyn Probe,
     observer: &mut dyn Observer,
 ) -> Option<Claims> {
@@ -569,8 +579,8 @@ fn open_claims(
     let around = environment.inside.as_ref().map(|inside| inside.claims.clone()).unwrap_or_default();
     match Claims::open(&environment.claim_dir, around) {
         Ok(mut claims) => {
-            if matches!(request.claim, Claiming::Shell { .. }) {
-                claims.for_shell();
+            if let Some(asking) = asking {
+                claims.for_shell(asking);
             }
             Some(claims)
         }
@@ -590,17 +600,21 @@ fn allowed(
     request: &Request,
     environment: &Environment,
     snapshot: &Snapshot,
-    claims: Option<&mut Claims>,
+    mut claims: Option<&mut Claims>,
 ) -> Result<Vec<Unit>> {
     let mut allowed = ids::units(snapshot);
     if let Some(inside) = &environment.inside {
-        let around: Vec<Unit> =
-            allowed.iter().copied().filter(|unit| inside.units.contains(&unit.key(snapshot))).collect();
-        // Variables travel to other machines and outlive what they tell of.
-        let stands = claims.is_none_or(|claims| claims.is_inside());
-        if !around.is_empty() && stands {
+        // Variables travel to other machines and outlive what they tell of: the claims themselves count.
+        let keys = match &mut claims {
+            Some(claims) if !inside.claims.is_empty() => claims.surroundings().unwrap_or_default(),
+            _ => inside.units.clone(),
+        };
+        let around: Vec<Unit> = allowed.iter().copied().filter(|unit| keys.contains(&unit.key(snapshot))).collect();
+        if !around.is_empty() {
             tracing::debug!("inside another autocvd: choosing among its {} GPUs", around.len());
             allowed = around;
+        } else if let Some(claims) = claims {
+            claims.forget_surroundings();
         }
     }
     if request.inherit || environment.batch_job.is_some() {
@@ -690,7 +704,7 @@ impl Machine {
         let probe = probe::open(choice, environment.nvml_library.clone());
         observer.looking(false, None);
         let probe = probe?;
-        let claims = open_claims(&Request::default(), environment, &*probe, observer);
+        let claims = open_claims(&Request::default(), environment, None, &*probe, observer);
         Ok(Self { probe, claims, links: None })
     }
 

@@ -36,13 +36,21 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove_files;
-pub use lease::Form;
+pub use lease::{Asking, Form};
 
 /// How long to wait for the master lock before going on without it.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// How long a claim is left alone that cannot be judged from here.
+const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// The claims that this process holds. Their files must not be opened again: to close any descriptor of
+/// a file ends the process's POSIX locks on it.
+static OWN: Mutex<Vec<(String, Record)>> = Mutex::new(Vec::new());
 
 /// The claims of this machine, as this process sees and makes them.
 pub struct Claims {
@@ -53,8 +61,8 @@ pub struct Claims {
     /// The claims inside which this process was started, the outermost first: the last one's GPUs are
     /// what there is to choose from.
     around: Vec<String>,
-    /// The shell that asked, for leases.
-    shell: Option<ProcessId>,
+    /// Who asks, for leases.
+    asking: Option<Asking>,
     /// The names that the last look at all claims found: what it judged needs no second look.
     judged: HashSet<String>,
     /// What is remembered of leases whose program was seen to run, by the claim's name.
@@ -91,6 +99,16 @@ pub struct End {
     pub at: Option<Instant>,
 }
 
+/// Whether a claim counts.
+enum Life {
+    /// It does.
+    Counts(End),
+    /// It does not any more.
+    Ended,
+    /// Not as far as can be seen from here (another PID namespace, hidepid, another machine).
+    Unclear,
+}
+
 /// For whom to claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
@@ -115,6 +133,8 @@ pub struct Held {
     path: PathBuf,
     /// The locked file; POSIX locks end when any descriptor of the file is closed.
     file: Option<File>,
+    /// Who claimed: a fork has a copy of this, but not the claim.
+    pid: u32,
 }
 
 /// The master lock; dropped, it is free.
@@ -132,15 +152,15 @@ impl Claims {
             namespace: proc::pid_namespace(),
             boot: proc::boot_id(),
             around,
-            shell: None,
+            asking: None,
             judged: HashSet::new(),
             seen: HashMap::new(),
         })
     }
 
-    /// Tells that leases of this process's shell end now unless their program runs: it asks again.
-    pub fn for_shell(&mut self) {
-        self.shell = lease::asking_shell();
+    /// Tells that this process asks for its shell, whose older leases end now unless their programs run.
+    pub fn for_shell(&mut self, asking: Asking) {
+        self.asking = Some(asking);
     }
 
     /// Makes choosing and claiming one step: to be held from [`live`](Self::live) to [`claim`](Self::claim).
@@ -176,44 +196,72 @@ impl Claims {
 
     /// A claim, if it counts.
     fn read(&mut self, name: &str) -> Option<Claim> {
+        if let Some(record) = self.own_record(name) {
+            let end = End { pids: vec![record.holder.pid], at: None };
+            return Some(record.into_claim(name, rustix::process::geteuid().as_raw(), end));
+        }
         let file = self.folder.open_file(name)?;
         let uid = rustix::fs::fstat(&file).ok()?.st_uid;
         let record = Record::read(&file)?;
-        let end = if record.boot == self.boot { self.standing(name, &file, &record) } else { None };
-        let Some(end) = end else {
-            // Anybody's leftovers are harmless; this only keeps the folder small.
-            self.folder.remove_own(name, uid);
-            return None;
+        let life = if record.boot == self.boot { self.life(name, &file, &record) } else { Life::Unclear };
+        let end = match life {
+            Life::Counts(end) => end,
+            // Anybody's leftovers are harmless; to remove them only keeps the folder small.
+            Life::Ended => {
+                self.folder.remove_own(name, uid);
+                return None;
+            }
+            // Those who see more may still count it.
+            Life::Unclear => {
+                let written = file.metadata().and_then(|meta| meta.modified()).ok()?;
+                if written.elapsed().is_ok_and(|age| age > UNCLEAR_FOR) {
+                    self.folder.remove_own(name, uid);
+                }
+                return None;
+            }
         };
-        let Record { units, holder, command, since, parent, .. } = record;
-        Some(Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end })
+        Some(record.into_claim(name, uid, end))
     }
 
-    /// What tells when the claim ends; `None` if it has.
-    fn standing(&mut self, name: &str, file: &File, record: &Record) -> Option<End> {
+    /// What this process claims by that name; not what a process claims that it was forked from.
+    fn own_record(&self, name: &str) -> Option<Record> {
+        let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = own.iter().find(|(known, _)| known == name).map(|(_, record)| record)?;
+        (record.holder == self.holder()).then(|| record.clone())
+    }
+
+    fn holder(&self) -> ProcessId {
+        self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 })
+    }
+
+    fn life(&mut self, name: &str, file: &File, record: &Record) -> Life {
         let same_namespace = record.namespace.is_some() && record.namespace == self.namespace;
         match &record.kind {
             Kind::Process => {
-                let stat = same_namespace.then(|| proc::Stat::read(record.holder.pid)).flatten();
-                let alive = match stat {
-                    Some(stat) => stat.id == record.holder && stat.runs(),
-                    None if same_namespace && !proc::exists(record.holder.pid) => false,
-                    None => folder::is_locked(file),
-                };
-                alive.then(|| End { pids: if same_namespace { vec![record.holder.pid] } else { vec![] }, at: None })
+                let pids = if same_namespace { vec![record.holder.pid] } else { vec![] };
+                let counts = Life::Counts(End { pids, at: None });
+                match same_namespace.then(|| proc::Stat::read(record.holder.pid)).flatten() {
+                    Some(stat) if stat.id == record.holder && stat.runs() => counts,
+                    Some(_) => Life::Ended,
+                    None if same_namespace && !proc::exists(record.holder.pid) => Life::Ended,
+                    None if folder::is_locked(file) => counts,
+                    // It may have closed the file, as sudo does.
+                    None => Life::Unclear,
+                }
             }
             Kind::Lease(lease) => {
                 let seen = self.seen.get(name).or(lease.program.as_ref()).cloned();
-                let asks_again = self.shell == Some(record.holder);
-                match lease::standing(lease, record.holder, same_namespace, seen.as_deref(), asks_again) {
-                    Standing::Ended => None,
-                    Standing::Waiting(end) => Some(end),
+                let asking = self.asking.as_ref();
+                match lease::standing(lease, record.holder, same_namespace, seen.as_deref(), asking) {
+                    Standing::Ended => Life::Ended,
+                    Standing::Unclear => Life::Unclear,
+                    Standing::Waiting(end) => Life::Counts(end),
                     Standing::Running { program, end } => {
                         if seen.as_ref() != Some(&program) {
                             self.remember(name, record, &program);
                             self.seen.insert(name.to_owned(), program);
                         }
-                        Some(end)
+                        Life::Counts(end)
                     }
                 }
             }
@@ -239,17 +287,14 @@ impl Claims {
     pub fn claim(&mut self, units: &[String], holder: &Holder) -> io::Result<Option<Held>> {
         let name = self.folder.new_name();
         let record = self.record(units, holder);
-        let (path, mut file) = self.folder.create(&name)?;
+        let (path, file) = self.folder.create(&name)?;
         cleanup::CLAIM.set(&path);
-        let is_process = record.kind == Kind::Process;
-        let mut held = Held { name: name.clone(), path, file: None };
-        if is_process {
-            folder::lock(&file)?;
+        let mut held = Held { name: name.clone(), path, file: None, pid: std::process::id() };
+        if let Err(error) = self.write(&name, &record, file, &mut held) {
+            held.release();
+            self.folder.discard(&name);
+            return Err(error);
         }
-        file.write_all(record.to_text().as_bytes())?;
-        // A lease's file is closed before it counts: waiters watch for claims' files being closed.
-        held.file = is_process.then_some(file);
-        self.folder.publish(&name)?;
         let mut others = self.folder.claims();
         others.retain(|other| *other != name && !self.judged.contains(other));
         let rival = others
@@ -264,15 +309,27 @@ impl Claims {
         Ok(Some(held))
     }
 
+    /// Fills and publishes the file of a claim.
+    fn write(&self, name: &str, record: &Record, mut file: File, held: &mut Held) -> io::Result<()> {
+        let is_process = record.kind == Kind::Process;
+        if is_process {
+            folder::lock(&file)?;
+            OWN.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), record.clone()));
+        }
+        file.write_all(record.to_text().as_bytes())?;
+        // A lease's file is closed before it counts: waiters watch for claims' files being closed.
+        held.file = is_process.then_some(file);
+        self.folder.publish(name)
+    }
+
     fn record(&self, units: &[String], holder: &Holder) -> Record {
-        let own = self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 });
         let (kind, process, command) = match holder {
-            Holder::Process { command } => (Kind::Process, own, command.clone()),
+            Holder::Process { command } => (Kind::Process, self.holder(), command.clone()),
             Holder::Shell { hold, form } => {
-                let shell = self.shell.or_else(lease::asking_shell);
-                // Without a shell to be seen, the time alone counts: pid 0 is nobody.
-                let shell = shell.unwrap_or(ProcessId { pid: 0, start: 0 });
-                (Kind::Lease(lease::Lease::new(shell, *hold, form.clone())), shell, String::new())
+                let asking = self.asking.as_ref();
+                // Pid 0 is nobody.
+                let shell = asking.map_or(ProcessId { pid: 0, start: 0 }, Asking::shell);
+                (Kind::Lease(lease::Lease::new(asking, *hold, form.clone())), shell, String::new())
             }
         };
         let command = if command.is_empty() { proc::command(process.pid).unwrap_or_default() } else { command };
@@ -309,13 +366,21 @@ impl Claims {
         &self.around
     }
 
-    /// Whether the claim inside which this process was started still counts; if not, it is forgotten.
-    pub fn is_inside(&mut self) -> bool {
-        let stands = self.around.last().cloned().is_none_or(|name| self.read(&name).is_some());
-        if !stands {
-            self.around.clear();
+    /// The keys of the GPUs that surround this process: those of the innermost claim that still counts.
+    /// Claims that have ended are forgotten.
+    pub fn surroundings(&mut self) -> Option<Vec<String>> {
+        while let Some(name) = self.around.last().cloned() {
+            if let Some(claim) = self.read(&name) {
+                return Some(claim.units);
+            }
+            self.around.pop();
         }
-        stands
+        None
+    }
+
+    /// Heeds the claims around this process like all others.
+    pub fn forget_surroundings(&mut self) {
+        self.around.clear();
     }
 }
 
@@ -327,9 +392,12 @@ impl Held {
 
     /// Ends the claim.
     pub fn release(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        cleanup::CLAIM.clear();
+        if self.pid == std::process::id() {
+            let _ = std::fs::remove_file(&self.path);
+            cleanup::CLAIM.clear();
+        }
         self.file = None;
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| *name != self.name);
     }
 
     /// Lets the claim live on: it is now the shell's.

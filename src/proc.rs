@@ -20,9 +20,9 @@ impl ProcessId {
         Stat::read(pid).map(|stat| stat.id)
     }
 
-    /// This process.
+    /// This process; `None` where /proc is that of another PID namespace, in which its pid is another's.
     pub fn own() -> Option<Self> {
-        Self::of(std::process::id())
+        shows_this_namespace().then(|| Self::of(std::process::id())).flatten()
     }
 
     /// Whether it still runs. A zombie does not, unless it is a leader whose other threads do.
@@ -143,10 +143,14 @@ fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
     Some(found)
 }
 
-fn children_by_scan(parent: u32) -> Vec<u32> {
+/// All processes that /proc shows.
+pub fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent)).collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).collect()
+}
+
+fn children_by_scan(parent: u32) -> Vec<u32> {
+    all().into_iter().filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent)).collect()
 }
 
 /// Whether `pid` is this process or one that it descends from.
@@ -162,8 +166,16 @@ pub fn is_ancestor(pid: u32) -> bool {
     false
 }
 
-/// Which PID namespace this process lives in; `None` without /proc.
+/// Whether /proc is there and its pids are those of this process's namespace.
+fn shows_this_namespace() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|pid| pid.to_str() == Some(&std::process::id().to_string()))
+}
+
+/// Which PID namespace this process lives in; `None` without a /proc of that namespace.
 pub fn pid_namespace() -> Option<u64> {
+    if !shows_this_namespace() {
+        return None;
+    }
     rustix::fs::stat("/proc/self/ns/pid").ok().map(|namespace| namespace.st_ino)
 }
 

@@ -17,9 +17,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The driver's list may lag behind a process's exit: after one, look at once and then at these distances.
-const AFTER_EXIT: [Duration; 4] =
-    [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(100)];
+/// The driver's list may lag behind a process's exit: after one, look at once and then after so many
+/// milliseconds. To tear down a large context can take seconds.
+const AFTER_EXIT: [u64; 7] = [1, 5, 20, 100, 400, 1000, 3000];
 /// More processes than this are left to the interval: descriptors are few.
 const MAX_PIDFDS: usize = 256;
 
@@ -115,7 +115,7 @@ impl Sleeper {
 
     fn look_after_exit(&mut self) {
         let now = Instant::now();
-        self.due = AFTER_EXIT.iter().map(|after| now + *after).collect();
+        self.due = AFTER_EXIT.iter().map(|after| now + Duration::from_millis(*after)).collect();
     }
 
     /// Watches these processes and no others.
@@ -128,11 +128,16 @@ impl Sleeper {
             }
             let Some(process) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else { continue };
             match pidfd_open(process, PidfdFlags::empty()) {
-                Ok(pidfd) => {
+                Ok(pidfd) if !has_exited(&pidfd) => {
                     self.exits.insert(*pid, pidfd);
                 }
-                // It ended since the look. Once only: a pid of another namespace is never found.
-                Err(Errno::SRCH) if self.gone.insert(*pid) => self.look_after_exit(),
+                // It ended since the look. Once only: a pid of another namespace is never found, and a
+                // zombie that the driver still lists has ended for as long as nobody waits for it.
+                Ok(_) | Err(Errno::SRCH) => {
+                    if self.gone.insert(*pid) {
+                        self.look_after_exit();
+                    }
+                }
                 Err(_) => {}
             }
         }
@@ -150,6 +155,11 @@ impl Sleeper {
         }
         matters
     }
+}
+
+fn has_exited(pidfd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
 fn watch_folder(path: &Path) -> Option<OwnedFd> {

@@ -22,6 +22,19 @@ pub(crate) struct Folder {
 impl Folder {
     /// Opens the folder, making it, sticky and world-writable, if it is not there.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        for pause in [2, 20] {
+            match Self::try_open(path) {
+                // Another user may be about to open to all what it has just made.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    std::thread::sleep(Duration::from_millis(pause));
+                }
+                answer => return answer,
+            }
+        }
+        Self::try_open(path)
+    }
+
+    fn try_open(path: &Path) -> io::Result<Self> {
         let directory = open_directory(path).map_err(|error| {
             let link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
             let why = if link { "it is a symbolic link".to_owned() } else { error.to_string() };
@@ -100,6 +113,11 @@ impl Folder {
     /// Gives the file its name, by which it counts.
     pub(super) fn publish(&self, name: &str) -> io::Result<()> {
         std::fs::rename(self.path.join(format!("{UNFINISHED}{name}")), self.path.join(name))
+    }
+
+    /// Removes the unfinished file of `name`.
+    pub(super) fn discard(&self, name: &str) {
+        let _ = std::fs::remove_file(self.path.join(format!("{UNFINISHED}{name}")));
     }
 
     /// Removes a file if it is this user's.

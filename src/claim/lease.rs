@@ -12,6 +12,9 @@ use super::record::{Fields, read_list, read_process, write_process};
 use crate::proc::{self, ProcessId, Stat};
 use std::time::{Duration, Instant};
 
+/// As good as for ever, and within the range of every clock.
+const MAX_HOLD: Duration = Duration::from_secs(100 * 365 * 86400);
+
 /// What was printed, by which the program is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
@@ -30,6 +33,8 @@ pub(super) struct Lease {
     pub(super) until: Duration,
     /// When it was made: clock ticks since boot.
     pub(super) made: u64,
+    /// The shell's child by which it asked.
+    pub(super) asker: Option<ProcessId>,
     /// The children that the shell had then.
     pub(super) before: Vec<u32>,
     /// What the shell was running then: its command line.
@@ -43,6 +48,8 @@ pub(super) struct Lease {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Standing {
     Ended,
+    /// The time is over, and what the shell runs cannot be seen from here.
+    Unclear,
     /// No program has been seen yet.
     Waiting(End),
     /// The program runs.
@@ -63,17 +70,17 @@ enum Child {
     Other,
 }
 
-/// More than a century: in milliseconds it is a number that can be read back.
-const LONGEST_HOLD: Duration = Duration::from_secs(u32::MAX as u64);
-
 impl Lease {
-    pub(super) fn new(shell: ProcessId, hold: Duration, form: Form) -> Self {
+    /// Without `asking`, whose shell cannot be seen, the time alone counts.
+    pub(super) fn new(asking: Option<&Asking>, hold: Duration, form: Form) -> Self {
         let now = proc::since_boot();
+        let shell = asking.map(|asking| asking.shell.pid);
         Self {
-            until: now + hold.min(LONGEST_HOLD),
+            until: now.saturating_add(hold.min(MAX_HOLD)),
             made: ticks(now),
-            before: proc::children(shell.pid),
-            shell: line(shell.pid),
+            asker: asking.map(|asking| asking.asker),
+            before: shell.map(proc::children).unwrap_or_default(),
+            shell: shell.map(line).unwrap_or_default(),
             form,
             program: None,
         }
@@ -83,6 +90,9 @@ impl Lease {
         let list = |items: Vec<String>| items.join(",");
         line("until", &self.until.as_millis().to_string());
         line("made", &self.made.to_string());
+        if let Some(asker) = self.asker {
+            line("asker", &write_process(asker));
+        }
         line("before", &list(self.before.iter().map(u32::to_string).collect()));
         line("shell", &self.shell);
         match &self.form {
@@ -104,6 +114,7 @@ impl Lease {
         Some(Self {
             until: Duration::from_millis(fields.get("until")?.parse().ok()?),
             made: fields.get("made")?.parse().ok()?,
+            asker: fields.get("asker").and_then(read_process),
             before: read_list(fields.get("before")?, |pid| pid.parse().ok())?,
             shell: fields.get("shell")?.to_owned(),
             form,
@@ -125,8 +136,30 @@ impl Lease {
         found.map(|stat| (self.kind_of(stat.id.pid), stat)).map(|(kind, stat)| (stat, kind)).collect()
     }
 
+    /// The program, where the shell that started it has ended: known by its environment alone.
+    fn left_behind(&self) -> Vec<ProcessId> {
+        let (Form::Prefix(ids) | Form::Exported(ids)) = &self.form else { return Vec::new() };
+        let latest = ticks(self.until);
+        let found = proc::all().into_iter().filter_map(Stat::read).filter(|stat| {
+            let new = (self.made..=latest).contains(&stat.id.start) && stat.runs() && stat.comm != "autocvd";
+            new && proc::has_variable(stat.id.pid, "CUDA_VISIBLE_DEVICES", ids) == Some(true)
+        });
+        found.map(|stat| stat.id).collect()
+    }
+
+    /// Whether what the shell has become is the program.
+    fn is_run_by(&self, shell: u32, seen: Option<&[ProcessId]>) -> bool {
+        match &self.form {
+            Form::Ids => seen.is_none(),
+            Form::Prefix(_) | Form::Exported(_) => self.kind_of(shell) == Child::Program,
+        }
+    }
+
     fn kind_of(&self, child: u32) -> Child {
-        let (Form::Prefix(ids) | Form::Exported(ids)) = &self.form else { return Child::Program };
+        let (Form::Prefix(ids) | Form::Exported(ids)) = &self.form else {
+            // Before its exec a child looks like the shell, and may become another autocvd.
+            return if line(child) == self.shell { Child::Subshell } else { Child::Program };
+        };
         // What cannot be read takes no risk.
         if proc::has_variable(child, "CUDA_VISIBLE_DEVICES", ids).unwrap_or(true) {
             return Child::Program;
@@ -138,36 +171,55 @@ impl Lease {
     }
 }
 
-/// How things stand with `lease` of `shell`, given the program seen so far. `asks_again`: this process was
-/// started by that shell, which is done with the lease unless its program runs.
+/// How things stand with `lease` of `shell`, given the program seen so far. `asking`: this process asks for
+/// a lease; if it does so for that shell, the shell is done with its older ones unless their programs run.
 pub(super) fn standing(
     lease: &Lease,
     shell: ProcessId,
     same_namespace: bool,
     seen: Option<&[ProcessId]>,
-    asks_again: bool,
+    asking: Option<&Asking>,
 ) -> Standing {
+    let asking = asking.filter(|asking| asking.shell == shell);
     let now = proc::since_boot();
-    let until = lease.until.checked_sub(now).map(|left| Instant::now() + left);
+    let left = lease.until.checked_sub(now);
+    let until = left.map(|left| Instant::now() + left);
     let stat = same_namespace.then(|| Stat::read(shell.pid)).flatten();
-    let Some(stat) = stat else {
-        let gone = same_namespace && shell.pid != 0 && !proc::exists(shell.pid);
-        return match until {
-            Some(_) if !gone => Standing::Waiting(End { pids: vec![], at: until }),
-            _ => Standing::Ended,
-        };
+    let seen_alive = || seen.unwrap_or_default().iter().copied().filter(|id| id.is_alive());
+    // By exec, which some shells do unasked for the last command of a script.
+    let became_another = match stat {
+        None if !same_namespace || shell.pid == 0 || proc::exists(shell.pid) => {
+            return match until {
+                Some(_) => Standing::Waiting(End { pids: vec![], at: until }),
+                None => Standing::Unclear,
+            };
+        }
+        Some(stat) if stat.id == shell && stat.runs() => {
+            let asks = stat.comm == "autocvd";
+            let became_another = asks || line(shell.pid) != lease.shell;
+            if became_another && !asks && lease.is_run_by(shell.pid, seen) {
+                return Standing::Running { program: vec![shell], end: End { pids: vec![shell.pid], at: None } };
+            }
+            became_another
+        }
+        _ => {
+            // A program that it has left behind (nohup) still computes.
+            let mut program: Vec<ProcessId> = seen_alive().collect();
+            if program.is_empty() && seen.is_none() {
+                program = lease.left_behind();
+            }
+            let pids = program.iter().map(|id| id.pid).collect();
+            return match program.is_empty() {
+                true => Standing::Ended,
+                false => Standing::Running { program, end: End { pids, at: None } },
+            };
+        }
     };
-    if stat.id != shell || !stat.runs() {
-        return Standing::Ended;
-    }
-    if line(shell.pid) != lease.shell {
-        return Standing::Running { program: vec![shell], end: End { pids: vec![shell.pid], at: None } };
-    }
-    let children = lease.children(shell.pid);
+    let mut children = lease.children(shell.pid);
+    children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id != asking.asker));
     let mut program: Vec<ProcessId> =
         children.iter().filter(|(_, kind)| *kind == Child::Program).map(|(stat, _)| stat.id).collect();
-    let known = seen.unwrap_or_default().iter();
-    program.extend(known.filter(|id| !children.iter().any(|(stat, _)| stat.id == **id) && id.is_alive()));
+    program.extend(seen_alive().filter(|id| !children.iter().any(|(stat, _)| stat.id == *id)));
     let subshells = children.iter().filter(|(_, kind)| *kind == Child::Subshell).map(|(stat, _)| stat.id.pid);
     let mut pids: Vec<u32> = program.iter().map(|id| id.pid).chain(subshells).collect();
     pids.push(shell.pid);
@@ -175,38 +227,66 @@ pub(super) fn standing(
     if !program.is_empty() {
         return Standing::Running { program, end: End { pids, at: None } };
     }
+    // Nothing tells that a program starts, and its end must not be missed: worth a look now and then, less
+    // often as time goes by.
+    let age = now.saturating_sub(Duration::from_millis(
+        lease.made.saturating_mul(1000) / rustix::param::clock_ticks_per_second(),
+    ));
+    let look = (age / 2).clamp(Duration::from_millis(10), Duration::from_secs(5));
+    let at = left.map(|left| Instant::now() + left.min(look));
     if alive {
-        return Standing::Waiting(End { pids, at: until });
+        return Standing::Waiting(End { pids, at });
     }
-    // This process itself is among the children that the shell had then: it did not ask again, but at
-    // the same time.
-    let asked_meanwhile = lease.before.iter().any(|&pid| pid == std::process::id() || is_between(pid, shell.pid));
     match until {
-        Some(_) if seen.is_none() && (!asks_again || asked_meanwhile) => Standing::Waiting(End { pids, at: until }),
+        Some(_) if seen.is_none() && !became_another && asking.is_none_or(|asking| asking.asked_with(lease)) => {
+            Standing::Waiting(End { pids, at })
+        }
         _ => Standing::Ended,
     }
 }
 
-/// Whether `pid` is a subshell between `shell` and this process.
-fn is_between(pid: u32, shell: u32) -> bool {
-    let parent = rustix::process::getppid().map_or(0, |parent| parent.as_raw_pid() as u32);
-    pid != shell && parent != shell && proc::is_ancestor(pid)
+/// Who asks for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asking {
+    /// The shell that reads what this process prints: its parent, or, where that is a mere fork made for
+    /// the command substitution, the shell it was forked from.
+    shell: ProcessId,
+    /// The shell's child by which it asks: this process, or that fork.
+    asker: ProcessId,
+    /// The shell's children at that time, ended ones that it has not taken note of included.
+    siblings: Vec<u32>,
 }
 
-/// The shell that reads what this process prints: its parent, or, where that is a mere fork made for the
-/// command substitution, the shell it was forked from.
-pub(super) fn asking_shell() -> Option<ProcessId> {
-    let mut shell = Stat::read(rustix::process::getppid()?.as_raw_pid().unsigned_abs())?;
-    let own = proc::stdout_of(std::process::id());
-    let piped = own.as_ref().is_some_and(|path| path.as_os_str().as_encoded_bytes().starts_with(b"pipe:"));
-    while piped && shell.parent > 0 && proc::stdout_of(shell.id.pid) == own {
-        let Some(parent) = Stat::read(shell.parent) else { break };
-        if line(parent.id.pid) != line(shell.id.pid) || line(shell.id.pid).is_empty() {
-            break;
+impl Asking {
+    /// To be called early: who asks at the same time is told from who asks again by what is there now.
+    /// `None` where /proc does not show the shell.
+    pub fn now() -> Option<Self> {
+        // Without itself, /proc shows other processes by the pids of this namespace.
+        let mut asker = ProcessId::own()?;
+        let mut shell = Stat::read(rustix::process::getppid()?.as_raw_pid().unsigned_abs())?;
+        let own = proc::stdout_of(asker.pid);
+        let piped = own.as_ref().is_some_and(|path| path.as_os_str().as_encoded_bytes().starts_with(b"pipe:"));
+        while piped && shell.parent > 0 && proc::stdout_of(shell.id.pid) == own {
+            let Some(parent) = Stat::read(shell.parent) else { break };
+            if line(parent.id.pid) != line(shell.id.pid) || line(shell.id.pid).is_empty() {
+                break;
+            }
+            asker = shell.id;
+            shell = parent;
         }
-        shell = parent;
+        Some(Self { shell: shell.id, asker, siblings: proc::children(shell.id.pid) })
     }
-    Some(shell.id)
+
+    pub(super) fn shell(&self) -> ProcessId {
+        self.shell
+    }
+
+    /// Whether the one who made `lease` asked at the same time and not before: each was there when the other
+    /// one asked.
+    fn asked_with(&self, lease: &Lease) -> bool {
+        let was_there = lease.asker.is_some_and(|asker| self.siblings.contains(&asker.pid));
+        was_there || (self.asker.start <= lease.made && lease.before.contains(&self.asker.pid))
+    }
 }
 
 /// The command line as it is written down.

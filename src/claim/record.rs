@@ -1,6 +1,7 @@
 //! What a claim's file says: lines of `name=value`. What is not understood is no claim.
 
 use super::lease::Lease;
+use super::{Claim, End};
 use crate::proc::{self, ProcessId};
 use std::fs::File;
 use std::io::Read;
@@ -37,6 +38,12 @@ impl Record {
         let mut bytes = Vec::with_capacity(4096);
         file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         Self::parse(std::str::from_utf8(&bytes).ok()?)
+    }
+
+    /// The claim that it stands for.
+    pub(super) fn into_claim(self, name: &str, uid: u32, end: End) -> Claim {
+        let Self { units, holder, command, since, parent, .. } = self;
+        Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end }
     }
 
     pub(super) fn to_text(&self) -> String {
@@ -130,6 +137,7 @@ mod tests {
         Lease {
             until: std::time::Duration::from_millis(123_456),
             made: 12_000,
+            asker: Some(ProcessId { pid: 6, start: 11_999 }),
             before: vec![7, 8],
             shell: "bash -l".into(),
             form: Form::Exported("1,2".into()),

@@ -1,0 +1,291 @@
+//! Claims: two launches never get the same GPU, and nothing that ended keeps one.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::{AUTOCVD, Machine, Outcome, Running, run, start, wait_until};
+use rustix::process::Signal;
+
+/// One look at the machine, by a shell of its own: which GPU is to be had now.
+fn look(machine: &Machine) -> Outcome {
+    run(machine.autocvd().args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
+}
+
+fn is_free(machine: &Machine) -> bool {
+    look(machine).code == Some(0)
+}
+
+/// A COMMAND that runs under autocvd, once it does.
+fn command_running(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
+    let running = start(machine.autocvd().args(options).arg("--").args(command));
+    let line = command.join(" ");
+    wait_until("the COMMAND runs", || command_line(running.pid()) == line);
+    running
+}
+
+fn command_line(pid: u32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ")
+}
+
+/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
+fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
+    let mut inside = machine.command("unshare");
+    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
+    inside
+}
+
+/// Whether PID namespaces may be made here; says so where they may not.
+fn has_namespaces(machine: &Machine) -> bool {
+    let may = run(&mut in_namespace(machine, &["true"])).code == Some(0);
+    if !may {
+        eprintln!("skipped: PID namespaces may not be made here (it takes root)");
+    }
+    may
+}
+
+#[test]
+fn a_command_holds_its_gpu_until_it_ends() {
+    let machine = Machine::gpus(1);
+    let command = command_running(&machine, &[], &["sleep", "60"]);
+    let refused = look(&machine);
+    assert_eq!(refused.code, Some(4), "{refused:#?}");
+    assert!(refused.stderr.contains("sleep 60"), "the holder is named: {refused:#?}");
+    command.signal(Signal::KILL);
+    let ended = command.finish();
+    assert_eq!(ended.signal, Some(9));
+    assert_eq!(look(&machine).success(), "0\n");
+    let normal = run(machine.autocvd().args(["--", "true"]));
+    assert_eq!(normal.code, Some(0));
+    assert!(is_free(&machine));
+}
+
+#[test]
+fn claims_count_across_pid_namespaces_both_ways() {
+    let machine = Machine::gpus(2);
+    if !has_namespaces(&machine) {
+        return;
+    }
+    let outside = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
+    let own = [AUTOCVD, "-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"];
+    assert_eq!(run(&mut in_namespace(&machine, &own)).success(), "0\n");
+    let inside = start(&mut in_namespace(&machine, &[AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"]));
+    wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
+    assert_eq!(look(&machine).code, Some(4));
+    assert_eq!(run(&mut in_namespace(&machine, &own)).code, Some(4), "nor in a third namespace");
+    drop(inside);
+    wait_until("its claim has ended", || look(&machine).stdout == "0\n");
+    drop(outside);
+    assert_eq!(look(&machine).success(), "1\n");
+    assert_eq!(run(&mut in_namespace(&machine, &own)).success(), "1\n");
+}
+
+#[test]
+fn a_namespace_that_shows_the_pids_of_another_one_claims_all_the_same() {
+    let machine = Machine::gpus(1);
+    if !has_namespaces(&machine) {
+        return;
+    }
+    // Without a /proc of its own: what it finds there under its own pid is another process.
+    let within = |command: &[&str]| {
+        let mut inside = machine.command("unshare");
+        inside.args(["--pid", "--fork", "--kill-child"]).args(command);
+        inside
+    };
+    let inside = start(&mut within(&[AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"]));
+    wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
+    let own = [AUTOCVD, "-q", "-t", "0", "--", "true"];
+    assert_eq!(look(&machine).code, Some(4));
+    assert_eq!(run(&mut within(&own)).code, Some(4));
+    drop(inside);
+    wait_until("its claim has ended for all", || is_free(&machine) && run(&mut within(&own)).code == Some(0));
+    let outside = command_running(&machine, &[], &["sleep", "60"]);
+    assert_eq!(run(&mut within(&own)).code, Some(4));
+    drop(outside);
+}
+
+#[test]
+fn a_child_that_the_command_leaves_behind_does_not_keep_the_claim() {
+    let machine = Machine::gpus(1);
+    let script = "sleep 8 >/dev/null 2>&1 & echo $!";
+    let child: u32 = run(machine.autocvd().args(["--", "sh", "-c", script])).success().trim().parse().expect("a pid");
+    assert!(!command_line(child).is_empty(), "it lives");
+    assert!(is_free(&machine));
+    if has_namespaces(&machine) {
+        let own = [AUTOCVD, "-q", "-t", "0", "--", "true"];
+        assert_eq!(run(&mut in_namespace(&machine, &own)).code, Some(0));
+    }
+}
+
+#[test]
+fn a_command_that_closes_its_descriptors_keeps_its_gpu() {
+    let machine = Machine::gpus(1);
+    let script = "import os, time; os.closerange(3, 4096); print(flush=True); time.sleep(60)";
+    let command = start(machine.autocvd().args(["--", "python3", "-c", script]));
+    wait_until("they are closed", || command.stdout() == "\n");
+    assert!(!is_free(&machine));
+    if has_namespaces(&machine) {
+        // Nothing tells that namespace of the claim, but it must not take it from those who know.
+        run(&mut in_namespace(&machine, &[AUTOCVD, "-q", "-t", "0", "--", "true"]));
+        assert!(!is_free(&machine));
+    }
+    drop(command);
+    assert!(is_free(&machine));
+}
+
+#[test]
+fn a_command_may_become_another_one_and_another_one() {
+    let machine = Machine::gpus(1);
+    let command = start(machine.autocvd().args(["--", "sh", "-c", "exec sh -c 'exec sleep 61'"]));
+    wait_until("it has become sleep", || command_line(command.pid()) == "sleep 61");
+    assert!(!is_free(&machine));
+    drop(command);
+    assert!(is_free(&machine));
+}
+
+#[test]
+fn a_command_that_cannot_be_run_leaves_no_claim() {
+    let machine = Machine::gpus(1);
+    machine.install("broken", "#!/nonexistent/interpreter");
+    assert_eq!(run(machine.autocvd().args(["--", "broken"])).code, Some(127));
+    assert_eq!(claim_files(&machine), [] as [String; 0]);
+}
+
+/// The files of claims.
+fn claim_files(machine: &Machine) -> Vec<String> {
+    let entries = fs::read_dir(machine.claims()).expect("the folder is there").flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name != "queue").collect()
+}
+
+// Options.
+
+#[test]
+fn least_used_passes_over_claimed_gpus_and_takes_them_rather_than_fail() {
+    let machine = Machine::gpus(3);
+    let _first = command_running(&machine, &["--only", "2"], &["sleep", "60"]);
+    let _second = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
+    let least = |n: &str| {
+        let outcome = run(machine.autocvd().args(["-q", "-l", "-n", n, "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+        outcome.success()
+    };
+    // GPU 0 is the one with the least free memory, but nobody has claimed it.
+    let _job = machine.job_that(0, "C 50000000000");
+    assert_eq!(least("1"), "0\n");
+    assert_eq!(least("3"), "0,1,2\n");
+    let _third = command_running(&machine, &["-l"], &["sleep", "60"]);
+    assert_eq!(least("1"), "2\n");
+}
+
+#[test]
+fn without_claims_none_are_heeded_or_made() {
+    let machine = Machine::gpus(1);
+    let _holder = command_running(&machine, &[], &["sleep", "60"]);
+    let free = run(machine.autocvd().args(["-q", "--no-claim", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+    assert_eq!(free.success(), "0\n");
+    let other = Machine::gpus(1);
+    let _job = command_running(&other, &["--no-claim"], &["sleep", "60"]);
+    assert!(!other.claims().exists());
+    assert!(is_free(&other));
+}
+
+// Nesting.
+
+#[test]
+fn a_nested_autocvd_chooses_among_the_gpus_around_it() {
+    let machine = Machine::gpus(8);
+    let nested = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -o -t 0; autocvd -q -o -n 4 -t 0; autocvd -q -o -n 5; echo $?";
+    let told = run(machine.autocvd().args(["-q", "-n", "4", "--", "sh", "-c", nested])).success();
+    let lines: Vec<&str> = told.lines().collect();
+    let around: Vec<&str> = lines[0].split(',').collect();
+    assert!(around.contains(&lines[1]), "{told}");
+    assert_eq!(lines[2], lines[0], "a lease ends when the shell asks again: {told}");
+    assert_eq!(lines[3], "3", "five of four can never be had: {told}");
+}
+
+#[test]
+fn nested_claims_are_among_siblings_and_outsiders_heed_both() {
+    let machine = Machine::gpus(4);
+    machine.install("worker", LOCKING_JOB);
+    fs::create_dir(machine.path().join("locks")).expect("our own folder");
+    // Eight of them on two GPUs: they wait for each other.
+    let nested = "for i in 1 2 3 4 5 6 7 8; do autocvd -q -i 60s -- worker 0 0.1 & done; wait; echo; exec sleep 60";
+    let outer = start(machine.autocvd().args(["-q", "-n", "2", "--", "sh", "-c", nested]));
+    let outside = machine.path().join("locks");
+    wait_until("the nested ones have run", || outer.stdout().lines().filter(|line| line.is_empty()).count() == 1);
+    let told = outer.stdout();
+    let mut used: Vec<&str> = told.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(used.len(), 8, "{told}");
+    used.sort_unstable();
+    used.dedup();
+    assert_eq!(used.len(), 2, "{told}");
+    assert!(!outside.join("collision").exists(), "two at once on one GPU");
+    // The others are had by outsiders, and no more.
+    let all = run(machine.autocvd().args(["-q", "-n", "2", "-o", "-t", "0"])).success();
+    assert!(!all.trim().split(',').any(|id| used.contains(&id)), "{all} {told}");
+    assert_eq!(run(machine.autocvd().args(["-q", "-n", "3", "-t", "0", "--", "true"])).code, Some(4));
+}
+
+/// `worker DELAY SECONDS`: a program that shows up on its GPU only after a while, and tells when it is not
+/// alone there: each GPU has a lock that ends with the process that holds it.
+const LOCKING_JOB: &str = r#"#!/bin/sh
+gpu=$CUDA_VISIBLE_DEVICES
+exec 9>>"$FAKE_NVML/locks/$gpu"
+flock -n 9 || { echo "GPU $gpu" >>"$FAKE_NVML/locks/collision"; exit 70; }
+sleep "$1" 9>&-
+mkdir -p "$FAKE_NVML/procs/$gpu" && : >"$FAKE_NVML/procs/$gpu/$$"
+echo "$gpu"
+exec sleep "$2"
+"#;
+
+#[test]
+fn nesting_may_go_deeper() {
+    let machine = Machine::gpus(8);
+    let innermost = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; autocvd -q -n 3 -t 0 -- true; echo $?";
+    machine.install("innermost", &format!("#!/bin/sh\n{innermost}\n"));
+    let inner = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- innermost";
+    let told = run(machine.autocvd().args(["-q", "-n", "4", "--", "sh", "-c", inner])).success();
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[1].split(',').all(|id| lines[0].split(',').any(|around| around == id)), "{told}");
+    assert_eq!((lines[1].split(',').count(), lines[2]), (2, "3"), "{told}");
+}
+
+#[test]
+fn what_outlives_an_inner_launch_is_still_inside_the_outer_one() {
+    let machine = Machine::gpus(8);
+    let survivor = "sleep 0.5; autocvd -q -o -n 4 -t 0; autocvd -q -o -n 5 -t 0; echo $?";
+    machine.install("survivor", &format!("#!/bin/sh\n{survivor}\n"));
+    let outer = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -t 0 -- sh -c 'survivor &'; sleep 2";
+    let told = run(machine.autocvd().args(["-q", "-n", "4", "--", "sh", "-c", outer])).success();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!((lines[1], lines[2]), (lines[0], "3"), "{told}");
+}
+
+#[test]
+fn surroundings_that_are_not_here_are_ignored() {
+    let machine = Machine::gpus(2);
+    let _holder = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
+    let claim = claim_files(&machine).remove(0);
+    let unit = "GPU-00000000-0000-0000-0000-000000000000";
+    for inside in [
+        format!("1-1:{unit}"),
+        ":GPU-elsewhere".into(),
+        "1-1/2-2:GPU-elsewhere".into(),
+        "nonsense".into(),
+        "::::".into(),
+        "/:,".into(),
+        "../../etc/passwd:x".into(),
+    ] {
+        let among =
+            |n: &str| run(machine.autocvd().env("AUTOCVD_INSIDE", &inside).args(["-q", "-o", "-t", "0", "-n", n]));
+        assert_eq!(among("1").success(), "0\n", "{inside}");
+        assert_eq!(among("2").code, Some(4), "the claim on GPU 1 is heeded: {inside}");
+    }
+    // A claim that stands tells itself what it is on.
+    let inside = format!("{claim}:{unit}");
+    let mut within = machine.autocvd();
+    assert_eq!(run(within.env("AUTOCVD_INSIDE", inside).args(["-q", "-o", "-t", "0"])).success(), "1\n");
+}

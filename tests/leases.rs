@@ -1,0 +1,261 @@
+//! Leases: what `eval $(autocvd) prog` claims, and for how long.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{AUTOCVD, Machine, Outcome, Running, run, start, wait_until};
+use rustix::process::Signal;
+
+/// One look at the machine, by a shell of its own: which GPU is to be had now.
+fn look(machine: &Machine) -> Outcome {
+    run(machine.autocvd().args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
+}
+
+fn is_free(machine: &Machine) -> bool {
+    look(machine).code == Some(0)
+}
+
+/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
+fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
+    let mut inside = machine.command("unshare");
+    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
+    inside
+}
+
+/// Whether PID namespaces may be made here; says so where they may not.
+fn has_namespaces(machine: &Machine) -> bool {
+    let may = run(&mut in_namespace(machine, &["true"])).code == Some(0);
+    if !may {
+        eprintln!("skipped: PID namespaces may not be made here (it takes root)");
+    }
+    may
+}
+
+/// A shell that runs a script on the machine, once it has written its first line. `pause` blocks the shell
+/// itself: no process is started that could pass for the program.
+fn shell_that_asked(machine: &Machine, shell: &str, script: &str) -> Running {
+    let fifo = machine.path().join("fifo");
+    if !fifo.exists() {
+        assert!(Command::new("mkfifo").arg(&fifo).status().expect("it is everywhere").success());
+    }
+    install_told(machine);
+    let script = format!("pause() {{ read -r _ <>\"$FAKE_NVML/fifo\"; }}; {script}");
+    let running = start(&mut machine.shell(shell, &script));
+    wait_until("the shell has its answer", || running.stdout().contains('\n'));
+    running
+}
+
+/// A program that tells which GPUs it was given, and becomes another one.
+fn install_told(machine: &Machine) {
+    machine.install("told", "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\"\nexec \"$@\"\n");
+}
+
+/// A launch that waits and is woken by nothing but the end of claims.
+fn waiter(machine: &Machine) -> Running {
+    start(machine.autocvd().args(["-q", "-i", "600s", "--", "true"]))
+}
+
+#[test]
+fn a_lease_lasts_for_its_hold_where_nothing_is_started() {
+    let machine = Machine::gpus(1);
+    let shell = shell_that_asked(&machine, "bash", "eval $(autocvd -q --hold 2s); echo; pause");
+    assert!(!is_free(&machine));
+    let asked = Instant::now();
+    waiter(&machine).finish().success();
+    assert!(asked.elapsed() > Duration::from_secs(1), "not before: {:?}", asked.elapsed());
+    drop(shell);
+}
+
+#[test]
+fn a_lease_lasts_as_long_as_the_program() {
+    for shell in ["bash", "dash", "zsh", "ksh", "mksh"] {
+        let machine = Machine::gpus(1);
+        let script = "eval $(autocvd -q --hold 300ms) told sleep 60; pause";
+        let mut running = shell_that_asked(&machine, shell, script);
+        thread::sleep(Duration::from_millis(700));
+        assert!(!is_free(&machine), "{shell}");
+        let waiting = waiter(&machine);
+        assert!(running.is_running());
+        thread::sleep(Duration::from_millis(200));
+        let program = children(running.pid())[0];
+        rustix::process::kill_process(rustix::process::Pid::from_raw(program as i32).expect("a pid"), Signal::KILL)
+            .expect("it runs");
+        // The shell lives on.
+        waiting.finish().success();
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+    list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
+}
+
+#[test]
+fn a_lease_ends_with_the_program_though_the_shell_goes_on_to_other_things() {
+    let machine = Machine::gpus(1);
+    let script = "eval $(autocvd -q --hold 60s) occupy 1; sleep 60";
+    let shell = shell_that_asked(&machine, "bash", script);
+    let asked = Instant::now();
+    waiter(&machine).finish().success();
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    drop(shell);
+}
+
+#[test]
+fn a_waiter_that_came_before_the_program_started_sees_its_end() {
+    let machine = Machine::gpus(1);
+    let script = "set -- $(autocvd -q --hold 60s); echo; read -r _ <\"$FAKE_NVML/go\"; eval \"$@\" occupy 2; pause";
+    assert!(Command::new("mkfifo").arg(machine.path().join("go")).status().expect("it is everywhere").success());
+    let shell = shell_that_asked(&machine, "bash", script);
+    let waiting = waiter(&machine);
+    thread::sleep(Duration::from_millis(500));
+    fs::write(machine.path().join("go"), "\n").expect("the shell reads it");
+    let started = Instant::now();
+    waiting.finish().success();
+    assert!(started.elapsed() > Duration::from_millis(1500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    drop(shell);
+}
+
+#[test]
+fn a_lease_ends_with_the_shell_that_started_nothing() {
+    let machine = Machine::gpus(1);
+    let shell = shell_that_asked(&machine, "bash", "eval $(autocvd -q); echo; pause");
+    assert!(!is_free(&machine));
+    let waiting = waiter(&machine);
+    thread::sleep(Duration::from_millis(300));
+    shell.signal(Signal::KILL);
+    shell.finish();
+    waiting.finish().success();
+}
+
+#[test]
+fn a_program_that_outlives_its_shell_keeps_its_gpu() {
+    let machine = Machine::gpus(1);
+    run(&mut machine.shell("bash", "eval $(autocvd -q) nohup sleep 4 >/dev/null 2>&1 &")).success();
+    wait_until("nohup has become sleep", || !is_free(&machine));
+    let waiting = waiter(&machine);
+    thread::sleep(Duration::from_millis(500));
+    assert!(!is_free(&machine));
+    waiting.finish().success();
+}
+
+#[test]
+fn a_shell_that_becomes_the_program_keeps_its_gpu() {
+    let machine = Machine::gpus(1);
+    let shell = shell_that_asked(&machine, "bash", "eval $(autocvd -q --hold 300ms) exec told sleep 60");
+    thread::sleep(Duration::from_millis(600));
+    assert!(!is_free(&machine));
+    drop(shell);
+    assert!(is_free(&machine));
+}
+
+#[test]
+fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
+    for shell in ["bash", "dash", "zsh", "ksh", "mksh", "busybox"] {
+        let machine = Machine::gpus(1);
+        let list = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20";
+        let script = format!("for i in {list}; do eval $(autocvd -q -t 20) true || exit 9; done; autocvd -q -o -t 20");
+        assert_eq!(run(&mut machine.shell(shell, &script)).success(), "0\n", "{shell}");
+    }
+    let machine = Machine::gpus(1);
+    let fish = "for i in (seq 10); eval (autocvd -q -t 20) true; or exit 9; end";
+    run(&mut machine.shell("fish", fish)).success();
+    let tcsh = "foreach i (1 2 3 4 5 6 7 8 9 10)\neval `autocvd -q -t 20 --shell csh` true || exit 9\nend\n";
+    fs::write(machine.path().join("loop"), tcsh).expect("our own folder");
+    run(machine.command("tcsh").arg(machine.path().join("loop"))).success();
+    for source in
+        [". <(autocvd -q -s -t 20); true", "x=$(autocvd -q -o -t 20 || true); [ \"$x\" ]", "autocvd -q -o -t 20"]
+    {
+        let script = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {source} || exit 9; done");
+        run(&mut machine.shell("bash", &script)).success();
+    }
+}
+
+#[test]
+fn a_shell_with_exported_ids_keeps_them_while_it_runs_programs() {
+    let machine = Machine::gpus(2);
+    let script = ". <(autocvd -q -s --hold 500ms); echo; sleep 60";
+    let shell = shell_that_asked(&machine, "bash", script);
+    thread::sleep(Duration::from_millis(900));
+    assert_eq!(look(&machine).success(), "0\n");
+    drop(shell);
+    assert_eq!(look(&machine).success(), "1\n");
+}
+
+#[test]
+fn background_jobs_of_one_shell_get_a_gpu_each() {
+    let machine = Machine::gpus(4);
+    install_told(&machine);
+    let job = "eval $(autocvd -q) told sleep 1 &";
+    for shell in ["bash", "dash", "zsh", "ksh"] {
+        let script = format!("{job} {job} {job} {job} wait");
+        let told = run(&mut machine.shell(shell, &script)).success();
+        let mut ids: Vec<&str> = told.lines().collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["0", "1", "2", "3"], "{shell}");
+        let sequence = "for i in 1 2 3 4; do eval $(autocvd -q) sleep 1 & done; wait";
+        run(&mut machine.shell(shell, sequence)).success();
+    }
+}
+
+#[test]
+fn requests_that_one_process_makes_at_the_same_time_get_different_gpus() {
+    let machine = Machine::gpus(4);
+    // It asks the second time when the first one has answered, but before it has taken note of that.
+    let script = "import os, subprocess, time
+ask = lambda: subprocess.Popen(['autocvd', '-q', '-o'], stdout=subprocess.PIPE, text=True)
+first = ask(); time.sleep(0.5); all = [first] + [ask() for _ in range(3)]
+for p in all: os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)
+print(*sorted(p.communicate()[0].strip() for p in all))";
+    assert_eq!(run(machine.command("python3").args(["-c", script])).success(), "0 1 2 3\n");
+    let machine = Machine::gpus(4);
+    machine.set("/init/delay_ms", 300.into());
+    let told = run(&mut machine.shell("sh", "printf '%s\\n' -q -q -q -q | xargs -P 4 -n 1 autocvd -o")).success();
+    let mut ids: Vec<&str> = told.lines().collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["0", "1", "2", "3"]);
+    let xargs = "printf '%s\\n' a b c d | xargs -P 4 -n 1 sh -c 'autocvd -q -o; sleep 1'";
+    for _ in 0..3 {
+        let machine = Machine::gpus(4);
+        let told = run(&mut machine.shell("sh", xargs)).success();
+        let mut ids: Vec<&str> = told.lines().collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["0", "1", "2", "3"]);
+    }
+}
+
+#[test]
+fn a_shell_that_cannot_be_seen_holds_for_its_hold_alone() {
+    let machine = Machine::gpus(1);
+    if !has_namespaces(&machine) {
+        return;
+    }
+    let script = "autocvd -q -o --hold 2s; sleep 60";
+    let inside = start(&mut in_namespace(&machine, &["bash", "-c", script]));
+    wait_until("it has asked", || inside.stdout() == "0\n");
+    assert!(!is_free(&machine));
+    waiter(&machine).finish().success();
+    // Those who see its program still heed it.
+    let bash = children(inside.pid())[0].to_string();
+    let among = |command: &[&str]| run(machine.command("nsenter").args(["-t", &bash, "-p", "-m"]).args(command));
+    assert_eq!(among(&[AUTOCVD, "-q", "-t", "0", "--", "true"]).code, Some(4));
+}
+
+#[test]
+fn times_beyond_the_clock_are_for_ever() {
+    let machine = Machine::gpus(1);
+    let script = "eval $(autocvd -q --hold 18446744073709551615s); echo; pause";
+    let shell = shell_that_asked(&machine, "bash", script);
+    assert!(!is_free(&machine));
+    let mut waiting = start(machine.autocvd().args(["-q", "-i", "18446744073709551615s", "--", "true"]));
+    thread::sleep(Duration::from_millis(300));
+    assert!(waiting.is_running(), "{waiting:?}", waiting = waiting.stderr());
+    drop(shell);
+    waiting.finish().success();
+}

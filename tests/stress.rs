@@ -1,0 +1,148 @@
+//! Many launches at once, some of them killed: no two live jobs on one GPU, and none that never runs.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{Machine, Outcome, Running, run, start};
+
+/// `job NUMBER DELAY SECONDS`: shows up on its GPU only after a while. Each GPU has a lock that the kernel
+/// takes back when the process that holds it ends; to find it held is to share the GPU with a live job.
+const JOB: &str = r#"#!/bin/bash
+gpu=$CUDA_VISIBLE_DEVICES
+exec 9>>"$FAKE_NVML/locks/$gpu"
+flock -n 9 || { echo "job $1 on GPU $gpu, held by $(<"$FAKE_NVML/locks/$gpu.by")" >>"$FAKE_NVML/collisions"; exit 70; }
+echo "$1 (pid $$)" >"$FAKE_NVML/locks/$gpu.by"
+sleep "$2" 9>&-
+[ -d "$FAKE_NVML/procs/$gpu" ] || mkdir -p "$FAKE_NVML/procs/$gpu"
+: >"$FAKE_NVML/procs/$gpu/$$"
+echo "$1" >>"$FAKE_NVML/ran"
+exec sleep "$3"
+"#;
+
+/// Numbers that look like chance and are the same each time (SplitMix64).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+/// How the launches went.
+#[derive(Debug, Default)]
+struct Figures {
+    exec: usize,
+    eval: usize,
+    killed: usize,
+    ran: usize,
+    seconds: f64,
+    /// The share of the time that each GPU had a job, in percent.
+    busy: u64,
+}
+
+/// Launches `each` jobs by exec and as many by eval on 8 GPUs, up to `at_once` at a time, that take up to
+/// `delay_ms` to show up. One in eight is killed at some moment.
+fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
+    const RUN_MS: u64 = 50;
+    let machine = Machine::gpus(8);
+    machine.install("job", JOB);
+    fs::create_dir(machine.path().join("locks")).expect("our own folder");
+    let mut chance = Chance(seed);
+    let mut figures = Figures::default();
+    let mut live: HashMap<usize, (Running, Option<Instant>)> = HashMap::new();
+    let mut killed = Vec::new();
+    let (mut next, mut worked_ms) = (0, 0);
+    let began = Instant::now();
+    while next < 2 * each || !live.is_empty() {
+        while next < 2 * each && live.len() < at_once {
+            let delay = chance.below(delay_ms + 1);
+            worked_ms += delay + RUN_MS;
+            let job = format!("job {next} {:.3} {:.3}", delay as f64 / 1000.0, RUN_MS as f64 / 1000.0);
+            // As many of both, in no order.
+            let exec = figures.eval == each || (figures.exec < each && chance.below(2) == 0);
+            let running = if exec {
+                figures.exec += 1;
+                start(machine.autocvd().args(["-q", "-t", "300", "--"]).args(job.split(' ')))
+            } else {
+                figures.eval += 1;
+                start(&mut machine.shell("bash", &format!("eval $(autocvd -q -t 300) {job}; exit $?")))
+            };
+            let end =
+                (chance.below(8) == 0).then(|| Instant::now() + Duration::from_millis(chance.below(delay_ms * 2)));
+            live.insert(next, (running, end));
+            next += 1;
+        }
+        let mut ended = Vec::new();
+        for (number, (running, end)) in &mut live {
+            if !running.is_running() {
+                ended.push(*number);
+            } else if end.is_some_and(|end| end <= Instant::now()) {
+                // All of it at once: the shell, autocvd, the job.
+                let group = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                *end = None;
+                killed.push(*number);
+            }
+        }
+        for number in ended {
+            let (running, _) = live.remove(&number).expect("it was live");
+            let outcome = running.finish();
+            if !killed.contains(&number) {
+                assert_eq!(outcome.code, Some(0), "job {number}: {outcome:#?}\n{}", collisions(&machine));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    figures.seconds = began.elapsed().as_secs_f64();
+    figures.killed = killed.len();
+    assert_eq!(collisions(&machine), "", "two live jobs on one GPU");
+    let ran = fs::read_to_string(machine.path().join("ran")).expect("some did");
+    figures.ran = ran.lines().count();
+    for number in (0..2 * each).filter(|number| !killed.contains(number)) {
+        assert!(ran.lines().any(|line| line == number.to_string()), "job {number} has not run");
+    }
+    figures.busy = worked_ms * 100 / (8 * began.elapsed().as_millis() as u64);
+    nothing_blocks(&machine);
+    figures
+}
+
+fn collisions(machine: &Machine) -> String {
+    fs::read_to_string(machine.path().join("collisions")).unwrap_or_default()
+}
+
+/// All GPUs can be had at once, and having looked clears the folder.
+fn nothing_blocks(machine: &Machine) {
+    let all: Outcome = run(machine.autocvd().args(["-q", "-t", "10", "-n", "8", "--", "true"]));
+    assert_eq!(all.code, Some(0), "{all:#?}");
+    run(machine.autocvd().args(["-q", "-t", "0", "-n", "8", "--", "true"])).success();
+    let left = fs::read_dir(machine.claims()).expect("it is there").flatten();
+    // The last one's own claim ends with it; what a killed writer left unfinished goes after a minute.
+    let names = left.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let counted = names.filter(|name| !name.starts_with('.') && name != "queue").count();
+    assert!(counted <= 1, "{counted} claims are left");
+}
+
+#[test]
+fn no_two_live_jobs_get_the_same_gpu() {
+    let figures = stress(30, 16, 300, 1);
+    eprintln!("{figures:?}");
+}
+
+#[test]
+#[ignore = "takes minutes: cargo test --release --test stress -- --ignored --nocapture"]
+fn hundreds_of_launches() {
+    let figures = stress(300, 64, 2000, 2);
+    println!(
+        "{} exec and {} eval launches on 8 GPUs, up to 64 at once, {} killed: {} ran in {:.1} s, no two at once on \
+         one GPU; the GPUs had a job for {} % of the time",
+        figures.exec, figures.eval, figures.killed, figures.ran, figures.seconds, figures.busy
+    );
+}
