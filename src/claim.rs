@@ -20,6 +20,7 @@
 
 mod folder;
 mod lease;
+mod own;
 mod queue;
 mod record;
 
@@ -80,6 +81,13 @@ pub struct Claim {
     pub end: End,
 }
 
+impl Claim {
+    fn new(name: &str, record: Record, uid: u32, end: End) -> Self {
+        let Record { units, holder, command, since, parent, .. } = record;
+        Self { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end }
+    }
+}
+
 /// What tells when a claim may have ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct End {
@@ -106,9 +114,12 @@ pub enum Holder {
     },
 }
 
-/// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease.
+/// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease. In a forked
+/// child it is nothing: the claim is its parent's.
 #[derive(Debug)]
 pub struct Held {
+    /// The process that made it.
+    pid: u32,
     name: String,
     path: PathBuf,
     /// The locked file; POSIX locks end when any descriptor of the file is closed.
@@ -178,6 +189,11 @@ impl Claims {
 
     /// A claim, if it counts.
     fn read(&mut self, name: &str) -> Option<Claim> {
+        if let Some(text) = own::text(&self.folder.path().join(name)) {
+            let end = End { pids: vec![std::process::id()], at: None };
+            let uid = rustix::process::geteuid().as_raw();
+            return Record::parse(&text).map(|record| Claim::new(name, record, uid, end));
+        }
         let file = self.folder.open_file(name)?;
         let uid = rustix::fs::fstat(&file).ok()?.st_uid;
         let record = Record::read(&file)?;
@@ -187,8 +203,7 @@ impl Claims {
             self.folder.remove_own(name, uid);
             return None;
         };
-        let Record { units, holder, command, since, parent, .. } = record;
-        Some(Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end })
+        Some(Claim::new(name, record, uid, end))
     }
 
     /// What tells when the claim ends; `None` if it has.
@@ -244,11 +259,13 @@ impl Claims {
         let (path, mut file) = self.folder.create(&name)?;
         cleanup::CLAIM.set(&path);
         let is_process = record.kind == Kind::Process;
-        let mut held = Held { name: name.clone(), path, file: None };
+        let mut held = Held { pid: std::process::id(), name: name.clone(), path, file: None };
+        let text = record.to_text();
         if is_process {
             folder::lock(&file)?;
+            own::remember(&held.path, &text);
         }
-        file.write_all(record.to_text().as_bytes())?;
+        file.write_all(text.as_bytes())?;
         // A lease's file is closed before it counts: waiters watch for claims' files being closed.
         held.file = is_process.then_some(file);
         self.folder.publish(&name)?;
@@ -327,8 +344,11 @@ impl Held {
 
     /// Ends the claim.
     pub fn release(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        cleanup::CLAIM.clear();
+        if self.pid == std::process::id() {
+            let _ = std::fs::remove_file(&self.path);
+            own::forget(&self.path);
+            cleanup::CLAIM.clear();
+        }
         self.file = None;
     }
 
@@ -357,5 +377,68 @@ impl Drop for Held {
         if self.file.is_some() {
             self.release();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims(folder: &tempfile::TempDir) -> Claims {
+        Claims::open(&folder.path().join("claims"), Vec::new()).expect("a folder of our own")
+    }
+
+    fn hold(claims: &mut Claims, unit: &str) -> Held {
+        let holder = Holder::Process { command: "a test".into() };
+        claims.claim(&[unit.to_owned()], &holder, &[]).expect("it can be written").expect("nobody else is here")
+    }
+
+    /// Whether another process sees a lock on the file: in a process of its own, for one's own locks are not told.
+    fn is_locked_for_others(held: &Held) -> bool {
+        let locks = std::fs::read_to_string("/proc/locks").expect("Linux has it");
+        let inode = std::os::unix::fs::MetadataExt::ino(&held.path.metadata().expect("it is there"));
+        locks.lines().any(|lock| lock.contains("POSIX") && lock.contains(&format!(":{inode} ")))
+    }
+
+    #[test]
+    fn a_claim_stays_locked_whatever_this_process_reads_and_claims_later() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = claims(&folder);
+        let held = hold(&mut first, "GPU-1");
+        assert!(is_locked_for_others(&held));
+        let mut second = claims(&folder);
+        assert_eq!(second.live().len(), 1);
+        let mut other = hold(&mut second, "GPU-2");
+        assert!(is_locked_for_others(&held) && is_locked_for_others(&other));
+        other.release();
+        assert_eq!(second.live().iter().map(|claim| &claim.units[0]).collect::<Vec<_>>(), ["GPU-1"]);
+        assert!(is_locked_for_others(&held));
+    }
+
+    #[test]
+    fn of_the_threads_of_a_process_only_one_gets_a_gpu() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let held = hold(&mut claims(&folder), "GPU-1");
+        let holder = Holder::Process { command: String::new() };
+        assert!(claims(&folder).claim(&["GPU-1".into()], &holder, &[]).expect("it can be written").is_none());
+        drop(held);
+        assert!(claims(&folder).claim(&["GPU-1".into()], &holder, &[]).expect("it can be written").is_some());
+    }
+
+    #[test]
+    fn a_forked_child_does_not_end_its_parents_claim() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let held = hold(&mut claims(&folder), "GPU-1");
+        // What the child of a fork has: the same, under another pid.
+        let path = held.path.clone();
+        drop(Held {
+            pid: held.pid + 1,
+            name: held.name.clone(),
+            path: path.clone(),
+            file: Some(tempfile::tempfile().expect("a file")),
+        });
+        assert!(path.exists() && is_locked_for_others(&held));
+        drop(held);
+        assert!(!path.exists());
     }
 }
