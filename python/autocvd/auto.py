@@ -16,7 +16,10 @@ from . import autocvd as _autocvd
 
 def _is_worker() -> bool:
     process = _sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None
+    if process is None:
+        return False
+    # While a spawned worker imports its parent's script, only this tells.
+    return process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False)
 
 
 #: The indices of the GPUs; empty in a worker, where they are the parent's.
