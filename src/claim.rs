@@ -20,6 +20,7 @@
 
 mod folder;
 mod lease;
+mod own;
 mod queue;
 mod record;
 
@@ -36,7 +37,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove_files;
@@ -47,10 +47,6 @@ const PATIENCE: Duration = Duration::from_millis(300);
 
 /// How long a claim is left alone that cannot be judged from here.
 const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
-
-/// The claims that this process holds. Their files must not be opened again: to close any descriptor of
-/// a file ends the process's POSIX locks on it.
-static OWN: Mutex<Vec<(String, Record)>> = Mutex::new(Vec::new());
 
 /// The claims of this machine, as this process sees and makes them.
 pub struct Claims {
@@ -126,15 +122,16 @@ pub enum Holder {
     },
 }
 
-/// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease.
+/// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease. In a forked
+/// child it is nothing: the claim is its parent's.
 #[derive(Debug)]
 pub struct Held {
+    /// The process that made it.
+    pid: u32,
     name: String,
     path: PathBuf,
     /// The locked file; POSIX locks end when any descriptor of the file is closed.
     file: Option<File>,
-    /// Who claimed: a fork has a copy of this, but not the claim.
-    pid: u32,
 }
 
 /// The master lock; dropped, it is free.
@@ -196,7 +193,7 @@ impl Claims {
 
     /// A claim, if it counts.
     fn read(&mut self, name: &str) -> Option<Claim> {
-        if let Some(record) = self.own_record(name) {
+        if let Some(record) = own::text(&self.folder.path().join(name)).and_then(|text| Record::parse(&text)) {
             let end = End { pids: vec![record.holder.pid], at: None };
             return Some(record.into_claim(name, rustix::process::geteuid().as_raw(), end));
         }
@@ -221,13 +218,6 @@ impl Claims {
             }
         };
         Some(record.into_claim(name, uid, end))
-    }
-
-    /// What this process claims by that name; not what a process claims that it was forked from.
-    fn own_record(&self, name: &str) -> Option<Record> {
-        let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = own.iter().find(|(known, _)| known == name).map(|(_, record)| record)?;
-        (record.holder == self.holder()).then(|| record.clone())
     }
 
     fn holder(&self) -> ProcessId {
@@ -312,11 +302,12 @@ impl Claims {
     /// Fills and publishes the file of a claim.
     fn write(&self, name: &str, record: &Record, mut file: File, held: &mut Held) -> io::Result<()> {
         let is_process = record.kind == Kind::Process;
+        let text = record.to_text();
         if is_process {
             folder::lock(&file)?;
-            OWN.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), record.clone()));
+            own::remember(&held.path, &text);
         }
-        file.write_all(record.to_text().as_bytes())?;
+        file.write_all(text.as_bytes())?;
         // A lease's file is closed before it counts: waiters watch for claims' files being closed.
         held.file = is_process.then_some(file);
         self.folder.publish(name)
@@ -394,10 +385,10 @@ impl Held {
     pub fn release(&mut self) {
         if self.pid == std::process::id() {
             let _ = std::fs::remove_file(&self.path);
+            own::forget(&self.path);
             cleanup::CLAIM.clear();
         }
         self.file = None;
-        OWN.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| *name != self.name);
     }
 
     /// Lets the claim live on: it is now the shell's.
@@ -425,5 +416,68 @@ impl Drop for Held {
         if self.file.is_some() {
             self.release();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claims(folder: &tempfile::TempDir) -> Claims {
+        Claims::open(&folder.path().join("claims"), Vec::new()).expect("a folder of our own")
+    }
+
+    fn hold(claims: &mut Claims, unit: &str) -> Held {
+        let holder = Holder::Process { command: "a test".into() };
+        claims.claim(&[unit.to_owned()], &holder).expect("it can be written").expect("nobody else is here")
+    }
+
+    /// Whether another process sees a lock on the file: in a process of its own, for one's own locks are not told.
+    fn is_locked_for_others(held: &Held) -> bool {
+        let locks = std::fs::read_to_string("/proc/locks").expect("Linux has it");
+        let inode = std::os::unix::fs::MetadataExt::ino(&held.path.metadata().expect("it is there"));
+        locks.lines().any(|lock| lock.contains("POSIX") && lock.contains(&format!(":{inode} ")))
+    }
+
+    #[test]
+    fn a_claim_stays_locked_whatever_this_process_reads_and_claims_later() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = claims(&folder);
+        let held = hold(&mut first, "GPU-1");
+        assert!(is_locked_for_others(&held));
+        let mut second = claims(&folder);
+        assert_eq!(second.live().len(), 1);
+        let mut other = hold(&mut second, "GPU-2");
+        assert!(is_locked_for_others(&held) && is_locked_for_others(&other));
+        other.release();
+        assert_eq!(second.live().iter().map(|claim| &claim.units[0]).collect::<Vec<_>>(), ["GPU-1"]);
+        assert!(is_locked_for_others(&held));
+    }
+
+    #[test]
+    fn of_the_threads_of_a_process_only_one_gets_a_gpu() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let held = hold(&mut claims(&folder), "GPU-1");
+        let holder = Holder::Process { command: String::new() };
+        assert!(claims(&folder).claim(&["GPU-1".into()], &holder).expect("it can be written").is_none());
+        drop(held);
+        assert!(claims(&folder).claim(&["GPU-1".into()], &holder).expect("it can be written").is_some());
+    }
+
+    #[test]
+    fn a_forked_child_does_not_end_its_parents_claim() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let held = hold(&mut claims(&folder), "GPU-1");
+        // What the child of a fork has: the same, under another pid.
+        let path = held.path.clone();
+        drop(Held {
+            pid: held.pid + 1,
+            name: held.name.clone(),
+            path: path.clone(),
+            file: Some(tempfile::tempfile().expect("a file")),
+        });
+        assert!(path.exists() && is_locked_for_others(&held));
+        drop(held);
+        assert!(!path.exists());
     }
 }

@@ -29,6 +29,8 @@ pub mod ids;
 pub mod probe;
 pub mod proc;
 pub mod select;
+#[cfg(feature = "text")]
+pub mod text;
 pub mod wait;
 
 pub use acquire::{Acquisition, Claiming, Observer, Request, Unobserved, Waiting, acquire};

@@ -64,10 +64,10 @@ impl Sleeper {
         Self { exits: HashMap::new(), gone: HashSet::new(), notify: claims.and_then(watch_folder), due: Vec::new() }
     }
 
-    /// Also wakes when somebody opens this process's place in the queue.
+    /// Also wakes when somebody opens this place in the queue, or touches it: another thread of this process.
     pub fn watch_ticket(&self, ticket: &Ticket) {
         if let Some(notify) = &self.notify {
-            let _ = inotify::add_watch(notify, ticket.path(), WatchFlags::OPEN);
+            let _ = inotify::add_watch(notify, ticket.path(), WatchFlags::OPEN | WatchFlags::ATTRIB);
         }
     }
 

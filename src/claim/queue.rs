@@ -8,11 +8,11 @@
 
 use super::folder::{self, Folder};
 use super::record::{read_process, write_process};
-use super::{cleanup, folder::UNFINISHED};
+use super::{cleanup, folder::UNFINISHED, own};
 use crate::proc::{self, ProcessId};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const HEADER: &str = "autocvd waits 1";
@@ -62,6 +62,7 @@ impl Ticket {
         cleanup::TICKET.set(&path);
         folder::lock(&file)?;
         let text = write(own, namespace, parent, wants);
+        own::remember(&path, &text);
         file.write_all(text.as_bytes())?;
         folder.publish(&name)?;
         Ok(Self { name, path, folder, _file: file })
@@ -81,6 +82,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        own::forget(&self.path);
         cleanup::TICKET.clear();
     }
 }
@@ -115,14 +117,37 @@ pub(super) fn before(folder: &Folder, came: Duration, namespace: Option<u64>, pa
 }
 
 fn waiter(folder: &Folder, name: String, namespace: Option<u64>, parent: &str) -> Option<Waiter> {
-    let file = folder.open_file(&name)?;
+    let path = folder.path().join(&name);
+    let text = match own::text(&path) {
+        Some(text) => {
+            // Another thread's place: a change of its times wakes that thread as the file's being opened would.
+            touch(&path);
+            text
+        }
+        None => read_of_another(folder, &name, namespace)?,
+    };
+    let field = |wanted: &str| field(&text, wanted);
+    if field("parent") != Some(parent) {
+        return None;
+    }
+    let wants = Wants {
+        num_gpus: field("num_gpus")?.parse().ok()?,
+        min_free_memory: field("min_free_memory").and_then(|bytes| bytes.parse().ok()),
+        units: field("units").map(|units| units.split(',').map(str::to_owned).collect()),
+    };
+    Some(Waiter { name, wants })
+}
+
+/// What another process's file says, if that process can act.
+fn read_of_another(folder: &Folder, name: &str, namespace: Option<u64>) -> Option<String> {
+    let file = folder.open_file(name)?;
     let mut bytes = Vec::new();
     (&file).take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let body = text.strip_prefix(HEADER)?.strip_suffix("end=\n")?;
-    let field = |wanted: &str| body.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix('='));
-    let same_namespace = namespace.is_some() && field("namespace").and_then(|number| number.parse().ok()) == namespace;
-    let process = field("process").and_then(read_process).filter(|_| same_namespace);
+    let same_namespace =
+        namespace.is_some() && field(body, "namespace").and_then(|number| number.parse().ok()) == namespace;
+    let process = field(body, "process").and_then(read_process).filter(|_| same_namespace);
     let stat = process.and_then(|process| proc::Stat::read(process.pid).filter(|stat| stat.id == process));
     let (ended, can_act) = match (process, stat) {
         (_, Some(stat)) => (!stat.runs(), !stat.is_stopped()),
@@ -134,16 +159,18 @@ fn waiter(folder: &Folder, name: String, namespace: Option<u64>, parent: &str) -
     };
     if ended {
         let owner = rustix::fs::fstat(&file).ok()?.st_uid;
-        folder.remove_own(&name, owner);
-        return None;
+        folder.remove_own(name, owner);
     }
-    if !can_act || field("parent") != Some(parent) {
-        return None;
-    }
-    let wants = Wants {
-        num_gpus: field("num_gpus")?.parse().ok()?,
-        min_free_memory: field("min_free_memory").and_then(|bytes| bytes.parse().ok()),
-        units: field("units").map(|units| units.split(',').map(str::to_owned).collect()),
-    };
-    Some(Waiter { name, wants })
+    can_act.then_some(text)
+}
+
+fn touch(path: &Path) {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    let _ = rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+}
+
+fn field<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(wanted)?.strip_prefix('='))
 }

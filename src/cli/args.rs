@@ -1,6 +1,7 @@
 //! The command line, for clap.
 
 use crate::probe::ProbeChoice;
+use crate::text::{parse_duration, parse_size};
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand as _, ValueEnum, ValueHint};
 use std::ffi::OsString;
@@ -108,7 +109,7 @@ pub(super) struct Options {
     #[arg(short, long, env = "AUTOCVD_LEAST_USED", value_parser = BoolishValueParser::new())]
     pub(super) least_used: bool,
     /// Give up after DUR (90, 500ms, '2m 30s'); 0 looks once [default: never]
-    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_TIMEOUT", allow_negative_numbers = true, value_parser = duration)]
+    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_TIMEOUT", allow_negative_numbers = true, value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
     /// Look again at least this often while waiting [default: 30s]
     #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", allow_negative_numbers = true, value_parser = positive_duration)]
@@ -132,7 +133,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "ID", env = "AUTOCVD_ONLY", num_args = 1.., value_delimiter = ',', value_parser = id)]
     pub(super) only: Option<Vec<String>>,
     /// Only GPUs with this much free memory (10GiB, 500MiB; 10G is 10^10 bytes)
-    #[arg(short, long, value_name = "SIZE", env = "AUTOCVD_MIN_FREE_MEMORY", allow_negative_numbers = true, value_parser = size)]
+    #[arg(short, long, value_name = "SIZE", env = "AUTOCVD_MIN_FREE_MEMORY", allow_negative_numbers = true, value_parser = parse_size)]
     pub(super) min_free_memory: Option<u64>,
     /// Choose among the GPUs that the present CUDA_VISIBLE_DEVICES allows
     #[arg(long, env = "AUTOCVD_INHERIT", value_parser = BoolishValueParser::new())]
@@ -147,7 +148,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "SHELL", env = "AUTOCVD_SHELL")]
     pub(super) shell: Option<Syntax>,
     /// How long a printed choice stays claimed for the shell that asked, before its program is seen [default: 60s]
-    #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", allow_negative_numbers = true, value_parser = duration)]
+    #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", allow_negative_numbers = true, value_parser = parse_duration)]
     pub(super) hold: Option<Duration>,
     /// Neither heed nor make claims
     #[arg(long, env = "AUTOCVD_NO_CLAIM", value_parser = BoolishValueParser::new())]
@@ -219,24 +220,11 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "give seconds, or a time such as 500ms, 90s, '2m 30s'".to_owned();
-    match text.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| wrong()),
-        Err(_) => humantime::parse_duration(text).map_err(|_| wrong()),
-    }
-}
-
 fn positive_duration(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
+    match parse_duration(text)? {
         Duration::ZERO => Err("give more than 0".into()),
         duration => Ok(duration),
     }
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let parsed = text.parse::<bytesize::ByteSize>();
-    parsed.map(|size| size.as_u64()).map_err(|_| "give a size such as 10GiB, 10G or 500MiB".into())
 }
 
 /// The variable may say how often, or only whether.
@@ -265,42 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_seconds_or_what_humantime_reads() {
-        let ms = |text: &str| duration(text).map(|duration| duration.as_millis()).ok();
-        for (text, expected) in [
-            ("90", Some(90_000)),
-            ("0", Some(0)),
-            ("1.5", Some(1500)),
-            ("500ms", Some(500)),
-            ("2m 30s", Some(150_000)),
-            ("1h", Some(3_600_000)),
-            ("-1", None),
-            ("soon", None),
-            ("", None),
-            ("inf", None),
-            ("nan", None),
-            ("1e300", None),
-            ("5 parsecs", None),
-        ] {
-            assert_eq!(ms(text), expected, "{text}");
-        }
+    fn an_interval_is_never_zero() {
         assert!(positive_duration("0").is_err());
-    }
-
-    #[test]
-    fn sizes_have_decimal_and_binary_units() {
-        for (text, expected) in [
-            ("10GiB", Some(10 << 30)),
-            ("10G", Some(10_000_000_000)),
-            ("500MiB", Some(500 << 20)),
-            ("1.5GiB", Some(3 << 29)),
-            ("12345", Some(12345)),
-            ("10XB", None),
-            ("-1", None),
-            ("", None),
-        ] {
-            assert_eq!(size(text).ok(), expected, "{text}");
-        }
+        assert_eq!(positive_duration("0.5"), Ok(Duration::from_millis(500)));
     }
 
     #[test]

@@ -2,8 +2,7 @@
 
 use super::signals;
 use crate::acquire::{Observer, Waiting};
-use crate::gpu::State;
-use crate::select;
+use crate::text::{self, duration};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -72,7 +71,7 @@ impl Observer for Progress {
             return;
         }
         self.deadline = waiting.deadline;
-        self.picture = picture(waiting);
+        self.picture = text::waiting(waiting);
         self.tell();
     }
 
@@ -114,38 +113,3 @@ impl Observer for Progress {
 
 /// How long a single look may take.
 const ONE_LOOK: Duration = Duration::from_secs(30);
-
-/// How many are free and who is on the rest.
-fn picture(waiting: &Waiting) -> String {
-    let all = waiting.allowed.len();
-    let gpus = if waiting.num_gpus == 1 { "a GPU".to_owned() } else { format!("{} GPUs", waiting.num_gpus) };
-    let mut line = format!("autocvd: waiting for {gpus}; {} of {all} free", waiting.free.len());
-    if waiting.behind > 0 {
-        line += &format!(", {} waiting before", waiting.behind);
-    }
-    for unit in waiting.allowed.iter().rev() {
-        let verdict = select::judge(*unit, waiting.snapshot);
-        let Some(reason) = verdict.reason().filter(|_| verdict.state() != State::Free) else { continue };
-        let since = select::since(*unit, waiting.snapshot).map(|time| format!(" since {}", clock(time)));
-        let since = since.unwrap_or_default();
-        line += &format!("; {} {reason}{since}", unit.label(waiting.snapshot));
-    }
-    line
-}
-
-/// A Unix time in seconds, as RFC 3339 writes it.
-pub(super) fn clock(time: u64) -> impl std::fmt::Display {
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_secs(time))
-}
-
-/// A duration in its two largest units.
-pub(super) fn duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0 => format!("{} ms", duration.as_millis()),
-        1..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
-    }
-}

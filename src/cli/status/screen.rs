@@ -1,10 +1,10 @@
 //! The screen: a row a GPU, and under it who is on it.
 
 use super::cells::{self, bar, clean, cut, gib, known, left, right, width, wrap};
-use crate::cli::progress::{clock, duration};
 use crate::gpu::{ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State};
 use crate::ids;
 use crate::select::amount;
+use crate::text::{clock, duration};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No terminal is taken to be narrower.

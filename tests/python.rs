@@ -1,0 +1,86 @@
+//! The Python module, tested in Python: this lays it out as a package and runs python/tests.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// The path of the interpreter; `None` where there is none.
+static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+    // What is on PATH may be a wrapper that needs more of the environment than the tests leave it.
+    let mut ask = Command::new("python3");
+    let output = ask.args(["-c", "import sys; print(sys.executable)"]).stdin(Stdio::null()).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| path.trim().into())
+});
+
+/// A folder with the package as pip would lay it out.
+fn package() -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let package = folder.path().join("autocvd");
+    fs::create_dir(&package).expect("a new folder");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/autocvd");
+    for entry in fs::read_dir(&sources).expect("the package's sources") {
+        let entry = entry.expect("a readable folder");
+        if entry.path().is_file() {
+            symlink(entry.path(), package.join(entry.file_name())).expect("a new link");
+        }
+    }
+    symlink(built("lib_autocvd.so"), package.join("_autocvd.abi3.so")).expect("a new link");
+    folder
+}
+
+/// A shared object that is built with the tests, as a dev-dependency: it lies beside them.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its program");
+    let library = test.with_file_name(name);
+    assert!(library.exists(), "{} does not exist: cargo has put it elsewhere", library.display());
+    library
+}
+
+fn passes(module: &str) {
+    let Some(python) = &*PYTHON else {
+        println!("skipped: needs python3");
+        return;
+    };
+    let package = package();
+    let output = Command::new(python)
+        .args(["-W", "error::SyntaxWarning", "-m", "unittest", module])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/tests"))
+        .env("PYTHONPATH", package.path())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("AUTOCVD_TEST_LIBRARY", built("libfake_nvml.so"))
+        .env("AUTOCVD_TEST_PROGRAM", env!("CARGO_BIN_EXE_autocvd"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("an interpreter that has just run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn each_argument_does_what_is_promised() {
+    passes("test_arguments");
+}
+
+#[test]
+fn the_environment_is_set_and_heeded() {
+    passes("test_environment");
+}
+
+#[test]
+fn a_wait_can_be_watched_and_interrupted() {
+    passes("test_waiting");
+}
+
+#[test]
+fn claims_belong_to_the_process_that_made_them() {
+    passes("test_claims");
+}
+
+#[test]
+fn auto_status_and_main_do_what_is_promised() {
+    passes("test_modules");
+}
