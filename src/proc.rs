@@ -119,11 +119,28 @@ pub fn user_name(uid: u32) -> String {
     }
 }
 
-/// Whether the process was started with this variable set to this value; `None` where it cannot be read.
-pub fn has_variable(pid: u32, name: &str, value: &str) -> Option<bool> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+/// What can be told of a variable of another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variable {
+    /// The process was started with this value.
+    Set,
+    /// It was started without it, or with another value.
+    NotSet,
+    /// The environment is empty: the process is in the midst of an exec, for a moment.
+    NotYet,
+    /// It cannot be read: another user's process.
+    Hidden,
+}
+
+/// Whether the process was started with this variable set to this value.
+pub fn variable(pid: u32, name: &str, value: &str) -> Variable {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return Variable::Hidden };
     let wanted = format!("{name}={value}");
-    Some(environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()))
+    match environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) {
+        _ if environment.is_empty() => Variable::NotYet,
+        true => Variable::Set,
+        false => Variable::NotSet,
+    }
 }
 
 /// The children of `pid`, of all its threads.
@@ -144,7 +161,7 @@ fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
 }
 
 /// All processes that /proc shows.
-pub fn all() -> Vec<u32> {
+fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).collect()
 }
@@ -268,8 +285,8 @@ mod tests {
         while command(child.id()).as_deref() != Some("sleep 60") {
             std::thread::yield_now();
         }
-        assert_eq!(has_variable(child.id(), "SOME_IDS", "1,2"), Some(true));
-        assert_eq!(has_variable(child.id(), "SOME_IDS", "1"), Some(false));
+        assert_eq!(variable(child.id(), "SOME_IDS", "1,2"), Variable::Set);
+        assert_eq!(variable(child.id(), "SOME_IDS", "1"), Variable::NotSet);
         child.kill().expect("it can be killed");
         child.wait().expect("it is ours");
     }

@@ -112,7 +112,7 @@ fn a_child_that_the_command_leaves_behind_does_not_keep_the_claim() {
     let machine = Machine::gpus(1);
     let script = "sleep 8 >/dev/null 2>&1 & echo $!";
     let child: u32 = run(machine.autocvd().args(["--", "sh", "-c", script])).success().trim().parse().expect("a pid");
-    assert!(!command_line(child).is_empty(), "it lives");
+    wait_until("it has become sleep", || command_line(child) == "sleep 8");
     assert!(is_free(&machine));
     if has_namespaces(&machine) {
         let own = [AUTOCVD, "-q", "-t", "0", "--", "true"];

@@ -9,7 +9,7 @@
 
 use super::End;
 use super::record::{Fields, read_list, read_process, write_process};
-use crate::proc::{self, ProcessId, Stat};
+use crate::proc::{self, ProcessId, Stat, Variable};
 use std::time::{Duration, Instant};
 
 /// As good as for ever, and within the range of every clock.
@@ -64,7 +64,7 @@ pub(super) enum Standing {
 enum Child {
     /// The program, or as good as it.
     Program,
-    /// The shell's own fork, which may be running exported programs inside.
+    /// The shell's own fork, which may be running exported programs inside, or may be about to become the program.
     Subshell,
     /// Something else.
     Other,
@@ -136,22 +136,11 @@ impl Lease {
         found.map(|stat| (self.kind_of(stat.id.pid), stat)).map(|(kind, stat)| (stat, kind)).collect()
     }
 
-    /// The program, where the shell that started it has ended: known by its environment alone.
-    fn left_behind(&self) -> Vec<ProcessId> {
-        let (Form::Prefix(ids) | Form::Exported(ids)) = &self.form else { return Vec::new() };
-        let latest = ticks(self.until);
-        let found = proc::all().into_iter().filter_map(Stat::read).filter(|stat| {
-            let new = (self.made..=latest).contains(&stat.id.start) && stat.runs() && stat.comm != "autocvd";
-            new && proc::has_variable(stat.id.pid, "CUDA_VISIBLE_DEVICES", ids) == Some(true)
-        });
-        found.map(|stat| stat.id).collect()
-    }
-
     /// Whether what the shell has become is the program.
     fn is_run_by(&self, shell: u32, seen: Option<&[ProcessId]>) -> bool {
         match &self.form {
             Form::Ids => seen.is_none(),
-            Form::Prefix(_) | Form::Exported(_) => self.kind_of(shell) == Child::Program,
+            Form::Prefix(_) | Form::Exported(_) => self.kind_of(shell) != Child::Other,
         }
     }
 
@@ -160,13 +149,15 @@ impl Lease {
             // Before its exec a child looks like the shell, and may become another autocvd.
             return if line(child) == self.shell { Child::Subshell } else { Child::Program };
         };
-        // What cannot be read takes no risk.
-        if proc::has_variable(child, "CUDA_VISIBLE_DEVICES", ids).unwrap_or(true) {
-            return Child::Program;
-        }
-        match self.form {
-            Form::Exported(_) if line(child) == self.shell => Child::Subshell,
-            _ => Child::Other,
+        match proc::variable(child, "CUDA_VISIBLE_DEVICES", ids) {
+            // What cannot be read takes no risk.
+            Variable::Set | Variable::Hidden => Child::Program,
+            // In the midst of an exec it may become the program, or anything else.
+            Variable::NotYet => Child::Subshell,
+            Variable::NotSet => match self.form {
+                Form::Exported(_) if line(child) == self.shell => Child::Subshell,
+                _ => Child::Other,
+            },
         }
     }
 }
@@ -196,24 +187,15 @@ pub(super) fn standing(
         }
         Some(stat) if stat.id == shell && stat.runs() => {
             let asks = stat.comm == "autocvd";
-            let became_another = asks || line(shell.pid) != lease.shell;
+            let runs = line(shell.pid);
+            // In the midst of an exec it has no command line.
+            let became_another = asks || (!runs.is_empty() && runs != lease.shell);
             if became_another && !asks && lease.is_run_by(shell.pid, seen) {
                 return Standing::Running { program: vec![shell], end: End { pids: vec![shell.pid], at: None } };
             }
             became_another
         }
-        _ => {
-            // A program that it has left behind (nohup) still computes.
-            let mut program: Vec<ProcessId> = seen_alive().collect();
-            if program.is_empty() && seen.is_none() {
-                program = lease.left_behind();
-            }
-            let pids = program.iter().map(|id| id.pid).collect();
-            return match program.is_empty() {
-                true => Standing::Ended,
-                false => Standing::Running { program, end: End { pids, at: None } },
-            };
-        }
+        _ => return Standing::Ended,
     };
     let mut children = lease.children(shell.pid);
     children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id != asking.asker));
