@@ -235,7 +235,7 @@ def _take(
     try:
         indices, variables, chosen, token = _autocvd.take(
             visible=visible,
-            tell=teller and teller.tell,
+            tell=teller.tell if teller else None,
             in_place=bool(teller and teller.in_place),
             warn=_warn,
             on_main_thread=not threading or threading.get_ident() == threading.main_thread().ident,

@@ -34,7 +34,7 @@ def _notebook() -> Any:
     ipython = sys.modules.get("IPython")
     try:
         if ipython and getattr(ipython.get_ipython(), "kernel", None) is not None:
-            from IPython.display import display
+            from IPython.display import display  # type: ignore[import-not-found]
 
             return display
     except Exception:

@@ -4,7 +4,7 @@ import unittest
 
 from machine import MachineTest
 
-TABLE = r'''
+TABLE = r"""
 import decimal, fractions
 from autocvd import autocvd
 
@@ -152,7 +152,7 @@ for arguments, expected in WRONG:
 if os.environ["CUDA_VISIBLE_DEVICES"] != before:
     say("the environment has changed")
 say(len(RIGHT) > 40 and len(WRONG) > 50)
-'''
+"""
 
 
 class Arguments(MachineTest):
@@ -193,7 +193,15 @@ class Arguments(MachineTest):
             say(pydoc.plain(pydoc.render_doc(autocvd)))
         """
         text = "\n".join(self.run_script(script))
-        for part in ("autocvd(num_gpus", "gpus(", "release()", "status()", "Raises:", "TimeoutError", "min_free_memory"):
+        for part in (
+            "autocvd(num_gpus",
+            "gpus(",
+            "release()",
+            "status()",
+            "Raises:",
+            "TimeoutError",
+            "min_free_memory",
+        ):
             self.assertIn(part, text)
         for private in ("_take", "_autocvd.", "TYPE_CHECKING"):
             self.assertNotIn(private, text.replace("autocvd._autocvd", ""))

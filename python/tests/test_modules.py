@@ -79,7 +79,14 @@ class Main(MachineTest):
         )
 
     def test_it_is_the_native_program(self):
-        for arguments in (["--version"], ["-o", "--no-claim"], ["--no-claim"], ["status", "--json"], ["-n", "9"], ["--nonsense"]):
+        for arguments in (
+            ["--version"],
+            ["-o", "--no-claim"],
+            ["--no-claim"],
+            ["status", "--json"],
+            ["-n", "9"],
+            ["--nonsense"],
+        ):
             ours, theirs = self.module(*arguments), self.program(*arguments)
             self.assertEqual(
                 (ours.returncode, ours.stdout, ours.stderr), (theirs.returncode, theirs.stdout, theirs.stderr)
