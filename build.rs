@@ -7,7 +7,9 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let target = std::env::var("TARGET").unwrap_or_default();
     let native = std::env::var("HOST").is_ok_and(|host| host == target);
-    if !native || !target.ends_with("-linux-gnu") {
+    // A linker of its own (zig, for older C libraries) has an unwinder of its own.
+    let named = std::env::var_os("RUSTC_LINKER").is_some_and(|linker| linker != "cc");
+    if !native || named || !target.ends_with("-linux-gnu") {
         return;
     }
     // gcc answers with the bare name where it has no such file.
