@@ -1,5 +1,5 @@
 #!/bin/sh
-# build.sh FOLDER: makes FOLDER/floor and FOLDER/libfree_nvml.so. Needs a C compiler.
+# build.sh FOLDER: makes FOLDER/floor, FOLDER/usage and FOLDER/libfree_nvml.so. Needs a C compiler.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -13,6 +13,8 @@ mkdir -p "$out"
 } >"$out/stubs.c"
 # Built beside and renamed: a library that a program has loaded must not change under it.
 cc -O2 -Wall -Wextra -o "$out/floor.new" "$here/floor.c" -ldl
+cc -O2 -Wall -Wextra -o "$out/usage.new" "$here/usage.c"
 cc -O2 -Wall -Wextra -shared -fPIC -o "$out/libfree_nvml.so.new" "$here/free_nvml.c" "$out/stubs.c"
-mv "$out/floor.new" "$out/floor"
-mv "$out/libfree_nvml.so.new" "$out/libfree_nvml.so"
+for name in floor usage libfree_nvml.so; do
+    mv "$out/$name.new" "$out/$name"
+done
