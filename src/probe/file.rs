@@ -7,6 +7,7 @@ use super::{Detail, Probe};
 use crate::gpu::{Gpu, Link, Mig, ProcessView, Snapshot, Source};
 use crate::{Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::io::Read;
 use std::path::Path;
@@ -125,28 +126,45 @@ fn document(snapshot: &Snapshot) -> Document<'_> {
 }
 
 /// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
+// Not an untagged enum: serde's code for one is larger than all that parses command lines here.
 pub(crate) fn mig<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Mig>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Form {
-        Switch(bool),
-        Word(String),
-        Object {
-            #[serde(default = "yes")]
-            enabled: bool,
-            #[serde(flatten)]
-            mig: Mig,
-        },
+    struct Form;
+
+    impl<'de> Visitor<'de> for Form {
+        type Value = Option<Mig>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("an object with MIG devices, true, false, a word or null")
+        }
+
+        fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_bool<E>(self, enabled: bool) -> std::result::Result<Self::Value, E> {
+            Ok(enabled.then(Mig::default))
+        }
+
+        fn visit_str<E>(self, word: &str) -> std::result::Result<Self::Value, E> {
+            Ok(word.eq_ignore_ascii_case("enabled").then(Mig::default))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+            let (mut enabled, mut mig) = (true, Mig::default());
+            while let Some(key) = map.next_key::<String>()? {
+                match key.as_str() {
+                    "enabled" => enabled = map.next_value()?,
+                    "devices" => mig.devices = map.next_value()?,
+                    _ => {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+            }
+            Ok(enabled.then_some(mig))
+        }
     }
-    fn yes() -> bool {
-        true
-    }
-    Ok(match Option::<Form>::deserialize(deserializer)? {
-        None | Some(Form::Switch(false)) => None,
-        Some(Form::Switch(true)) => Some(Mig::default()),
-        Some(Form::Word(word)) => word.eq_ignore_ascii_case("enabled").then(Mig::default),
-        Some(Form::Object { enabled, mig }) => enabled.then_some(mig),
-    })
+
+    deserializer.deserialize_any(Form)
 }
 
 /// Unix time in seconds; what is not a whole number is unknown, for it only serves display.

@@ -80,13 +80,17 @@ fn load(named: Option<OsString>) -> std::result::Result<&'static Library, String
         Some((name, library)) if *name == wanted => return Ok(library),
         _ => {}
     }
-    let library: &'static Library = Box::leak(Box::new(initialize(named)?));
+    let library = initialize(named)?;
     *loaded = Some((wanted, library));
     Ok(library)
 }
 
-fn initialize(named: Option<OsString>) -> std::result::Result<Library, String> {
-    let init = |path: &OsStr| Library::builder().lib_path(path).init();
+fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, String> {
+    // It is large, with all its functions' addresses: from here on only its own address moves.
+    let init = |path: &OsStr| {
+        let library = Library::builder().lib_path(path).init()?;
+        Ok::<&'static Library, NvmlError>(Box::leak(Box::new(library)))
+    };
     if let Some(path) = named {
         return init(&path).map_err(|e| explain::init(&e, Some(&path)));
     }
