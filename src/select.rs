@@ -240,6 +240,7 @@ pub(crate) fn who(pid: u32, user: &Option<String>, command: &Option<String>) -> 
 }
 
 /// Since when a unit is taken, as far as it is known: Unix time in seconds.
+#[cfg(feature = "text")]
 pub(crate) fn since(unit: Unit, snapshot: &Snapshot) -> Option<u64> {
     let gpu = unit.gpu(snapshot);
     let (claims, processes) = match unit.mig_device(snapshot) {
