@@ -1,6 +1,6 @@
 //! Finds free NVIDIA GPUs, or waits for them.
 //!
-//! [`acquire`] is the whole of it: it looks at the machine, chooses, claims, and waits if need be. The
+//! [`acquire()`] is the whole of it: it looks at the machine, chooses, claims, and waits if need be. The
 //! library neither prints nor exits; the program `autocvd` is its first user.
 //!
 //! ```no_run
