@@ -9,12 +9,12 @@
 //!   pid cannot be looked up (another PID namespace, hidepid), a POSIX record lock on the file stands for
 //!   it: such a lock survives exec, is not inherited by children, and the kernel drops it when the
 //!   process ends, however it ends.
-//! - *a lease for a shell* ([`lease`]): the program that the shell will start cannot hold a lock, so the
+//! - *a lease for a shell* (`lease.rs`): the program that the shell will start cannot hold a lock, so the
 //!   lease is judged by what /proc shows of the shell and its children.
 //!
 //! Choosing and claiming are one step under a master lock, a `flock` on the folder itself, which the
 //! kernel drops with its holder. A holder that was stopped would hold up everybody, so nobody waits for
-//! it longer than [`PATIENCE`]. Correctness does not rest on the lock: every launch looks once more after
+//! it longer than `PATIENCE`. Correctness does not rest on the lock: every launch looks once more after
 //! it has written its claim and steps back if it sees another one on the same GPU. Of two launches, at
 //! least the one that wrote later sees the other.
 
