@@ -80,7 +80,7 @@ impl Report {
                 "cpu": model.map(|(_, model)| model),
                 "cores": std::thread::available_parallelism().map_or(0, usize::from),
                 "kernel": output("uname", "-sr"),
-                "load": output("cut", "-d. -f1-2 /proc/loadavg"),
+                "load": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
             },
             "rows": self.rows,
         });
