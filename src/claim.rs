@@ -61,7 +61,7 @@ pub struct Claims {
     /// The claims inside which this process was started, the outermost first: the last one's GPUs are
     /// what there is to choose from.
     around: Vec<String>,
-    /// Who asks, for leases.
+    /// Who asks: the shell's older leases end by it.
     asking: Option<Asking>,
     /// What is remembered of leases whose program was seen to run, by the claim's name.
     seen: HashMap<String, Vec<ProcessId>>,

@@ -266,7 +266,7 @@ fn nothing_that_lies_in_the_folder_blocks_or_hangs() {
         let _ = Command::new("mknod").arg(path("1-6")).args(["c", "1", "5"]).status();
         let _socket = std::os::unix::net::UnixListener::bind(path("1-7")).expect("our own folder");
         fs::write(path("1-8"), &model).expect("our own folder");
-        fs::set_permissions(path("1-8"), PermissionsExt::from_mode(0)).expect("our own");
+        fs::set_permissions(path("1-8"), PermissionsExt::from_mode(0o000)).expect("our own");
         fs::write(path(".new-1-9"), "").expect("our own folder");
     }
     // Places in the queue of a living process that never acts, and of absurd wishes.
