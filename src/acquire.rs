@@ -183,7 +183,7 @@ impl Observer for Unobserved {}
 /// Of every [`ErrorKind`]; the message is one line (a line a source where no GPU can be read at all).
 pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn Observer) -> Result<Acquisition> {
     let came = proc::since_boot();
-    let asking = if matches!(request.claim, Claiming::Shell { .. }) { Asking::now() } else { None };
+    let asking = if request.claim == Claiming::No { None } else { Asking::now() };
     let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     observer.looking(true, deadline);
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;

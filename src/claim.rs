@@ -57,7 +57,7 @@ pub struct Claims {
     /// The claims inside which this process was started, the outermost first: the last one's GPUs are
     /// what there is to choose from.
     around: Vec<String>,
-    /// Who asks, for leases.
+    /// Who asks: the shell's older leases end by it.
     asking: Option<Asking>,
     /// The names that the last look at all claims found: what it judged needs no second look.
     judged: HashSet<String>,

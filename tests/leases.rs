@@ -73,7 +73,7 @@ fn a_lease_lasts_for_its_hold_where_nothing_is_started() {
 
 #[test]
 fn a_lease_lasts_as_long_as_the_program() {
-    for shell in ["bash", "dash", "zsh", "ksh", "mksh"] {
+    for shell in ["bash", "dash", "zsh"] {
         let machine = Machine::gpus(1);
         let script = "eval $(autocvd -q --hold 300ms) told sleep 60; pause";
         let mut running = shell_that_asked(&machine, shell, script);
@@ -169,9 +169,12 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
     let tcsh = "foreach i (1 2 3 4 5 6 7 8 9 10)\neval `autocvd -q -t 20 --shell csh` true || exit 9\nend\n";
     fs::write(machine.path().join("loop"), tcsh).expect("our own folder");
     run(machine.command("tcsh").arg(machine.path().join("loop"))).success();
-    for source in
-        [". <(autocvd -q -s -t 20); true", "x=$(autocvd -q -o -t 20 || true); [ \"$x\" ]", "autocvd -q -o -t 20"]
-    {
+    for source in [
+        "eval $(autocvd -q) true; autocvd -q -t 20 -- true",
+        ". <(autocvd -q -s -t 20); true",
+        "x=$(autocvd -q -o -t 20 || true); [ \"$x\" ]",
+        "autocvd -q -o -t 20",
+    ] {
         let script = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {source} || exit 9; done");
         run(&mut machine.shell("bash", &script)).success();
     }
@@ -199,8 +202,6 @@ fn background_jobs_of_one_shell_get_a_gpu_each() {
         let mut ids: Vec<&str> = told.lines().collect();
         ids.sort_unstable();
         assert_eq!(ids, ["0", "1", "2", "3"], "{shell}");
-        let sequence = "for i in 1 2 3 4; do eval $(autocvd -q) sleep 1 & done; wait";
-        run(&mut machine.shell(shell, sequence)).success();
     }
 }
 

@@ -7,12 +7,15 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Job, Machine, Running, start, wait_until};
+use common::{Job, Machine, Running, run, start, wait_until};
 use rustix::process::Signal;
+use serde_json::json;
 
 /// A launch that waits: it is in the queue, and sleeps. Nothing but what it waits for is to wake it.
 fn waiter(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
-    let waiter = start(machine.autocvd().args(["-q", "-i", "30s"]).args(options).arg("--").args(command));
+    let mut launch = machine.autocvd();
+    launch.env("AUTOCVD_INTERVAL", "30s").arg("-q").args(options).arg("--").args(command);
+    let waiter = start(&mut launch);
     settled(machine, waiter.pid());
     waiter
 }
@@ -93,4 +96,267 @@ fn a_dead_process_that_the_driver_still_lists_costs_a_few_looks_not_a_core() {
     assert!(dead.elapsed() < Duration::from_secs(15), "the looks after an exit go on for seconds");
     let looks = machine.calls().iter().filter(|call| call.contains("RunningProcesses")).count();
     assert!(looks <= 20, "{looks} looks");
+}
+
+/// Much less than the interval of 30 s, and more than a loaded machine takes.
+const SOON: Duration = Duration::from_secs(12);
+
+#[track_caller]
+fn ends_soon(waiter: Running) {
+    let began = Instant::now();
+    waiter.finish().success();
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+/// A GPU with a process on it that never ends.
+fn occupied() -> Machine {
+    let machine = Machine::gpus(1);
+    machine.set("/gpus/0/processes", json!([{"pid": 4_194_000}]));
+    machine
+}
+
+// What wakes it.
+
+#[test]
+fn the_exit_of_a_process_wakes_it() {
+    let machine = Machine::gpus(1);
+    let mut job = machine.job(0);
+    let waiting = waiter(&machine, &[], &["true"]);
+    job.kill();
+    ends_soon(waiting);
+}
+
+#[test]
+fn the_end_of_a_claim_wakes_it_however_it_ends() {
+    let machine = Machine::gpus(1);
+    for signal in [Signal::TERM, Signal::KILL] {
+        let holder = start(machine.autocvd().args(["-q", "--", "sh", "-c", "echo; exec sleep 60"]));
+        wait_until("it runs", || holder.stdout() == "\n");
+        let waiting = waiter(&machine, &[], &["true"]);
+        holder.signal(signal);
+        ends_soon(waiting);
+    }
+}
+
+#[test]
+fn a_context_that_ends_without_its_process_is_seen_at_the_interval() {
+    let machine = Machine::gpus(1);
+    let job = machine.job(0);
+    let mut patient = waiter(&machine, &[], &["true"]);
+    let eager = waiter(&machine, &["-i", "2s"], &["true"]);
+    destroy_context(&machine, 0, &job);
+    thread::sleep(Duration::from_millis(200));
+    assert!(patient.is_running(), "the interval is kept");
+    // The eager one lets the other one pass, and is woken by its end.
+    ends_soon(eager);
+    ends_soon(patient);
+}
+
+#[test]
+fn a_process_that_ends_between_the_look_and_the_sleep_is_not_missed() {
+    let machine = Machine::gpus(1);
+    for round in 0..40 {
+        let mut job = machine.job(0);
+        let waiting = start(machine.autocvd().args(["-q", "-i", "600s", "--", "true"]));
+        thread::sleep(Duration::from_micros(round * 500));
+        job.kill();
+        ends_soon(waiting);
+    }
+}
+
+#[test]
+fn the_deadline_ends_it_and_says_who_holds_what() {
+    let machine = Machine::gpus(2);
+    let job = machine.job(0);
+    let _holder = start(machine.autocvd().args(["-q", "--", "sleep", "61"]));
+    wait_until("it holds GPU 1", || run(machine.autocvd().args(["-q", "-o", "-t", "0"])).code == Some(4));
+    let began = Instant::now();
+    let late = run(machine.autocvd().args(["-q", "-t", "500ms"]));
+    assert!(began.elapsed() >= Duration::from_millis(450));
+    assert_eq!((late.code, late.stdout.as_str()), (Some(4), "sh -c 'exit 4' autocvd\n"));
+    assert_eq!(late.stderr.lines().count(), 1, "{late:#?}");
+    for said in ["500 ms", "GPU 0", "GPU 1", &job.pid().to_string(), "sleep 61", "--timeout"] {
+        assert!(late.stderr.contains(said), "{said}: {late:#?}");
+    }
+    // The place in the queue is given up.
+    assert!(!has_place(&machine, 0) && fs::read_dir(machine.claims().join("queue")).expect("it is there").count() == 0);
+}
+
+// The order.
+
+#[test]
+fn waiters_run_in_the_order_in_which_they_came() {
+    let machine = Machine::gpus(1);
+    let mut job = machine.job(0);
+    machine.install("note", "#!/bin/sh\necho $1 >>\"$FAKE_NVML/order\"\n");
+    let waiters: Vec<Running> = (0..20)
+        .map(|number: u32| {
+            let options = ["-q", "-i", "30s", "--", "note", &number.to_string()];
+            let waiting = start(machine.autocvd().args(options));
+            wait_until("it has a place in the queue", || has_place(&machine, waiting.pid()));
+            waiting
+        })
+        .collect();
+    asleep(waiters[19].pid());
+    job.kill();
+    waiters.into_iter().for_each(ends_soon);
+    let order = fs::read_to_string(machine.path().join("order")).expect("they ran");
+    assert_eq!(order.lines().collect::<Vec<_>>(), (0..20).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_request_that_cannot_be_met_holds_up_no_other() {
+    let machine = Machine::gpus(2);
+    let (_first, mut second) = (machine.job(0), machine.job(1));
+    let mut two = waiter(&machine, &["-n", "2"], &["true"]);
+    let one = waiter(&machine, &[], &["true"]);
+    second.kill();
+    ends_soon(one);
+    ends_soon(start(machine.autocvd().args(["-q", "-t", "0", "--", "true"])));
+    assert!(two.is_running());
+}
+
+#[test]
+fn a_newcomer_does_not_overtake_a_waiter_that_sleeps() {
+    let machine = Machine::gpus(1);
+    let job = machine.job(0);
+    let waiting = waiter(&machine, &[], &["sleep", "60"]);
+    destroy_context(&machine, 0, &job);
+    let newcomer = run(machine.autocvd().args(["-q", "-t", "0", "--", "true"]));
+    assert_eq!(newcomer.code, Some(4), "{newcomer:#?}");
+    wait_until("the waiter was called", || runs(&waiting, "sleep"));
+}
+
+#[test]
+fn a_stopped_or_dead_waiter_holds_up_nobody() {
+    for signal in [Signal::STOP, Signal::KILL] {
+        let machine = Machine::gpus(1);
+        let mut job = machine.job(0);
+        let first = waiter(&machine, &[], &["sleep", "60"]);
+        let second = waiter(&machine, &[], &["true"]);
+        first.signal(signal);
+        job.kill();
+        ends_soon(second);
+        if signal == Signal::STOP {
+            first.signal(Signal::CONT);
+            wait_until("it takes what it came for", || runs(&first, "sleep"));
+        }
+    }
+}
+
+#[test]
+fn a_lock_that_is_never_let_go_holds_up_nobody_for_long() {
+    let machine = Machine::gpus(1);
+    run(machine.autocvd().args(["--", "true"])).success();
+    // As somebody would hold it who was stopped between looking and claiming.
+    let script = "import fcntl, os, time
+fcntl.flock(os.open(os.environ['AUTOCVD_CLAIM_DIR'], os.O_RDONLY), fcntl.LOCK_EX)
+print(flush=True); time.sleep(60)";
+    let lock = start(machine.command("python3").args(["-c", script]));
+    wait_until("it is locked", || lock.stdout() == "\n");
+    ends_soon(start(machine.autocvd().args(["-q", "--", "true"])));
+    let mut job = machine.job(0);
+    let waiting = waiter(&machine, &[], &["true"]);
+    job.kill();
+    ends_soon(waiting);
+}
+
+// What it says.
+
+#[test]
+fn elsewhere_than_on_a_terminal_it_tells_of_changes_alone() {
+    let machine = Machine::gpus(2);
+    let (mut first, second) = (machine.job(0), machine.job(1));
+    let waiting = start(machine.autocvd().args(["-i", "200ms", "-n", "2", "-t", "100", "--", "true"]));
+    wait_until("it says what it waits for", || waiting.stderr().lines().count() == 1);
+    thread::sleep(Duration::from_secs(1));
+    let said = waiting.stderr();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for part in ["2 GPUs", "0 of 2 free", "sleep 600", "since 2", &second.pid().to_string(), "1 min 40 s"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    first.kill();
+    wait_until("it tells of the change", || waiting.stderr().lines().count() == 2);
+    let said = waiting.stderr();
+    assert!(said.lines().last().expect("two").contains("1 of 2 free"), "{said}");
+    drop(second);
+    assert_eq!(waiting.finish().stderr, said);
+}
+
+#[test]
+fn quiet_is_quiet() {
+    let machine = Machine::gpus(1);
+    let mut job = machine.job(0);
+    let waiting = waiter(&machine, &[], &["true"]);
+    job.kill();
+    let outcome = waiting.finish();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn on_a_terminal_one_line_in_place_tells_the_time_left() {
+    let machine = occupied();
+    let command = "stty cols 200; exec autocvd -t 3 -o";
+    let outcome = run(machine.command("script").args(["-qec", command, "/dev/null"]));
+    assert_eq!(outcome.code, Some(4), "{outcome:#?}");
+    let lines: Vec<&str> = outcome.stdout.split("\r\x1b[K").collect();
+    assert!(lines[1].contains("waiting for a GPU; 0 of 1 free") && lines[1].contains("4194000"), "{outcome:#?}");
+    assert!(lines.iter().filter(|line| line.contains("gives up in")).count() >= 2, "{outcome:#?}");
+    assert!(lines[1..lines.len() - 1].iter().all(|line| !line.contains('\n')), "{outcome:#?}");
+    // The line is gone when the reason comes.
+    assert!(lines.last().is_some_and(|line| line.starts_with("autocvd: no GPU is free within 3 s")), "{outcome:#?}");
+}
+
+// Signals.
+
+#[test]
+fn signals_end_it_at_once_also_as_pid_1() {
+    let machine = occupied();
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
+        let waiting = waiter(&machine, &[], &["true"]);
+        waiting.signal(signal);
+        let ended = waiting.finish();
+        assert_eq!((ended.code, ended.stderr.lines().count()), (Some(code), 1), "{ended:#?}");
+    }
+    assert_eq!(fs::read_dir(machine.claims().join("queue")).expect("it is there").count(), 0);
+    for options in [&["--pid", "--fork", "--mount-proc"][..], &["--pid", "--fork"]] {
+        let program = ["autocvd", "-q", "--", "true"];
+        let container = start(machine.command("unshare").args(options).args(program));
+        let child = || {
+            let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).ok()?;
+            let pid: u32 = list.trim().parse().ok()?;
+            (fs::read_to_string(format!("/proc/{pid}/comm")).ok()? == "autocvd\n").then_some(pid)
+        };
+        let mut container_runs = true;
+        wait_until("it runs as PID 1", || {
+            container_runs = container.stderr().is_empty();
+            child().is_some() || !container_runs
+        });
+        if !container_runs {
+            eprintln!("skipped: PID namespaces may not be made here: {}", container.stderr());
+            return;
+        }
+        let pid = child().expect("just seen");
+        asleep(pid);
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).expect("a pid"), Signal::TERM)
+            .expect("it runs");
+        assert_eq!(container.finish().code, Some(143));
+    }
+}
+
+// What it costs.
+
+#[test]
+fn while_nothing_changes_it_does_nothing() {
+    let machine = Machine::gpus(2);
+    let _job = machine.job(0);
+    let _holder = start(machine.autocvd().args(["-q", "--only", "1", "--", "sleep", "60"]));
+    wait_until("GPU 1 is claimed", || run(machine.autocvd().args(["-q", "-o", "-t", "0"])).code == Some(4));
+    let waiting = waiter(&machine, &[], &["true"]);
+    machine.forget_calls();
+    let (before, ticks) = (switches(waiting.pid()), cpu_ticks(waiting.pid()));
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(machine.calls(), [] as [&str; 0]);
+    assert_eq!(switches(waiting.pid()), before);
+    assert!(cpu_ticks(waiting.pid()) - ticks <= 1);
 }
