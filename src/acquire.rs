@@ -451,11 +451,11 @@ impl Search<'_> {
     }
 
     fn start_waiting(&mut self, observer: &mut dyn Observer) {
-        let sleeper = Sleeper::new(self.claims.as_ref().map(Claims::path));
+        let mut sleeper = Sleeper::new(self.claims.as_ref().map(Claims::path));
         if let (Some(claims), None) = (&self.claims, &self.ticket) {
             match claims.queue(self.came, &self.wants) {
                 Ok(ticket) => {
-                    sleeper.watch_ticket(&ticket);
+                    sleeper.listen(&ticket);
                     self.ticket = Some(ticket);
                 }
                 Err(error) => observer.warn(&format!("waiting without a place in the queue: {error}")),
@@ -480,6 +480,7 @@ impl Search<'_> {
         let keys: Vec<String> = units.iter().map(|unit| unit.key(snapshot)).collect();
         for claim in known.iter().filter(|claim| claim.units.iter().any(|unit| keys.contains(unit))) {
             watch.pids.extend(&claim.end.pids);
+            watch.out_of_sight |= claim.end.pids.is_empty();
             if let Some(at) = claim.end.at {
                 watch.add_time(at);
             }

@@ -18,6 +18,7 @@
 //! it has written its claim and steps back if it sees another one on the same GPU. Of two launches, at
 //! least the one that wrote later sees the other.
 
+mod bell;
 mod folder;
 mod lease;
 mod own;
@@ -89,7 +90,7 @@ pub struct Claim {
 /// What tells when a claim may have ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct End {
-    /// The exit of one of these processes of this namespace.
+    /// The exit of one of these processes of this namespace; empty where they live in another one.
     pub pids: Vec<u32>,
     /// The passing of this time.
     pub at: Option<Instant>,
@@ -206,6 +207,10 @@ impl Claims {
             // Anybody's leftovers are harmless; to remove them only keeps the folder small.
             Life::Ended => {
                 self.folder.remove_own(name, uid);
+                // It ends because its shell, which lives on, asks again.
+                if self.asking.as_ref().is_some_and(|asking| asking.shell() == record.holder) {
+                    queue::call_all(&self.folder);
+                }
                 return None;
             }
             // Those who see more may still count it.
@@ -347,7 +352,7 @@ impl Claims {
         queue::before(&self.folder, came, self.namespace, self.around.last().map(String::as_str))
     }
 
-    /// The folder, whose files' being closed tells of claims that end out of sight.
+    /// The folder, whose files' being closed tells of claims that end out of sight: in another PID namespace.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -387,6 +392,10 @@ impl Held {
             let _ = std::fs::remove_file(&self.path);
             own::forget(&self.path);
             cleanup::CLAIM.clear();
+            // The process lives on, so that no exit tells those who wait.
+            if let Some(folder) = self.path.parent().and_then(|folder| Folder::open(folder).ok()) {
+                queue::call_all(&folder);
+            }
         }
         self.file = None;
     }
@@ -437,6 +446,19 @@ mod tests {
         let locks = std::fs::read_to_string("/proc/locks").expect("Linux has it");
         let inode = std::os::unix::fs::MetadataExt::ino(&held.path.metadata().expect("it is there"));
         locks.lines().any(|lock| lock.contains("POSIX") && lock.contains(&format!(":{inode} ")))
+    }
+
+    #[test]
+    fn a_claim_that_ends_while_its_process_lives_calls_those_who_wait() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = claims(&folder);
+        let mut held = hold(&mut first, "GPU-1");
+        let ticket = claims(&folder).queue(Duration::from_secs(1), &Wants::default()).expect("a place");
+        let bell = ticket.bell().expect("it has one");
+        let mut call = [0; 8];
+        assert_eq!(rustix::io::read(&bell, &mut call), Err(rustix::io::Errno::AGAIN), "nobody has called yet");
+        held.release();
+        assert_eq!(rustix::io::read(&bell, &mut call), Ok(1));
     }
 
     #[test]

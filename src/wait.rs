@@ -1,9 +1,9 @@
 //! Sleeping until something may have changed.
 //!
 //! # Design
-//! One poll over everything that can free a GPU: the exits of processes (pidfd), claims that end out of
-//! sight (inotify on the folder of claims), a call from somebody who found a GPU that this process came
-//! first for (inotify on its own place in the queue), and the time. Nothing is done in between. Where a
+//! One poll over everything that can free a GPU: the exits of processes (pidfd), a call from somebody who
+//! ended a claim or found a GPU that this process came first for (the bell of its place in the queue),
+//! claims that end out of sight (inotify on the folder of claims, where there are such), and the time. Nothing is done in between. Where a
 //! descriptor cannot be had (old kernels, another user's process in a sandbox), the interval covers it.
 
 use crate::claim::Ticket;
@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The driver's list may lag behind a process's exit: after one, look at once and then after so many
@@ -30,6 +30,8 @@ pub struct Watch {
     pub pids: Vec<u32>,
     /// Times at which something may have ended.
     pub at: Option<Instant>,
+    /// Whether something may end out of sight: a claim of another PID namespace.
+    pub out_of_sight: bool,
 }
 
 impl Watch {
@@ -53,22 +55,24 @@ pub struct Sleeper {
     exits: HashMap<u32, OwnedFd>,
     /// Processes that had ended before they could be watched, or that live in another namespace.
     gone: HashSet<u32>,
+    /// The folder of claims.
+    claims: Option<PathBuf>,
     notify: Option<OwnedFd>,
+    bell: Option<OwnedFd>,
     /// The looks that are due after an exit.
     due: Vec<Instant>,
 }
 
 impl Sleeper {
-    /// A sleeper that also watches the folder of claims, where there is one.
+    /// A sleeper that can also watch the folder of claims, where there is one.
     pub fn new(claims: Option<&Path>) -> Self {
-        Self { exits: HashMap::new(), gone: HashSet::new(), notify: claims.and_then(watch_folder), due: Vec::new() }
+        let claims = claims.map(Path::to_owned);
+        Self { exits: HashMap::new(), gone: HashSet::new(), claims, notify: None, bell: None, due: Vec::new() }
     }
 
-    /// Also wakes when somebody opens this place in the queue, or touches it: another thread of this process.
-    pub fn watch_ticket(&self, ticket: &Ticket) {
-        if let Some(notify) = &self.notify {
-            let _ = inotify::add_watch(notify, ticket.path(), WatchFlags::OPEN | WatchFlags::ATTRIB);
-        }
+    /// Also wakes when somebody calls this place in the queue.
+    pub fn listen(&mut self, ticket: &Ticket) {
+        self.bell = ticket.bell();
     }
 
     /// Forgets what woke it so far: to be called before a look, so that what happens during the look wakes it again.
@@ -81,6 +85,13 @@ impl Sleeper {
     /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
     pub fn sleep(&mut self, watch: &Watch, until: Option<Instant>) -> Woken {
         self.follow(&watch.pids);
+        if watch.out_of_sight && self.notify.is_none() && self.claims.is_some() {
+            self.notify = self.claims.take().as_deref().and_then(watch_folder);
+            if self.notify.is_some() {
+                // What happened before is seen by another look.
+                return Woken::Changed;
+            }
+        }
         let changes = [watch.at, self.due.iter().min().copied()].into_iter().flatten().min();
         let end = [changes, until].into_iter().flatten().min();
         let limit = end.map(|end| end.saturating_duration_since(Instant::now()));
@@ -88,9 +99,8 @@ impl Sleeper {
         let pids: Vec<u32> = self.exits.keys().copied().collect();
         let mut fds: Vec<PollFd> =
             pids.iter().map(|pid| PollFd::from_borrowed_fd(self.exits[pid].as_fd(), PollFlags::IN)).collect();
-        if let Some(notify) = &self.notify {
-            fds.push(PollFd::from_borrowed_fd(notify.as_fd(), PollFlags::IN));
-        }
+        let others = [&self.notify, &self.bell].into_iter().flatten();
+        fds.extend(others.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
         let woken = poll(&mut fds, limit.as_ref());
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
@@ -107,7 +117,7 @@ impl Sleeper {
             self.look_after_exit();
         }
         let mut changed = ready[..pids.len()].iter().any(|ready| *ready);
-        if ready.get(pids.len()) == Some(&true) {
+        if ready[pids.len()..].contains(&true) {
             changed |= self.drain();
         }
         if changed { Woken::Changed } else { Woken::Tick }
@@ -143,12 +153,17 @@ impl Sleeper {
         }
     }
 
-    /// Reads what inotify has to tell; whether any of it matters.
+    /// Reads what the bell and inotify have to tell; whether any of it matters.
     fn drain(&mut self) -> bool {
-        let Some(notify) = &self.notify else { return false };
+        let mut matters = false;
+        if let Some(bell) = &self.bell {
+            while rustix::io::read(bell, &mut [0; 256]).is_ok_and(|read| read > 0) {
+                matters = true;
+            }
+        }
+        let Some(notify) = &self.notify else { return matters };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(notify, &mut buffer);
-        let mut matters = false;
         while let Ok(event) = reader.next() {
             let name = event.file_name().map(|name| name.to_bytes()).unwrap_or_default();
             matters |= !name.starts_with(b".") && !event.events().contains(ReadFlags::ISDIR);

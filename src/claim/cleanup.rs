@@ -15,6 +15,9 @@ pub(crate) static CLAIM: Slot = Slot(AtomicPtr::new(null_mut()));
 /// The place in the queue.
 pub(crate) static TICKET: Slot = Slot(AtomicPtr::new(null_mut()));
 
+/// What this process is called by while it waits.
+pub(crate) static BELL: Slot = Slot(AtomicPtr::new(null_mut()));
+
 impl Slot {
     /// Remembers `path`. A path that is replaced is leaked: a signal handler may be reading it.
     pub(crate) fn set(&self, path: &Path) {
@@ -37,7 +40,7 @@ impl Slot {
 
 /// Removes the files. Only system calls, so that a signal handler may do it.
 pub fn remove_files() {
-    for path in [CLAIM.take(), TICKET.take()].into_iter().flatten() {
+    for path in [CLAIM.take(), TICKET.take(), BELL.take()].into_iter().flatten() {
         let _ = rustix::fs::unlink(path);
     }
 }

@@ -3,16 +3,17 @@
 //! # Design
 //! Each waiter has a file that says since when it waits and for what; its name sorts by age. Whoever finds
 //! enough free GPUs for itself reads the files of those who came before, and leaves alone what they would
-//! take. Reading is also what wakes them: each watches its own file being opened. One that has ended or
+//! take, and calls them ([`bell`]). One that has ended or
 //! is stopped does not count, and one that does not take what it could is passed over after a while.
 
 use super::folder::{self, Folder};
 use super::record::{read_process, write_process};
-use super::{cleanup, folder::UNFINISHED, own};
+use super::{bell, cleanup, own};
 use crate::proc::{self, ProcessId};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const HEADER: &str = "autocvd waits 1";
@@ -45,6 +46,7 @@ pub struct Ticket {
     folder: Folder,
     /// Its lock tells processes of other PID namespaces that this one lives.
     _file: File,
+    bell: Option<OwnedFd>,
 }
 
 impl Ticket {
@@ -65,25 +67,44 @@ impl Ticket {
         own::remember(&path, &text);
         file.write_all(text.as_bytes())?;
         folder.publish(&name)?;
-        Ok(Self { name, path, folder, _file: file })
+        let place = bell::path(&folder, &name);
+        cleanup::BELL.set(&place);
+        let bell = bell::hang(&place);
+        Ok(Self { name, path, folder, _file: file, bell })
     }
 
-    /// The file, whose being opened is a call to look again.
-    pub(crate) fn path(&self) -> &std::path::Path {
-        &self.path
+    /// What becomes readable when somebody calls this waiter to look again.
+    pub(crate) fn bell(&self) -> Option<OwnedFd> {
+        self.bell.as_ref()?.try_clone().ok()
     }
 
     /// How many files are before this one in the queue, those of ended waiters included.
     pub(crate) fn rank(&self) -> usize {
-        self.folder.names().iter().filter(|name| **name < self.name && !name.starts_with(UNFINISHED)).count()
+        places(&self.folder).iter().filter(|name| **name < self.name).count()
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(bell::path(&self.folder, &self.name));
         own::forget(&self.path);
         cleanup::TICKET.clear();
+        cleanup::BELL.clear();
+    }
+}
+
+/// The names of all places.
+fn places(folder: &Folder) -> Vec<String> {
+    let mut names = folder.names();
+    names.retain(|name| !name.starts_with('.'));
+    names
+}
+
+/// Calls all who wait, where something has ended that no process's exit tells of.
+pub(super) fn call_all(folder: &Folder) {
+    if let Ok(folder) = folder.queue() {
+        places(&folder).iter().for_each(|name| bell::ring(&bell::path(&folder, name)));
     }
 }
 
@@ -110,22 +131,15 @@ fn write(own: Option<ProcessId>, namespace: Option<u64>, parent: Option<&str>, w
 pub(super) fn before(folder: &Folder, came: Duration, namespace: Option<u64>, parent: Option<&str>) -> Vec<Waiter> {
     let Ok(folder) = folder.queue() else { return Vec::new() };
     let own = name(came);
-    let mut names = folder.names();
-    names.retain(|name| *name < own && !name.starts_with(UNFINISHED));
+    let mut names = places(&folder);
+    names.retain(|name| *name < own);
     names.sort_unstable();
     names.into_iter().filter_map(|name| waiter(&folder, name, namespace, parent.unwrap_or_default())).collect()
 }
 
 fn waiter(folder: &Folder, name: String, namespace: Option<u64>, parent: &str) -> Option<Waiter> {
     let path = folder.path().join(&name);
-    let text = match own::text(&path) {
-        Some(text) => {
-            // Another thread's place: a change of its times wakes that thread as the file's being opened would.
-            touch(&path);
-            text
-        }
-        None => read_of_another(folder, &name, namespace)?,
-    };
+    let text = own::text(&path).or_else(|| read_of_another(folder, &name, namespace))?;
     let field = |wanted: &str| field(&text, wanted);
     if field("parent") != Some(parent) {
         return None;
@@ -135,6 +149,7 @@ fn waiter(folder: &Folder, name: String, namespace: Option<u64>, parent: &str) -
         min_free_memory: field("min_free_memory").and_then(|bytes| bytes.parse().ok()),
         units: field("units").map(|units| units.split(',').map(str::to_owned).collect()),
     };
+    bell::ring(&bell::path(folder, &name));
     Some(Waiter { name, wants })
 }
 
@@ -160,15 +175,11 @@ fn read_of_another(folder: &Folder, name: &str, namespace: Option<u64>) -> Optio
     if ended {
         let owner = rustix::fs::fstat(&file).ok()?.st_uid;
         folder.remove_own(name, owner);
+        if let Ok(stat) = rustix::fs::lstat(bell::path(folder, name)) {
+            folder.remove_own(&bell::file_name(name), stat.st_uid);
+        }
     }
     can_act.then_some(text)
-}
-
-fn touch(path: &Path) {
-    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
-    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-    let times = Timestamps { last_access: now, last_modification: now };
-    let _ = rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
 }
 
 fn field<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
