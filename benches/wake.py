@@ -45,6 +45,13 @@ def children(pid):
     return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def name(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return None
+
+
 def until(condition):
     while not condition():
         time.sleep(0.001)
@@ -67,14 +74,14 @@ def command():
 def program():
     """The program of a shell that lives on."""
     job = start("bash", "-c", "eval $(autocvd -q) sleep 600; sleep 60 & wait")
-    until(lambda: any(pathlib.Path(f"/proc/{child}/comm").read_text() == "sleep\n" for child in children(job.pid)))
-    return job, children(job.pid)[0]
+    until(lambda: any(name(child) == "sleep\n" for child in children(job.pid)))
+    return job, next(child for child in children(job.pid) if name(child) == "sleep\n")
 
 
 def waiter():
     # Its answer is not to stay claimed.
     waiting = start(AUTOCVD, "-q", "-i", "30s", "--hold", "0")
-    until(lambda: queue.exists() and any(not name.startswith(".") for name in os.listdir(queue)))
+    until(lambda: queue.exists() and any(not place.startswith(".") for place in os.listdir(queue)))
     time.sleep(0.05)
     return waiting
 
@@ -95,10 +102,10 @@ def latencies(holder):
     return sorted(taken)
 
 
-for name, holder in [("a process exits", process), ("a COMMAND ends", command), ("a program ends", program)]:
+for what, holder in [("a process exits", process), ("a COMMAND ends", command), ("a program ends", program)]:
     taken = latencies(holder)
     p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
-    print(f"{name:16} to the answer: p50 {p50:5.1f} ms, p99 {p99:5.1f} ms, most {taken[-1]:5.1f} ms")
+    print(f"{what:16} to the answer: p50 {p50:5.1f} ms, p99 {p99:5.1f} ms, most {taken[-1]:5.1f} ms")
 
 job, _ = process()
 waiting = waiter()

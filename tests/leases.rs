@@ -132,6 +132,10 @@ fn a_lease_ends_with_the_shell_that_started_nothing() {
     shell.signal(Signal::KILL);
     shell.finish();
     waiting.finish().success();
+    // The same script again and again.
+    for _ in 0..5 {
+        run(&mut machine.shell("bash", "eval $(autocvd -q -t 20) true; exit $?")).success();
+    }
 }
 
 #[test]
@@ -193,10 +197,10 @@ fn a_shell_with_exported_ids_keeps_them_while_it_runs_programs() {
 
 #[test]
 fn background_jobs_of_one_shell_get_a_gpu_each() {
-    let machine = Machine::gpus(4);
-    install_told(&machine);
     let job = "eval $(autocvd -q) told sleep 1 &";
     for shell in ["bash", "dash", "zsh", "ksh"] {
+        let machine = Machine::gpus(4);
+        install_told(&machine);
         let script = format!("{job} {job} {job} {job} wait");
         let told = run(&mut machine.shell(shell, &script)).success();
         let mut ids: Vec<&str> = told.lines().collect();
@@ -259,4 +263,23 @@ fn times_beyond_the_clock_are_for_ever() {
     assert!(waiting.is_running(), "{waiting:?}", waiting = waiting.stderr());
     drop(shell);
     waiting.finish().success();
+}
+
+#[test]
+fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
+    let machine = Machine::gpus(1);
+    machine.install("chain", "#!/bin/sh\n[ $1 = 0 ] && exec sleep 60\nexec chain $(($1 - 1))\n");
+    for script in ["eval $(autocvd -q) exec chain 400", "eval $(autocvd -q) chain 400; pause"] {
+        let shell = shell_that_asked(&machine, "bash", &format!("echo; {script}"));
+        let sleeps = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n");
+        wait_until("it has asked", || !is_free(&machine));
+        let mut looks = 0;
+        while !sleeps(shell.pid()) && !children(shell.pid()).into_iter().any(sleeps) {
+            assert!(!is_free(&machine), "after {looks} looks: {script}");
+            looks += 1;
+        }
+        assert!(looks > 5, "{looks} looks");
+        drop(shell);
+        wait_until("it is free", || is_free(&machine));
+    }
 }

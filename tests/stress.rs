@@ -85,9 +85,9 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
             if !running.is_running() {
                 ended.push(*number);
             } else if end.is_some_and(|end| end <= Instant::now()) {
+                let pid = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
                 // All of it at once: the shell, autocvd, the job.
-                let group = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
-                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
                 *end = None;
                 killed.push(*number);
             }

@@ -12,6 +12,8 @@ use super::record::{Fields, read_list, read_process, write_process};
 use crate::proc::{self, ProcessId, Stat, Variable};
 use std::time::{Duration, Instant};
 
+/// When to look again at what is just changing.
+const SOON: Duration = Duration::from_millis(10);
 /// As good as for ever, and within the range of every clock.
 const MAX_HOLD: Duration = Duration::from_secs(100 * 365 * 86400);
 
@@ -64,8 +66,9 @@ pub(super) enum Standing {
 enum Child {
     /// The program, or as good as it.
     Program,
-    /// The shell's own fork, which may be running exported programs inside, or may be about to become the program.
-    Subshell,
+    /// Not to be told yet: the shell's own fork, which may be running exported programs inside or become the
+    /// program, or a process in the midst of its exec.
+    Unclear,
     /// Something else.
     Other,
 }
@@ -136,26 +139,18 @@ impl Lease {
         found.map(|stat| (self.kind_of(stat.id.pid), stat)).map(|(kind, stat)| (stat, kind)).collect()
     }
 
-    /// Whether what the shell has become is the program.
-    fn is_run_by(&self, shell: u32, seen: Option<&[ProcessId]>) -> bool {
-        match &self.form {
-            Form::Ids => seen.is_none(),
-            Form::Prefix(_) | Form::Exported(_) => self.kind_of(shell) != Child::Other,
-        }
-    }
-
     fn kind_of(&self, child: u32) -> Child {
         let (Form::Prefix(ids) | Form::Exported(ids)) = &self.form else {
             // Before its exec a child looks like the shell, and may become another autocvd.
-            return if line(child) == self.shell { Child::Subshell } else { Child::Program };
+            return if line(child) == self.shell { Child::Unclear } else { Child::Program };
         };
         match proc::variable(child, "CUDA_VISIBLE_DEVICES", ids) {
             // What cannot be read takes no risk.
             Variable::Set | Variable::Hidden => Child::Program,
             // In the midst of an exec it may become the program, or anything else.
-            Variable::NotYet => Child::Subshell,
+            Variable::NotYet => Child::Unclear,
             Variable::NotSet => match self.form {
-                Form::Exported(_) if line(child) == self.shell => Child::Subshell,
+                Form::Exported(_) if line(child) == self.shell => Child::Unclear,
                 _ => Child::Other,
             },
         }
@@ -186,14 +181,23 @@ pub(super) fn standing(
             };
         }
         Some(stat) if stat.id == shell && stat.runs() => {
-            let asks = stat.comm == "autocvd";
-            let runs = line(shell.pid);
-            // In the midst of an exec it has no command line.
-            let became_another = asks || (!runs.is_empty() && runs != lease.shell);
-            if became_another && !asks && lease.is_run_by(shell.pid, seen) {
-                return Standing::Running { program: vec![shell], end: End { pids: vec![shell.pid], at: None } };
+            let line = line(shell.pid);
+            let end = |at| End { pids: vec![shell.pid], at };
+            let kind = match stat.comm == "autocvd" {
+                _ if line == lease.shell => None,
+                // It asks itself.
+                true => Some(Child::Other),
+                // In the midst of an exec it has no command line.
+                false if line.is_empty() => Some(Child::Unclear),
+                false if lease.form == Form::Ids && seen.is_some() => Some(Child::Other),
+                false => Some(lease.kind_of(shell.pid)),
+            };
+            match kind {
+                Some(Child::Program) => return Standing::Running { program: vec![shell], end: end(None) },
+                Some(Child::Unclear) => return Standing::Waiting(end(Some(Instant::now() + SOON))),
+                Some(Child::Other) => true,
+                None => false,
             }
-            became_another
         }
         _ => return Standing::Ended,
     };
@@ -201,9 +205,11 @@ pub(super) fn standing(
     children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id != asking.asker));
     let mut program: Vec<ProcessId> =
         children.iter().filter(|(_, kind)| *kind == Child::Program).map(|(stat, _)| stat.id).collect();
-    program.extend(seen_alive().filter(|id| !children.iter().any(|(stat, _)| stat.id == *id)));
-    let subshells = children.iter().filter(|(_, kind)| *kind == Child::Subshell).map(|(stat, _)| stat.id.pid);
-    let mut pids: Vec<u32> = program.iter().map(|id| id.pid).chain(subshells).collect();
+    // Also one that has since become another one, without the variable.
+    let known: Vec<ProcessId> = seen_alive().filter(|id| !program.contains(id)).collect();
+    program.extend(known);
+    let unclear = children.iter().filter(|(_, kind)| *kind == Child::Unclear).map(|(stat, _)| stat.id.pid);
+    let mut pids: Vec<u32> = program.iter().map(|id| id.pid).chain(unclear).collect();
     pids.push(shell.pid);
     let alive = pids.len() > 1;
     if !program.is_empty() {
@@ -214,7 +220,7 @@ pub(super) fn standing(
     let age = now.saturating_sub(Duration::from_millis(
         lease.made.saturating_mul(1000) / rustix::param::clock_ticks_per_second(),
     ));
-    let look = (age / 2).clamp(Duration::from_millis(10), Duration::from_secs(5));
+    let look = (age / 2).clamp(SOON, Duration::from_secs(5));
     let at = left.map(|left| Instant::now() + left.min(look));
     if alive {
         return Standing::Waiting(End { pids, at });
