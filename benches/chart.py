@@ -9,7 +9,7 @@ import math
 import sys
 from html import escape
 
-LEFT, RIGHT, ROW, TOP, WIDTH = 300, 70, 26, 34, 760
+LEFT, RIGHT, ROW, TOP, WIDTH = 380, 70, 26, 34, 840
 # Legible on white and on GitHub's dark background alike.
 OWN, OTHER, TEXT, GRID = "#3fa34d", "#8b949e", "#57606a", "#8b949e"
 SECTION = "One launch (8 idle GPUs)"
