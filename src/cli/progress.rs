@@ -98,7 +98,7 @@ impl Observer for Progress {
         let limit = match (self.timeout, deadline) {
             // 'Look once' must let a slow driver answer: without persistence mode a GPU takes seconds.
             (Some(Duration::ZERO), _) => Some(ONE_LOOK),
-            (Some(_), Some(deadline)) => Some(deadline.saturating_duration_since(Instant::now())),
+            (Some(_), Some(deadline)) => Some(deadline.saturating_duration_since(Instant::now()).max(LAST_LOOK)),
             _ => None,
         };
         signals::watch_driver(limit.map(|limit| {
@@ -111,5 +111,7 @@ impl Observer for Progress {
     }
 }
 
+/// How long the look at the deadline may take: a driver that answers within this time is not a silent one.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long a single look may take.
 const ONE_LOOK: Duration = Duration::from_secs(30);
