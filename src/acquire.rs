@@ -13,10 +13,6 @@ use std::time::{Duration, Instant};
 
 /// How long somebody who came first may take to take what it could.
 const COURTESY: Duration = Duration::from_millis(250);
-/// Of many who wake at once, each lets those before it look first.
-const STAGGER: Duration = Duration::from_millis(1);
-const MAX_STAGGER: Duration = Duration::from_millis(20);
-
 /// What to find, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -205,6 +201,7 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
         deadline,
         sleeper: None,
         ticket: None,
+        rank: 0,
         courtesy: HashMap::new(),
         courtesy_ends: None,
     };
@@ -237,6 +234,8 @@ struct Search<'a> {
     came: Duration,
     sleeper: Option<Sleeper>,
     ticket: Option<Ticket>,
+    /// How many came before, as of the last look.
+    rank: usize,
     /// Since when others could have taken what they came first for.
     courtesy: HashMap<String, Instant>,
     /// When the first of those whom the last look let pass has had its time.
@@ -269,11 +268,15 @@ enum Step {
 impl Search<'_> {
     /// One look, from the lock to the claim; `first` is the beginning of the first one.
     fn step(&mut self, first: Option<Snapshot>, observer: &mut dyn Observer) -> Result<Step> {
-        let lock = self.claims.as_ref().map(Claims::lock);
-        observer.looking(true, self.deadline);
-        let begun = first.map_or_else(|| self.probe.begin(self.request.detail), Ok);
-        let look = begun.map(|snapshot| self.look(snapshot));
-        observer.looking(false, self.deadline);
+        // Those who came later look without the lock at first: most of them find that somebody before them
+        // was faster, and 256 who want the lock would keep the first from it.
+        let mut lock = None;
+        let mut look = if self.rank > 0 { Some(self.begin_and_look(None, observer)) } else { None };
+        if look.as_ref().is_none_or(|look| matches!(look, Ok(Look { selection: Selection::Chosen(_), .. }))) {
+            lock = self.claims.as_ref().map(Claims::lock);
+            look = None;
+        }
+        let look = look.unwrap_or_else(|| self.begin_and_look(first, observer));
         let Look { mut snapshot, selection, known, behind } = match look {
             Ok(look) => look,
             Err(error) if self.sleeper.is_none() => return Err(error),
@@ -313,7 +316,18 @@ impl Search<'_> {
         let (allowed, num_gpus) = (&self.wish.allowed[..], self.wish.num_gpus);
         let deadline = self.deadline;
         observer.waiting(&Waiting { snapshot: &snapshot, allowed, free: &free, num_gpus, behind, deadline });
+        // Now, for there is time: when it wakes there is none.
+        self.rank = self.ticket.as_ref().map_or(0, Ticket::rank);
         Ok(Step::Sleep(watch))
+    }
+
+    /// Begins a look, unless `first` is its beginning, and takes it.
+    fn begin_and_look(&mut self, first: Option<Snapshot>, observer: &mut dyn Observer) -> Result<Look> {
+        observer.looking(true, self.deadline);
+        let begun = first.map_or_else(|| self.probe.begin(self.request.detail), Ok);
+        let look = begun.map(|snapshot| self.look(snapshot));
+        observer.looking(false, self.deadline);
+        look
     }
 
     /// Looks at claims and GPUs, and chooses.
@@ -515,10 +529,7 @@ impl Search<'_> {
                 return Ok(());
             }
         }
-        let rank = self.ticket.as_ref().map_or(0, Ticket::rank);
-        if rank > 0 {
-            std::thread::sleep(MAX_STAGGER.min(STAGGER * u32::try_from(rank).unwrap_or(u32::MAX)));
-        }
+        std::thread::sleep(stagger(self.rank));
         Ok(())
     }
 
@@ -557,6 +568,13 @@ impl Search<'_> {
         let gpus = if wanted == 1 { "no GPU is free".to_owned() } else { format!("{free} of {wanted} GPUs are free") };
         Error::new(ErrorKind::TimedOut, format!("{gpus} {after} ({}); {help}", why.join("; ")))
     }
+}
+
+/// Of many who wake at once, each lets those who came before it look first: a millisecond for each of the
+/// next ones, less for those further behind, so that nobody's answer takes longer than is promised.
+fn stagger(rank: usize) -> Duration {
+    let (near, far) = (rank.min(20) as u64, rank.saturating_sub(20).min(200) as u64);
+    Duration::from_micros(near * 1000 + far * 100)
 }
 
 /// A duration as people read it.

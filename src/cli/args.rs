@@ -53,7 +53,7 @@ pub(super) struct Args {
 
 /// The main job's part of the command line. Alone it is half the work to parse.
 #[derive(Debug, Parser)]
-#[command(name = "autocvd", version)]
+#[command(name = "autocvd", version, args_override_self = true)]
 pub(super) struct Main {
     #[command(flatten)]
     pub(super) options: Options,
@@ -64,7 +64,7 @@ pub(super) struct Main {
 
 /// The part that is not the main job.
 #[derive(Debug, Parser)]
-#[command(name = "autocvd")]
+#[command(name = "autocvd", args_override_self = true)]
 pub(super) struct Subcommand {
     #[command(subcommand)]
     pub(super) sub: Sub,
@@ -256,6 +256,13 @@ mod tests {
     fn an_interval_is_never_zero() {
         assert!(positive_duration("0").is_err());
         assert_eq!(positive_duration("0.5"), Ok(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn of_an_option_given_twice_the_last_one_counts() {
+        let main = Main::try_parse_from(["autocvd", "-n", "1", "-n", "2", "-x", "0", "-x", "1"]).expect("a right line");
+        assert_eq!((main.options.num_gpus, main.options.exclude), (Some(2), vec!["0".into(), "1".into()]));
+        assert_eq!(Main::try_parse_from(["autocvd", "-vv", "-v"]).expect("a right line").options.verbose, 3);
     }
 
     #[test]
