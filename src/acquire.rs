@@ -343,6 +343,13 @@ impl Search<'_> {
             None => {}
         }
         let mut selection = self.read_and_select(&mut snapshot);
+        if matches!(selection, Selection::NotNow { .. }) && known.iter().any(|claim| claim.around) {
+            // The program that this process is part of holds GPUs that nobody else gets, and does not end
+            // before this process does: better those than to wait for ever.
+            let others: Vec<Claim> = known.iter().filter(|claim| !claim.around).cloned().collect();
+            mark(&mut snapshot, &others);
+            selection = self.read_and_select(&mut snapshot);
+        }
         let mut behind = 0;
         let first = match (&selection, &self.claims) {
             (Selection::Chosen(_), Some(claims)) if !self.wish.least_used => claims.waiting_before(self.came),

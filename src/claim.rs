@@ -85,6 +85,8 @@ pub struct Claim {
     pub parent: Option<String>,
     /// What tells when it may have ended.
     pub end: End,
+    /// Whether it is a lease for a program that this process descends from, which cannot end before this process does.
+    pub around: bool,
 }
 
 /// What tells when a claim may have ended.
@@ -100,6 +102,8 @@ pub struct End {
 enum Life {
     /// It does.
     Counts(End),
+    /// It does, and is a lease for a program that this process descends from.
+    Around(End),
     /// It does not any more.
     Ended,
     /// Not as far as can be seen from here (another PID namespace, hidepid, another machine).
@@ -202,8 +206,9 @@ impl Claims {
         let uid = rustix::fs::fstat(&file).ok()?.st_uid;
         let record = Record::read(&file)?;
         let life = if record.boot == self.boot { self.life(name, &file, &record) } else { Life::Unclear };
-        let end = match life {
-            Life::Counts(end) => end,
+        let (end, around) = match life {
+            Life::Counts(end) => (end, false),
+            Life::Around(end) => (end, true),
             // Anybody's leftovers are harmless; to remove them only keeps the folder small.
             Life::Ended => {
                 self.folder.remove_own(name, uid);
@@ -222,7 +227,7 @@ impl Claims {
                 return None;
             }
         };
-        Some(record.into_claim(name, uid, end))
+        Some(Claim { around, ..record.into_claim(name, uid, end) })
     }
 
     fn holder(&self) -> ProcessId {
@@ -252,11 +257,12 @@ impl Claims {
                     Standing::Unclear => Life::Unclear,
                     Standing::Waiting(end) => Life::Counts(end),
                     Standing::Running { program, end } => {
+                        let around = program.iter().any(|program| proc::is_ancestor(program.pid));
                         if seen.as_ref() != Some(&program) {
                             self.remember(name, record, &program);
                             self.seen.insert(name.to_owned(), program);
                         }
-                        Life::Counts(end)
+                        if around { Life::Around(end) } else { Life::Counts(end) }
                     }
                 }
             }

@@ -10,6 +10,7 @@ mod run;
 mod shell;
 mod signals;
 mod status;
+mod variables;
 
 pub use args::command;
 pub use run::run;

@@ -96,7 +96,6 @@ fn each_option_makes_exactly_this_output() {
         ("--probe auto", ids("2")),
         ("--probe nvml", ids("2")),
         ("--inherit", ids("2")),
-        ("--", ids("2")),
     ] {
         let outcome = autocvd(&machine, words);
         assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), expected.as_str()), "{words}: {outcome:#?}");
@@ -152,8 +151,8 @@ fn every_option_has_its_variable_and_the_command_line_wins() {
     assert!(json.starts_with('{'), "{json}");
     let told = with_variables(&machine, &[("AUTOCVD_VERBOSE", "1")], "");
     assert!(told.stderr.contains("chose GPU 2") && told.stdout == ids("2"), "{told:#?}");
-    let bound = with_variables(&machine, &[("AUTOCVD_BIND", "1")], "");
-    assert_eq!(bound.code, Some(2), "{bound:#?}");
+    // Only a COMMAND can be bound, which an image's variable cannot know of.
+    assert_eq!(with_variables(&machine, &[("AUTOCVD_BIND", "1")], "").success(), ids("2"));
 }
 
 #[test]
@@ -360,4 +359,35 @@ fn a_recorded_machine_may_come_through_a_pipe() {
     let script =
         "autocvd -o --from <(sleep 0.1; autocvd status --json); autocvd status --json | autocvd -o --from /dev/stdin";
     assert_eq!(run(&mut machine.shell("bash", script)).success(), "2\n2\n");
+}
+
+#[test]
+fn the_command_line_wins_over_the_variables_of_other_forms() {
+    let machine = Machine::gpus(1);
+    for (variable, args, expected) in [
+        ("AUTOCVD_ID_ONLY", &["-s"][..], "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0\n"),
+        ("AUTOCVD_JSON", &["-o"], "0\n"),
+        ("AUTOCVD_JSON", &["-qo"], "0\n"),
+        ("AUTOCVD_SOURCE", &["-o"], "0\n"),
+        ("AUTOCVD_EXPORT", &[], "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0\n"),
+        ("AUTOCVD_BIND", &["-o"], "0\n"),
+    ] {
+        let outcome = run(machine.autocvd().env(variable, "1").args(args));
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), expected), "{variable} {args:?}: {outcome:?}");
+    }
+    let outcome = run(machine.autocvd().env("AUTOCVD_QUIET", "1").args(["-v", "-o"]));
+    assert!(outcome.stderr.contains("chose GPU 0"), "{outcome:?}");
+    let outcome = run(machine.autocvd().env("AUTOCVD_ID_ONLY", "1").args(["-s", "--nonsense"]));
+    assert_eq!(outcome.stdout, "sh -c 'exit 2' autocvd\n", "{outcome:?}");
+    let outcome = run(machine.autocvd().env("AUTOCVD_UUID", "maybe"));
+    assert!(outcome.stderr.contains("'maybe'") && outcome.stderr.contains("true or false"), "{outcome:?}");
+}
+
+#[test]
+fn options_may_be_repeated_but_a_command_must_follow_the_dashes() {
+    let machine = Machine::gpus(3);
+    let outcome = run(machine.autocvd().args(["-q", "-q", "-o", "-o", "--source", "--export", "-n", "1", "-n", "2"]));
+    assert_eq!(outcome.stdout, "1,2\n", "{outcome:?}");
+    let outcome = run(machine.autocvd().arg("--"));
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), "sh -c 'exit 2' autocvd\n"), "{outcome:?}");
 }

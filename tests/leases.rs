@@ -283,3 +283,28 @@ fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
         wait_until("it is free", || is_free(&machine));
     }
 }
+
+#[test]
+fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_and_others_go_first() {
+    let inner = "eval $(autocvd -q -t 5 --hold 0) printenv CUDA_VISIBLE_DEVICES; :";
+    for (gpus, given) in [(1, "0\n"), (2, "0\n")] {
+        let machine = Machine::gpus(gpus);
+        machine.install("inner", &format!("#!/bin/bash\n{inner}\n"));
+        // On two GPUs the shell itself has the higher one.
+        for outer in [
+            ". <(autocvd -q -s --hold 1); inner; :",
+            "eval $(autocvd -q --hold 1) inner; :",
+            "autocvd -o --hold 1 >/dev/null; inner; :",
+        ] {
+            assert_eq!(run(&mut machine.shell("bash", outer)).success(), given, "{gpus} GPUs: {outer}");
+        }
+    }
+}
+
+#[test]
+fn a_launch_of_a_command_does_not_wait_for_its_own_shells_idle_lease() {
+    let machine = Machine::gpus(1);
+    let script =
+        "eval $(autocvd -q) true; autocvd -q -t 0 -- echo ran; autocvd -o >/dev/null; autocvd -q -t 0 -- echo again";
+    assert_eq!(run(&mut machine.shell("bash", script)).success(), "ran\nagain\n");
+}

@@ -43,7 +43,7 @@ impl Record {
     /// The claim that it stands for.
     pub(super) fn into_claim(self, name: &str, uid: u32, end: End) -> Claim {
         let Self { units, holder, command, since, parent, .. } = self;
-        Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end }
+        Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end, around: false }
     }
 
     pub(super) fn to_text(&self) -> String {

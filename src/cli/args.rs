@@ -2,7 +2,6 @@
 
 use crate::probe::ProbeChoice;
 use crate::text::{parse_duration, parse_size};
-use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand as _, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -106,7 +105,7 @@ pub(super) struct Options {
     #[arg(short, long, value_name = "N", env = "AUTOCVD_NUM_GPUS", allow_negative_numbers = true, value_parser = count)]
     pub(super) num_gpus: Option<usize>,
     /// Never wait: take the N usable GPUs with the most free memory
-    #[arg(short, long, env = "AUTOCVD_LEAST_USED", value_parser = BoolishValueParser::new())]
+    #[arg(short, long, env = "AUTOCVD_LEAST_USED", value_parser = boolean)]
     pub(super) least_used: bool,
     /// Give up after DUR (90, 500ms, '2m 30s'); 0 looks once [default: never]
     #[arg(short, long, value_name = "DUR", env = "AUTOCVD_TIMEOUT", allow_negative_numbers = true, value_parser = parse_duration)]
@@ -115,13 +114,13 @@ pub(super) struct Options {
     #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", allow_negative_numbers = true, value_parser = positive_duration)]
     pub(super) interval: Option<Duration>,
     /// Print 'export …', for '. <(autocvd -s)'
-    #[arg(short, long, short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = BoolishValueParser::new())]
+    #[arg(short, long, short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = boolean)]
     pub(super) source: bool,
     /// Print the comma-separated ids alone
-    #[arg(short = 'o', long, env = "AUTOCVD_ID_ONLY", value_parser = BoolishValueParser::new())]
+    #[arg(short = 'o', long, env = "AUTOCVD_ID_ONLY", value_parser = boolean)]
     pub(super) id_only: bool,
     /// Nothing on stderr but errors
-    #[arg(short, long, env = "AUTOCVD_QUIET", value_parser = BoolishValueParser::new())]
+    #[arg(short, long, env = "AUTOCVD_QUIET", value_parser = boolean)]
     pub(super) quiet: bool,
     /// Tell what it does and why; twice for more
     #[arg(short, long, env = "AUTOCVD_VERBOSE", action = ArgAction::Count, value_parser = verbosity)]
@@ -136,13 +135,13 @@ pub(super) struct Options {
     #[arg(short, long, value_name = "SIZE", env = "AUTOCVD_MIN_FREE_MEMORY", allow_negative_numbers = true, value_parser = parse_size)]
     pub(super) min_free_memory: Option<u64>,
     /// Choose among the GPUs that the present CUDA_VISIBLE_DEVICES allows
-    #[arg(long, env = "AUTOCVD_INHERIT", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "AUTOCVD_INHERIT", value_parser = boolean)]
     pub(super) inherit: bool,
     /// Print UUIDs, not indices
-    #[arg(long, env = "AUTOCVD_UUID", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "AUTOCVD_UUID", value_parser = boolean)]
     pub(super) uuid: bool,
     /// Print the choice as one JSON object
-    #[arg(long, env = "AUTOCVD_JSON", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "AUTOCVD_JSON", value_parser = boolean)]
     pub(super) json: bool,
     /// The syntax to print [default: posix]
     #[arg(long, value_name = "SHELL", env = "AUTOCVD_SHELL")]
@@ -151,13 +150,13 @@ pub(super) struct Options {
     #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", allow_negative_numbers = true, value_parser = parse_duration)]
     pub(super) hold: Option<Duration>,
     /// Neither heed nor make claims
-    #[arg(long, env = "AUTOCVD_NO_CLAIM", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "AUTOCVD_NO_CLAIM", value_parser = boolean)]
     pub(super) no_claim: bool,
     /// Where to read the machine's state [default: auto: NVML, else nvidia-smi]
     #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE")]
     pub(super) probe: Option<Where>,
     /// Pin COMMAND to the CPU cores near its GPUs
-    #[arg(long, env = "AUTOCVD_BIND", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "AUTOCVD_BIND", value_parser = boolean)]
     pub(super) bind: bool,
     /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
     #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", value_hint = ValueHint::FilePath)]
@@ -227,13 +226,19 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Only a variable can say it.
+fn boolean(text: &str) -> Result<bool, String> {
+    match &*text.to_ascii_lowercase() {
+        "y" | "yes" | "t" | "true" | "on" | "1" => Ok(true),
+        "n" | "no" | "f" | "false" | "off" | "0" => Ok(false),
+        _ => Err("give true or false".into()),
+    }
+}
+
 /// The variable may say how often, or only whether.
 fn verbosity(text: &str) -> Result<u8, String> {
-    match &*text.to_ascii_lowercase() {
-        "y" | "yes" | "t" | "true" | "on" => Ok(1),
-        "n" | "no" | "f" | "false" | "off" => Ok(0),
-        number => number.parse().map_err(|_| "give a number from 0 to 3".into()),
-    }
+    let number = text.parse().or_else(|_| boolean(text).map(u8::from));
+    number.map_err(|_| "give a number from 0 to 3".into())
 }
 
 fn id(text: &str) -> Result<String, String> {

@@ -1,6 +1,6 @@
 //! How the program ends: exit codes, and what standard output gets when it fails.
 
-use super::signals;
+use super::{signals, variables};
 use crate::{Error, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
@@ -122,18 +122,11 @@ pub(super) fn output_is_evaluated(args: &[OsString]) -> bool {
             b"--id-only" | b"--json" => return false,
             // Without a COMMAND behind it, it changes nothing.
             b"--" => return options.next().is_none(),
-            _ if is_cluster_with_o(arg) => return false,
+            _ if variables::has_switch(arg, b"o") => return false,
             _ => {}
         }
     }
     true
-}
-
-/// Whether the argument is short options, `-o` among them: `-qo`, `-on2`. What follows one that takes a
-/// value is the value.
-fn is_cluster_with_o(arg: &[u8]) -> bool {
-    let Some((b'-', letters)) = arg.split_first() else { return false };
-    letters.iter().take_while(|letter| b"lseoqv".contains(letter)).any(|letter| *letter == b'o')
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
-use super::{args, exec, explain, man, shell, signals, status};
+use super::{args, exec, explain, man, shell, signals, status, variables};
 use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
 use crate::environment::Environment;
 use crate::probe::Detail;
@@ -19,11 +19,16 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// Runs the program and returns its exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
     exit::fill_standard_descriptors();
+    variables::settle(&arguments);
     signals::guard_output(exit::output_is_evaluated(&arguments));
     exit::catch_panics();
     signals::install();
-    forget_empty_variables();
     let done = parse(&arguments).and_then(|asked| match asked {
+        Some(Asked::Main(Main { command, .. }))
+            if command.is_empty() && arguments.last().is_some_and(|last| last == "--") =>
+        {
+            Err(Failure::new(exit::WRONG_VALUE, "there is no COMMAND behind '--'; give one, or leave '--' out"))
+        }
         Some(Asked::Main(Main { options, command })) => choose(&options, &command),
         Some(Asked::Sub(sub)) => {
             signals::guard_output(false);
@@ -34,17 +39,6 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
     match done {
         Ok(()) => 0,
         Err(failure) => exit::fail(&failure),
-    }
-}
-
-/// An option's variable that is empty counts as not set: `-e AUTOCVD_TIMEOUT=` is how container
-/// images leave one out.
-fn forget_empty_variables() {
-    for (name, value) in std::env::vars_os() {
-        if value.is_empty() && name.as_encoded_bytes().starts_with(b"AUTOCVD_") {
-            // SAFETY: the program has one thread.
-            unsafe { std::env::remove_var(name) };
-        }
     }
 }
 
