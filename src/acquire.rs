@@ -343,9 +343,10 @@ impl Search<'_> {
             None => {}
         }
         let mut selection = self.read_and_select(&mut snapshot);
-        if matches!(selection, Selection::NotNow { .. }) && known.iter().any(|claim| claim.around) {
+        let endless = self.deadline.is_none() && !self.once;
+        if endless && matches!(selection, Selection::NotNow { .. }) && known.iter().any(|claim| claim.around) {
             // The program that this process is part of holds GPUs that nobody else gets, and does not end
-            // before this process does: better those than to wait for ever.
+            // before this process does: rather those than to wait for itself for ever.
             let others: Vec<Claim> = known.iter().filter(|claim| !claim.around).cloned().collect();
             mark(&mut snapshot, &others);
             selection = self.read_and_select(&mut snapshot);

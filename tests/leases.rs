@@ -285,8 +285,8 @@ fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
 }
 
 #[test]
-fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_and_others_go_first() {
-    let inner = "eval $(autocvd -q -t 5 --hold 0) printenv CUDA_VISIBLE_DEVICES; :";
+fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_without_end_and_others_go_first() {
+    let inner = "eval $(autocvd -q --hold 0) printenv CUDA_VISIBLE_DEVICES; :";
     for (gpus, given) in [(1, "0\n"), (2, "0\n")] {
         let machine = Machine::gpus(gpus);
         machine.install("inner", &format!("#!/bin/bash\n{inner}\n"));
@@ -298,6 +298,8 @@ fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_and_other
         ] {
             assert_eq!(run(&mut machine.shell("bash", outer)).success(), given, "{gpus} GPUs: {outer}");
         }
+        let bounded = "eval $(autocvd -q --only 0) bash -c 'autocvd -q -o -t 0 --only 0'";
+        assert_eq!(run(&mut machine.shell("bash", bounded)).code, Some(4));
     }
 }
 
