@@ -298,8 +298,8 @@ fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_without_e
         ] {
             assert_eq!(run(&mut machine.shell("bash", outer)).success(), given, "{gpus} GPUs: {outer}");
         }
-        let bounded = "eval $(autocvd -q --only 0) bash -c 'autocvd -q -o -t 0 --only 0'";
-        assert_eq!(run(&mut machine.shell("bash", bounded)).code, Some(4));
+        machine.install("bounded", "#!/bin/sh\nautocvd -q -o -t 0 --only 0\n");
+        assert_eq!(run(&mut machine.shell("bash", "eval $(autocvd -q --only 0) bounded")).code, Some(4));
     }
 }
 
