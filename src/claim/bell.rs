@@ -20,7 +20,7 @@ pub(super) fn file_name(name: &str) -> String {
 
 /// Makes the bell of the place `name`, which everybody may ring; what is returned becomes readable when somebody does.
 pub(super) fn hang(path: &Path) -> Option<OwnedFd> {
-    let everybody = Mode::from_raw_mode(0o622);
+    let everybody = Mode::from_raw_mode(0o666);
     rustix::fs::mknodat(CWD, path, FileType::Fifo, everybody, 0).ok()?;
     // Open for writing too: else it would stay readable once the first who rang is gone.
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -32,10 +32,36 @@ pub(super) fn hang(path: &Path) -> Option<OwnedFd> {
 
 /// Calls the waiter. Nobody may be there any more, or it may be no FIFO: neither matters.
 pub(super) fn ring(path: &Path) {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+    // Open for reading too: a waiter that leaves just now must not make it a SIGPIPE.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
     let Ok(bell) = rustix::fs::openat(CWD, path, flags, Mode::empty()) else { return };
     let is_fifo = rustix::fs::fstat(&bell).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
     if is_fifo {
         let _ = rustix::io::write(&bell, b"!");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_is_heard_and_one_that_nobody_hears_or_that_is_none_does_no_harm() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().join("bell");
+        let bell = hang(&place).expect("a FIFO");
+        ring(&place);
+        assert_eq!(rustix::io::read(&bell, &mut [0; 8]), Ok(1));
+        drop(bell);
+        // Rust's test harness ignores SIGPIPE, which the program does not: no error may come of it at all.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        let alone = rustix::fs::openat(CWD, &place, flags, Mode::empty()).expect("it is still there");
+        ring(&place);
+        assert_eq!(rustix::io::write(&alone, b"!"), Ok(1));
+        let file = folder.path().join("file");
+        std::fs::write(&file, "text").expect("our own folder");
+        ring(&file);
+        assert_eq!(std::fs::read(&file).expect("it is there"), b"text");
+        ring(&folder.path().join("nothing"));
     }
 }
