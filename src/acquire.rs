@@ -315,7 +315,9 @@ impl Search<'_> {
         let watch = self.watch(&snapshot, &known);
         let (allowed, num_gpus) = (&self.wish.allowed[..], self.wish.num_gpus);
         let deadline = self.deadline;
-        observer.waiting(&Waiting { snapshot: &snapshot, allowed, free: &free, num_gpus, behind, deadline });
+        if !self.sleeper.as_ref().is_some_and(Sleeper::is_settling) {
+            observer.waiting(&Waiting { snapshot: &snapshot, allowed, free: &free, num_gpus, behind, deadline });
+        }
         // Now, for there is time: when it wakes there is none.
         self.rank = self.ticket.as_ref().map_or(0, Ticket::rank);
         Ok(Step::Sleep(watch))

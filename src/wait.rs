@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 /// The driver's list may lag behind a process's exit: after one, look at once and then after so many
 /// milliseconds. To tear down a large context can take seconds.
 const AFTER_EXIT: [u64; 7] = [1, 5, 20, 100, 400, 1000, 3000];
+/// A look that is due within this time follows on this one.
+const SETTLING: Duration = Duration::from_millis(30);
 /// More processes than this are left to the interval: descriptors are few.
 const MAX_PIDFDS: usize = 256;
 
@@ -121,6 +123,13 @@ impl Sleeper {
             changed |= self.drain();
         }
         if changed { Woken::Changed } else { Woken::Tick }
+    }
+
+    /// Whether another look is due at once: what is seen between a process's exit and the driver's taking note
+    /// of it is worth no words.
+    pub fn is_settling(&self) -> bool {
+        let soon = Instant::now() + SETTLING;
+        self.due.iter().any(|due| *due <= soon)
     }
 
     fn look_after_exit(&mut self) {
