@@ -4,19 +4,9 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
 
-use common::{AUTOCVD, Machine, Outcome, Running, run, start, wait_until};
+use common::{AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until};
 use rustix::process::Signal;
-
-/// One look at the machine, by a shell of its own: which GPU is to be had now.
-fn look(machine: &Machine) -> Outcome {
-    run(machine.autocvd().args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
-}
-
-fn is_free(machine: &Machine) -> bool {
-    look(machine).code == Some(0)
-}
 
 /// A COMMAND that runs under autocvd, once it does.
 fn command_running(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
@@ -29,22 +19,6 @@ fn command_running(machine: &Machine, options: &[&str], command: &[&str]) -> Run
 fn command_line(pid: u32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ")
-}
-
-/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
-fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
-    let mut inside = machine.command("unshare");
-    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
-    inside
-}
-
-/// Whether PID namespaces may be made here; says so where they may not.
-fn has_namespaces(machine: &Machine) -> bool {
-    let may = run(&mut in_namespace(machine, &["true"])).code == Some(0);
-    if !may {
-        eprintln!("skipped: PID namespaces may not be made here (it takes root)");
-    }
-    may
 }
 
 #[test]

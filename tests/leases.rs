@@ -8,33 +8,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{AUTOCVD, Machine, Outcome, Running, run, start, wait_until};
+use common::{AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until};
 use rustix::process::Signal;
-
-/// One look at the machine, by a shell of its own: which GPU is to be had now.
-fn look(machine: &Machine) -> Outcome {
-    run(machine.autocvd().args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
-}
-
-fn is_free(machine: &Machine) -> bool {
-    look(machine).code == Some(0)
-}
-
-/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
-fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
-    let mut inside = machine.command("unshare");
-    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
-    inside
-}
-
-/// Whether PID namespaces may be made here; says so where they may not.
-fn has_namespaces(machine: &Machine) -> bool {
-    let may = run(&mut in_namespace(machine, &["true"])).code == Some(0);
-    if !may {
-        eprintln!("skipped: PID namespaces may not be made here (it takes root)");
-    }
-    may
-}
 
 /// A shell that runs a script on the machine, once it has written its first line. `pause` blocks the shell
 /// itself: no process is started that could pass for the program.

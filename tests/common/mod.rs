@@ -386,3 +386,29 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// One look at the machine, by a shell of its own: which GPU is to be had now.
+pub fn look(machine: &Machine) -> Outcome {
+    run(machine.autocvd().args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
+}
+
+/// Whether a GPU is to be had now.
+pub fn is_free(machine: &Machine) -> bool {
+    look(machine).code == Some(0)
+}
+
+/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
+pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
+    let mut inside = machine.command("unshare");
+    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
+    inside
+}
+
+/// Whether PID namespaces may be made here; says so where they may not.
+pub fn has_namespaces(machine: &Machine) -> bool {
+    let may = run(&mut in_namespace(machine, &["true"])).code == Some(0);
+    if !may {
+        eprintln!("skipped: PID namespaces may not be made here (it takes root)");
+    }
+    may
+}
