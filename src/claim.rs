@@ -29,10 +29,10 @@ mod cleanup;
 
 use crate::proc::{self, ProcessId};
 use folder::Folder;
+pub use folder::Lock;
 use lease::Standing;
 pub use queue::{Ticket, Waiter, Wants};
 use record::{Kind, Record};
-use rustix::fs::FlockOperation;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
@@ -52,7 +52,6 @@ const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
 /// The claims of this machine, as this process sees and makes them.
 pub struct Claims {
     folder: Folder,
-    own: Option<ProcessId>,
     namespace: Option<u64>,
     boot: String,
     /// The claims inside which this process was started, the outermost first: the last one's GPUs are
@@ -139,9 +138,6 @@ pub struct Held {
     file: Option<File>,
 }
 
-/// The master lock; dropped, it is free.
-pub struct Lock(#[allow(dead_code, reason = "held for its Drop")] Option<File>);
-
 impl Claims {
     /// Opens the folder, making it if it is not there.
     ///
@@ -150,7 +146,6 @@ impl Claims {
     pub fn open(folder: &Path, around: Vec<String>) -> io::Result<Self> {
         Ok(Self {
             folder: Folder::open(folder)?,
-            own: ProcessId::own(),
             namespace: proc::pid_namespace(),
             boot: proc::boot_id(),
             around,
@@ -166,19 +161,17 @@ impl Claims {
     }
 
     /// Makes choosing and claiming one step: to be held from [`live`](Self::live) to [`claim`](Self::claim).
-    pub fn lock(&self) -> Lock {
+    /// `None` where it cannot be had.
+    pub fn lock(&self) -> Option<Lock> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(50);
         loop {
-            let Ok(folder) = self.folder.reopen() else { return Lock(None) };
-            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Lock(Some(folder)),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(_) => return Lock(None),
+            if let Some(lock) = self.folder.try_lock().ok()? {
+                return Some(lock);
             }
             if Instant::now() >= deadline {
                 tracing::debug!("the claims' lock is held for too long; going on without it");
-                return Lock(None);
+                return None;
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(2));
@@ -188,6 +181,9 @@ impl Claims {
     /// The claims that count now, this process's own surroundings left out: what it was started inside
     /// of, and leases of its shell that end because the shell asks again.
     pub fn live(&mut self) -> Vec<Claim> {
+        if let Err(error) = self.folder.refresh() {
+            tracing::debug!("the folder of claims is gone: {error}");
+        }
         let names = self.folder.claims();
         let others: Vec<&String> = names.iter().filter(|name| !self.around.contains(name)).collect();
         let live: Vec<Claim> = others.into_iter().filter_map(|name| self.read(name)).collect();
@@ -228,10 +224,6 @@ impl Claims {
             }
         };
         Some(Claim { around, ..record.into_claim(name, uid, end) })
-    }
-
-    fn holder(&self) -> ProcessId {
-        self.own.unwrap_or(ProcessId { pid: std::process::id(), start: 0 })
     }
 
     fn life(&mut self, name: &str, file: &File, record: &Record) -> Life {
@@ -288,7 +280,14 @@ impl Claims {
     pub fn claim(&mut self, units: &[String], holder: &Holder) -> io::Result<Option<Held>> {
         let name = self.folder.new_name();
         let record = self.record(units, holder);
-        let (path, file) = self.folder.create(&name)?;
+        let (path, file) = match self.folder.create(&name) {
+            // A cleaner has removed the folder since the look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.folder.refresh()?;
+                self.folder.create(&name)?
+            }
+            answer => answer?,
+        };
         cleanup::CLAIM.set(&path);
         let mut held = Held { name: name.clone(), path, file: None, pid: std::process::id() };
         if let Err(error) = self.write(&name, &record, file, &mut held) {
@@ -312,29 +311,37 @@ impl Claims {
 
     /// Fills and publishes the file of a claim.
     fn write(&self, name: &str, record: &Record, mut file: File, held: &mut Held) -> io::Result<()> {
-        let is_process = record.kind == Kind::Process;
         let text = record.to_text();
-        if is_process {
+        if record.kind == Kind::Process {
+            let mut file = folder::out_of_the_way(file);
             folder::lock(&file)?;
             own::remember(&held.path, &text);
+            file.write_all(text.as_bytes())?;
+            held.file = Some(file);
+        } else {
+            // It is closed before it counts: waiters watch for claims' files being closed.
+            file.write_all(text.as_bytes())?;
+            drop(file);
         }
-        file.write_all(text.as_bytes())?;
-        // A lease's file is closed before it counts: waiters watch for claims' files being closed.
-        held.file = is_process.then_some(file);
         self.folder.publish(name)
     }
 
     fn record(&self, units: &[String], holder: &Holder) -> Record {
         let (kind, process, command) = match holder {
-            Holder::Process { command } => (Kind::Process, self.holder(), command.clone()),
+            Holder::Process { command } => {
+                let own = ProcessId::own().unwrap_or(ProcessId { pid: std::process::id(), start: 0 });
+                let command = Some(command.clone()).filter(|command| !command.is_empty());
+                (Kind::Process, own, command.or_else(|| proc::command(own.pid)).unwrap_or_default())
+            }
             Holder::Shell { hold, form } => {
                 let asking = self.asking.as_ref();
                 // Pid 0 is nobody.
                 let shell = asking.map_or(ProcessId { pid: 0, start: 0 }, Asking::shell);
-                (Kind::Lease(lease::Lease::new(asking, *hold, form.clone())), shell, String::new())
+                let lease = lease::Lease::new(asking, *hold, form.clone());
+                let command = lease.shell.clone();
+                (Kind::Lease(lease), shell, command)
             }
         };
-        let command = if command.is_empty() { proc::command(process.pid).unwrap_or_default() } else { command };
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
         Record {
             kind,
@@ -350,7 +357,7 @@ impl Claims {
 
     /// Takes a place in the queue of those who wait.
     pub fn queue(&self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
-        Ticket::take(&self.folder, self.own, self.namespace, self.around.last().map(String::as_str), came, wants)
+        Ticket::take(&self.folder, self.namespace, self.around.last().map(String::as_str), came, wants)
     }
 
     /// Those who wait for GPUs of the same surroundings and came before `came`, the longest-waiting first.

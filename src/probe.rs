@@ -96,8 +96,8 @@ const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// Whether process lists can be complete here: only in the host's PID namespace. A namespace that
 /// cannot be read counts as a container's.
 pub fn process_view() -> ProcessView {
-    match rustix::fs::stat("/proc/self/ns/pid") {
-        Ok(namespace) if namespace.st_ino == HOST_PID_NAMESPACE => ProcessView::Host,
+    match crate::proc::pid_namespace() {
+        Some(HOST_PID_NAMESPACE) => ProcessView::Host,
         _ => ProcessView::Container,
     }
 }

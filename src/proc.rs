@@ -1,8 +1,10 @@
 //! What /proc tells of processes. Everything here may be hidden (hidepid, another PID namespace) or
 //! stale (a pid is used again), hence the Options and the start times.
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use std::fs;
+use std::mem::MaybeUninit;
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One life of one pid: a later process with the same pid has another start time.
@@ -22,7 +24,7 @@ impl ProcessId {
 
     /// This process; `None` where /proc is that of another PID namespace, in which its pid is another's.
     pub fn own() -> Option<Self> {
-        shows_this_namespace().then(|| Self::of(std::process::id())).flatten()
+        pid_namespace().and_then(|_| Self::of(std::process::id()))
     }
 
     /// Whether it still runs. A zombie does not, unless it is a leader whose other threads do.
@@ -76,18 +78,20 @@ impl Stat {
     }
 }
 
-/// The first bytes of a file that the kernel makes up on reading: as few reads as that takes.
+/// The first bytes of a file that the kernel makes up on reading, and gives in one piece.
 fn read_start(path: &str, limit: usize) -> Option<Vec<u8>> {
-    let file = fs::File::open(path).ok()?;
+    let file = open(path)?;
     let mut bytes = Vec::with_capacity(limit);
-    while bytes.len() < bytes.capacity() {
-        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
-            Ok(0) => break,
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
+    read_some(&file, rustix::buffer::spare_capacity(&mut bytes))?;
     Some(bytes)
+}
+
+fn open(path: &str) -> Option<std::os::fd::OwnedFd> {
+    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+fn read_some<B: rustix::buffer::Buffer<u8>>(file: impl std::os::fd::AsFd, buffer: B) -> Option<B::Output> {
+    rustix::io::read(file, buffer).ok()
 }
 
 /// The command line, words joined by spaces, without control characters; `None` where it is hidden or
@@ -150,14 +154,36 @@ pub fn children(pid: u32) -> Vec<u32> {
 
 /// Kernels with CONFIG_PROC_CHILDREN list them.
 fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
+    let tasks = format!("/proc/{pid}/task");
     let mut found = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-        let path = thread.ok()?.path().join("children");
-        let list = read_start(path.to_str()?, 1 << 16)?;
-        let list = std::str::from_utf8(&list).ok()?;
-        found.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    // The kernel counts the threads among the folder's links; the only one has the process's own number.
+    if rustix::fs::stat(&*tasks).ok()?.st_nlink == 2 + 1 {
+        add_children(&format!("{tasks}/{pid}/children"), &mut found)?;
+        return Some(found);
+    }
+    for thread in fs::read_dir(tasks).ok()? {
+        add_children(thread.ok()?.path().join("children").to_str()?, &mut found)?;
     }
     Some(found)
+}
+
+/// Adds the pids that the file names, which may come in many pieces.
+fn add_children(path: &str, found: &mut Vec<u32>) -> Option<()> {
+    let file = open(path)?;
+    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut pid = 0;
+    loop {
+        let (bytes, _) = read_some(&file, &mut buffer[..])?;
+        if bytes.is_empty() {
+            return Some(());
+        }
+        for byte in bytes {
+            match byte {
+                b'0'..=b'9' => pid = pid * 10 + u32::from(*byte - b'0'),
+                _ => found.push(std::mem::take(&mut pid)),
+            }
+        }
+    }
 }
 
 /// All processes that /proc shows.
@@ -183,17 +209,31 @@ pub fn is_ancestor(pid: u32) -> bool {
     false
 }
 
-/// Whether /proc is there and its pids are those of this process's namespace.
-fn shows_this_namespace() -> bool {
-    fs::read_link("/proc/self").is_ok_and(|pid| pid.to_str() == Some(&std::process::id().to_string()))
+/// Which PID namespace this process lives in, as its inode; `None` without a /proc of that namespace.
+pub fn pid_namespace() -> Option<u64> {
+    /// What was found, and by which process: a forked child may live in another one.
+    static FOUND: Mutex<Option<(u32, Option<u64>)>> = Mutex::new(None);
+    let own = std::process::id();
+    let mut found = FOUND.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    match *found {
+        Some((pid, namespace)) if pid == own => namespace,
+        _ => {
+            let namespace = read_pid_namespace(own);
+            *found = Some((own, namespace));
+            namespace
+        }
+    }
 }
 
-/// Which PID namespace this process lives in; `None` without a /proc of that namespace.
-pub fn pid_namespace() -> Option<u64> {
-    if !shows_this_namespace() {
+fn read_pid_namespace(own: u32) -> Option<u64> {
+    // Elsewhere this process has another pid.
+    let shown = fs::read_link("/proc/self").ok()?;
+    if shown.to_str()?.parse() != Ok(own) {
         return None;
     }
-    rustix::fs::stat("/proc/self/ns/pid").ok().map(|namespace| namespace.st_ino)
+    // The link says `pid:[INODE]`; to follow it would take the kernel longer.
+    let link = fs::read_link("/proc/self/ns/pid").ok()?;
+    link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Names this boot of the machine: a file that outlives it tells of pids that mean nothing any more.
@@ -222,9 +262,29 @@ pub fn started(id: ProcessId) -> Option<u64> {
     start.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
 }
 
-/// What standard output of `pid` is; only pipes and sockets have a name of their own.
-pub fn stdout_of(pid: u32) -> Option<std::path::PathBuf> {
-    fs::read_link(format!("/proc/{pid}/fd/1")).ok()
+/// The pipe that this process's standard output is; `None` where it is none.
+pub fn pipe_to_stdout() -> Option<Pipe> {
+    Pipe::from_stat(&rustix::fs::fstat(std::io::stdout()).ok()?)
+}
+
+/// A pipe by its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pipe {
+    device: u64,
+    inode: u64,
+}
+
+impl Pipe {
+    /// Whether it also is the standard output of `pid`.
+    pub fn is_stdout_of(self, pid: u32) -> bool {
+        let stat = rustix::fs::stat(format!("/proc/{pid}/fd/1"));
+        stat.is_ok_and(|stat| Self::from_stat(&stat) == Some(self))
+    }
+
+    fn from_stat(stat: &rustix::fs::Stat) -> Option<Self> {
+        let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
+        is_pipe.then_some(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
 }
 
 /// Opens a file for reading unless it is a link, a device or a FIFO, all of which may be traps in a

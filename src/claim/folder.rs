@@ -1,12 +1,14 @@
 //! The folder of claims: made for everybody, and never trusted for what others put into it.
 
 use crate::proc;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir};
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where the queue of waiters lives, inside the folder.
 const QUEUE: &str = "queue";
@@ -14,9 +16,13 @@ const QUEUE: &str = "queue";
 pub(crate) const UNFINISHED: &str = ".new-";
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
 const HIGH_DESCRIPTOR: i32 = 200;
+/// A writer that has not finished its file in this time was killed between two system calls.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
+/// The folder, open. Not to be shared: a listing moves the descriptor's place in it.
 pub(crate) struct Folder {
     path: PathBuf,
+    directory: Arc<OwnedFd>,
 }
 
 impl Folder {
@@ -35,22 +41,34 @@ impl Folder {
     }
 
     fn try_open(path: &Path) -> io::Result<Self> {
-        let directory = open_directory(path).map_err(|error| {
+        let directory = make_directory(path).map_err(|error| {
             let link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
             let why = if link { "it is a symbolic link".to_owned() } else { error.to_string() };
             io::Error::new(error.kind(), why)
         })?;
-        rustix::fs::accessat(
-            &directory,
-            ".",
-            rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
-            AtFlags::EACCESS,
-        )?;
-        Ok(Self { path: path.to_owned() })
+        rustix::fs::accessat(&directory, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+        Ok(Self { path: path.to_owned(), directory: Arc::new(directory) })
     }
 
-    /// The folder of the queue.
+    /// Follows the path again if it leads elsewhere by now: a cleaner has removed the folder, or somebody moved it.
+    pub(super) fn refresh(&mut self) -> io::Result<()> {
+        let named = rustix::fs::lstat(&self.path);
+        let open = rustix::fs::fstat(&self.directory)?;
+        if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (open.st_dev, open.st_ino)) {
+            return Ok(());
+        }
+        *self = Self::open(&self.path)?;
+        Ok(())
+    }
+
+    /// The folder of the queue, if anybody has waited yet.
     pub(super) fn queue(&self) -> io::Result<Self> {
+        let directory = rustix::fs::openat(&self.directory, QUEUE, DIRECTORY_FLAGS, Mode::empty())?;
+        Ok(Self { path: self.path.join(QUEUE), directory: Arc::new(directory) })
+    }
+
+    /// The folder of the queue, made if it is not there.
+    pub(super) fn make_queue(&self) -> io::Result<Self> {
         Self::open(&self.path.join(QUEUE))
     }
 
@@ -58,9 +76,13 @@ impl Folder {
         &self.path
     }
 
-    /// The folder by a descriptor of its own, as `flock` wants it; after a cleaner has removed it, the new one.
-    pub(super) fn reopen(&self) -> io::Result<File> {
-        open_directory(&self.path).map(File::from)
+    /// Takes the folder's own lock; `None` where somebody else has it.
+    pub(super) fn try_lock(&self) -> io::Result<Option<Lock>> {
+        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock(self.directory.clone()))),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The names of all claims.
@@ -76,79 +98,99 @@ impl Folder {
         names
     }
 
-    /// The names of all files but hidden ones that are not ours.
+    /// The names of all files but those that are not in UTF-8, which are not ours.
     pub(super) fn names(&self) -> Vec<String> {
-        // By path, so that a folder that was removed and made again is the new one.
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return Vec::new() };
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        let mut names = Vec::new();
+        if rustix::fs::seek(&self.directory, rustix::fs::SeekFrom::Start(0)).is_err() {
+            return names;
+        }
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut entries = RawDir::new(&self.directory, &mut buffer);
+        while let Some(Ok(entry)) = entries.next() {
+            names.extend(entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
+        }
+        names
     }
 
     /// Opens a file for reading, unless it is a trap: a link, a FIFO, a device.
     pub(super) fn open_file(&self, name: &str) -> Option<File> {
-        proc::open_plain(rustix::fs::CWD, self.path.join(name).to_str()?)
+        proc::open_plain(&self.directory, name)
     }
 
     pub(super) fn new_name(&self) -> String {
         format!("{}-{}", std::process::id(), proc::since_boot().as_nanos())
     }
 
-    /// Makes the unfinished file of `name`, which all may read; returns the path it will have. The
-    /// descriptor is a high one.
+    /// Makes the unfinished file of `name`, which all may read; returns the path it will have.
     pub(super) fn create(&self, name: &str) -> io::Result<(PathBuf, File)> {
-        let unfinished = self.path.join(format!("{UNFINISHED}{name}"));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(CWD, &unfinished, flags, Mode::from_raw_mode(0o644)) {
-            // A cleaner has removed the folder since it was opened.
-            Err(rustix::io::Errno::NOENT) => {
-                open_directory(&self.path)?;
-                rustix::fs::openat(CWD, &unfinished, flags, Mode::from_raw_mode(0o644))?
-            }
-            answer => answer?,
-        };
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
-        let file = rustix::io::fcntl_dupfd_cloexec(&file, HIGH_DESCRIPTOR).unwrap_or(file);
+        let readable = Mode::from_raw_mode(0o644);
+        let file = rustix::fs::openat(&self.directory, format!("{UNFINISHED}{name}"), flags, readable)?;
+        // The umask took its share.
+        rustix::fs::fchmod(&file, readable)?;
         Ok((self.path.join(name), File::from(file)))
     }
 
     /// Gives the file its name, by which it counts.
     pub(super) fn publish(&self, name: &str) -> io::Result<()> {
-        std::fs::rename(self.path.join(format!("{UNFINISHED}{name}")), self.path.join(name))
+        self.rename(name, name)
+    }
+
+    fn rename(&self, unfinished: &str, name: &str) -> io::Result<()> {
+        let unfinished = format!("{UNFINISHED}{unfinished}");
+        Ok(rustix::fs::renameat(&self.directory, unfinished, &self.directory, name)?)
     }
 
     /// Removes the unfinished file of `name`.
     pub(super) fn discard(&self, name: &str) {
-        let _ = std::fs::remove_file(self.path.join(format!("{UNFINISHED}{name}")));
+        self.remove(&format!("{UNFINISHED}{name}"));
+    }
+
+    fn remove(&self, name: &str) {
+        let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
     }
 
     /// Removes a file if it is this user's.
     pub(super) fn remove_own(&self, name: &str, owner: u32) {
         let user = rustix::process::geteuid();
         if user.as_raw() == owner || user.is_root() {
-            let _ = std::fs::remove_file(self.path.join(name));
+            self.remove(name);
         }
     }
 
     /// Replaces the text of a file if it is this user's.
     pub(super) fn replace_own(&self, name: &str, text: &str) -> io::Result<()> {
-        let owner = std::fs::symlink_metadata(self.path.join(name))?;
-        if std::os::unix::fs::MetadataExt::uid(&owner) != rustix::process::geteuid().as_raw() {
+        let owner = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW)?.st_uid;
+        if owner != rustix::process::geteuid().as_raw() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let draft = format!("{name}-{}", std::process::id());
         let (_, mut file) = self.create(&draft)?;
         io::Write::write_all(&mut file, text.as_bytes())?;
-        std::fs::rename(self.path.join(format!("{UNFINISHED}{draft}")), self.path.join(name))
+        self.rename(&draft, name)
     }
 
-    /// A writer was killed between two system calls.
     fn remove_if_abandoned(&self, name: &str) {
-        let path = self.path.join(name);
-        let age =
-            path.symlink_metadata().and_then(|meta| meta.modified()).map(|time| SystemTime::now().duration_since(time));
-        if matches!(age, Ok(Ok(age)) if age > Duration::from_secs(60)) {
-            let _ = std::fs::remove_file(path);
+        let Ok(stat) = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
+        let written = UNIX_EPOCH + Duration::from_secs(stat.st_mtime.unsigned_abs());
+        if SystemTime::now().duration_since(written).is_ok_and(|age| age > ABANDONED_AFTER) {
+            self.remove(name);
         }
     }
+}
+
+/// The folder's lock; dropped, it is free, whoever else has the descriptor by a fork.
+pub struct Lock(Arc<OwnedFd>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Moves a file's descriptor out of the way of those that programs and shell scripts number themselves.
+pub(super) fn out_of_the_way(file: File) -> File {
+    rustix::io::fcntl_dupfd_cloexec(&file, HIGH_DESCRIPTOR).map_or(file, File::from)
 }
 
 /// `PID-NANOSECONDS`.
@@ -157,9 +199,11 @@ fn is_claim_name(name: &str) -> bool {
     name.split_once('-').is_some_and(|(pid, time)| digits(pid) && digits(time))
 }
 
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+const DIRECTORY_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn make_directory(path: &Path) -> io::Result<OwnedFd> {
+    match rustix::fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty()) {
         Err(rustix::io::Errno::NOENT) => {}
         answer => return Ok(answer?),
     }
@@ -168,7 +212,7 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     }
     let everybody = Mode::from_raw_mode(0o1777);
     let made = rustix::fs::mkdirat(CWD, path, everybody);
-    let directory = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    let directory = rustix::fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty())?;
     if made.is_ok() {
         // The umask took its share.
         rustix::fs::fchmod(directory.as_fd(), everybody)?;
@@ -178,7 +222,7 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 
 /// Locks a file for this process alone until it ends or closes the file.
 pub(super) fn lock(file: &File) -> io::Result<()> {
-    Ok(rustix::fs::fcntl_lock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?)
+    Ok(rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
 
 /// Whether another process, of whatever namespace, has locked the file.

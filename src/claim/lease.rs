@@ -36,7 +36,7 @@ pub(super) struct Lease {
     /// When it was made: clock ticks since boot.
     pub(super) made: u64,
     /// The shell's child by which it asked.
-    pub(super) asker: Option<ProcessId>,
+    pub(super) asker: Option<u32>,
     /// The children that the shell had then.
     pub(super) before: Vec<u32>,
     /// What the shell was running then: its command line.
@@ -94,7 +94,7 @@ impl Lease {
         line("until", &self.until.as_millis().to_string());
         line("made", &self.made.to_string());
         if let Some(asker) = self.asker {
-            line("asker", &write_process(asker));
+            line("asker", &asker.to_string());
         }
         line("before", &list(self.before.iter().map(u32::to_string).collect()));
         line("shell", &self.shell);
@@ -117,7 +117,7 @@ impl Lease {
         Some(Self {
             until: Duration::from_millis(fields.get("until")?.parse().ok()?),
             made: fields.get("made")?.parse().ok()?,
-            asker: fields.get("asker").and_then(read_process),
+            asker: fields.get("asker").and_then(|pid| pid.parse().ok()),
             before: read_list(fields.get("before")?, |pid| pid.parse().ok())?,
             shell: fields.get("shell")?.to_owned(),
             form,
@@ -202,7 +202,7 @@ pub(super) fn standing(
         _ => return Standing::Ended,
     };
     let mut children = lease.children(shell.pid);
-    children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id != asking.asker));
+    children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id.pid != asking.asker));
     let mut program: Vec<ProcessId> =
         children.iter().filter(|(_, kind)| *kind == Child::Program).map(|(stat, _)| stat.id).collect();
     // Also one that has since become another one, without the variable.
@@ -240,7 +240,7 @@ pub struct Asking {
     /// the command substitution, the shell it was forked from.
     shell: ProcessId,
     /// The shell's child by which it asks: this process, or that fork.
-    asker: ProcessId,
+    asker: u32,
     /// The shell's children at that time, ended ones that it has not taken note of included.
     siblings: Vec<u32>,
 }
@@ -249,17 +249,17 @@ impl Asking {
     /// To be called early: who asks at the same time is told from who asks again by what is there now.
     /// `None` where /proc does not show the shell.
     pub fn now() -> Option<Self> {
-        // Without itself, /proc shows other processes by the pids of this namespace.
-        let mut asker = ProcessId::own()?;
+        // Elsewhere /proc shows other processes by the pids of this namespace.
+        proc::pid_namespace()?;
+        let mut asker = std::process::id();
         let mut shell = Stat::read(rustix::process::getppid()?.as_raw_pid().unsigned_abs())?;
-        let own = proc::stdout_of(asker.pid);
-        let piped = own.as_ref().is_some_and(|path| path.as_os_str().as_encoded_bytes().starts_with(b"pipe:"));
-        while piped && shell.parent > 0 && proc::stdout_of(shell.id.pid) == own {
+        let own = proc::pipe_to_stdout();
+        while shell.parent > 0 && own.is_some_and(|own| own.is_stdout_of(shell.id.pid)) {
             let Some(parent) = Stat::read(shell.parent) else { break };
             if line(parent.id.pid) != line(shell.id.pid) || line(shell.id.pid).is_empty() {
                 break;
             }
-            asker = shell.id;
+            asker = shell.id.pid;
             shell = parent;
         }
         Some(Self { shell: shell.id, asker, siblings: proc::children(shell.id.pid) })
@@ -272,8 +272,9 @@ impl Asking {
     /// Whether the one who made `lease` asked at the same time and not before: each was there when the other
     /// one asked.
     fn asked_with(&self, lease: &Lease) -> bool {
-        let was_there = lease.asker.is_some_and(|asker| self.siblings.contains(&asker.pid));
-        was_there || (self.asker.start <= lease.made && lease.before.contains(&self.asker.pid))
+        let was_there = lease.asker.is_some_and(|asker| self.siblings.contains(&asker));
+        let was_here = || ProcessId::of(self.asker).is_some_and(|asker| asker.start <= lease.made);
+        was_there || (lease.before.contains(&self.asker) && was_here())
     }
 }
 

@@ -52,18 +52,18 @@ pub struct Ticket {
 impl Ticket {
     pub(super) fn take(
         folder: &Folder,
-        own: Option<ProcessId>,
         namespace: Option<u64>,
         parent: Option<&str>,
         came: Duration,
         wants: &Wants,
     ) -> io::Result<Self> {
-        let folder = folder.queue()?;
+        let folder = folder.make_queue()?;
         let name = name(came);
-        let (path, mut file) = folder.create(&name)?;
+        let (path, file) = folder.create(&name)?;
+        let mut file = folder::out_of_the_way(file);
         cleanup::TICKET.set(&path);
         folder::lock(&file)?;
-        let text = write(own, namespace, parent, wants);
+        let text = write(ProcessId::own(), namespace, parent, wants);
         own::remember(&path, &text);
         file.write_all(text.as_bytes())?;
         folder.publish(&name)?;

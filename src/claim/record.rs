@@ -137,7 +137,7 @@ mod tests {
         Lease {
             until: std::time::Duration::from_millis(123_456),
             made: 12_000,
-            asker: Some(ProcessId { pid: 6, start: 11_999 }),
+            asker: Some(6),
             before: vec![7, 8],
             shell: "bash -l".into(),
             form: Form::Exported("1,2".into()),
