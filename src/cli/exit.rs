@@ -5,7 +5,7 @@ use crate::{Error, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::io::Write;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 
 pub(super) const UNEXPECTED: i32 = 1;
@@ -83,6 +83,11 @@ pub(super) fn write_stdout(text: &str) -> std::io::Result<()> {
 /// Takes the places of standard descriptors that are closed, lest a file that is opened later, perhaps one
 /// of the driver's, gets what is written there. They are closed again for what the program becomes.
 pub(super) fn fill_standard_descriptors() {
+    // SAFETY: nobody closes them here.
+    let is_open = |fd| rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok();
+    if (0..=2).all(is_open) {
+        return;
+    }
     // Read-only: what is written to a closed standard output is to fail.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     while let Ok(lowest_free) = rustix::fs::open("/dev/null", flags, Mode::empty()) {
