@@ -306,11 +306,12 @@ impl Search<'_> {
             return Ok(Step::Again);
         }
         let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        if observer.wants_detail() || self.once || late {
-            describe(&mut snapshot);
-        }
         if self.once || late {
+            describe(&mut snapshot, Whom::Named);
             return Err(self.timed_out(&snapshot, free.len()));
+        }
+        if observer.wants_detail() {
+            describe(&mut snapshot, Whom::All);
         }
         let watch = self.watch(&snapshot, &known);
         let (allowed, num_gpus) = (&self.wish.allowed[..], self.wish.num_gpus);
@@ -750,7 +751,7 @@ impl Machine {
             if let Some(claims) = &mut self.claims {
                 mark(&mut snapshot, &claims.live());
             }
-            describe(&mut snapshot);
+            describe(&mut snapshot, Whom::All);
         }
         snapshot.judge();
         Ok(snapshot)
@@ -786,8 +787,16 @@ pub fn status(choice: &ProbeChoice, environment: &Environment, observer: &mut dy
     Machine::open(choice, environment, observer)?.look(observer)
 }
 
+/// Whom to describe.
+#[derive(Clone, Copy)]
+enum Whom {
+    All,
+    /// Of the processes on a GPU those that a [`Verdict`] may name.
+    Named,
+}
+
 /// Adds what /proc tells of the processes, and the names of users.
-fn describe(snapshot: &mut Snapshot) {
+fn describe(snapshot: &mut Snapshot, whom: Whom) {
     if snapshot.source == crate::gpu::Source::File {
         return;
     }
@@ -802,14 +811,18 @@ fn describe(snapshot: &mut Snapshot) {
     }
     for gpu in &mut snapshot.gpus {
         let parts = gpu.mig.iter_mut().flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
-        for process in parts.chain([&mut gpu.processes]).flatten().flatten() {
-            if !known {
-                continue;
-            }
-            if let Some(id) = proc::ProcessId::of(process.pid) {
-                process.user = process.user.take().or_else(|| proc::user(process.pid));
-                process.command = proc::command(process.pid).or(process.command.take());
-                process.started = proc::started(id);
+        for processes in parts.chain([&mut gpu.processes]).flatten().filter(|_| known) {
+            let named = processes.iter().position(|process| process.kind.computes()).unwrap_or(0);
+            let shown = match whom {
+                Whom::All => &mut processes[..],
+                Whom::Named => processes.get_mut(named..=named).unwrap_or_default(),
+            };
+            for process in shown {
+                if let Some(id) = proc::ProcessId::of(process.pid) {
+                    process.user = process.user.take().or_else(|| proc::user(process.pid));
+                    process.command = proc::command(process.pid).or(process.command.take());
+                    process.started = proc::started(id);
+                }
             }
         }
     }

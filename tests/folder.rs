@@ -235,6 +235,7 @@ fn nothing_that_lies_in_the_folder_blocks_or_hangs() {
     assert_eq!(look(&machine).success(), "0\n");
     let own = format!("process={}:1", std::process::id());
     let queue = machine.claims().join("queue");
+    fs::create_dir(&queue).expect("our own folder");
     let ended = [
         model.clone(),
         // This process lives, but started at another time.

@@ -107,7 +107,8 @@ impl Folder {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(&self.directory, &mut buffer);
         while let Some(Ok(entry)) = entries.next() {
-            names.extend(entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
+            names
+                .extend(entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
         }
         names
     }
@@ -199,8 +200,7 @@ fn is_claim_name(name: &str) -> bool {
     name.split_once('-').is_some_and(|(pid, time)| digits(pid) && digits(time))
 }
 
-const DIRECTORY_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 fn make_directory(path: &Path) -> io::Result<OwnedFd> {
     match rustix::fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty()) {
