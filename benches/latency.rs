@@ -6,6 +6,7 @@ use crate::setup::{AUTOCVD, Bench};
 use crate::timing::{Subject, race};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 const ROUNDS: usize = 240;
 const REAL_NVIDIA_SMI: &str = "/usr/bin/nvidia-smi";
@@ -43,9 +44,12 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
     }
     let times = race(&mut subjects, ROUNDS, || bench.forget_claims())?;
     report.section("One launch (8 idle GPUs)");
+    let ratio = |time: Duration, to: Duration| time.as_secs_f64() / to.as_secs_f64();
     for (subject, time) in subjects.iter().zip(&times) {
-        let ratio = time.as_secs_f64() / times[0].as_secs_f64();
-        let remark = if ratio < 10.0 { format!("{ratio:.2} × floor") } else { format!("{ratio:.0} × floor") };
+        let remark = match (ratio(*time, times[0]), ratio(*time, times[1])) {
+            (to_floor, _) if to_floor < 10.0 => format!("{to_floor:.2} × floor"),
+            (_, to_autocvd) => format!("{to_autocvd:.0} × autocvd"),
+        };
         report.row_with(&subject.name, Measure::Time(*time), &remark);
     }
     for (name, why) in &skipped {

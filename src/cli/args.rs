@@ -51,7 +51,7 @@ pub(super) struct Args {
 }
 
 /// The main job's part of the command line. Alone it is half the work to parse.
-#[derive(Debug, Parser)]
+#[derive(Debug, Default, PartialEq, Parser)]
 #[command(name = "autocvd", version, args_override_self = true)]
 pub(super) struct Main {
     #[command(flatten)]
@@ -59,6 +59,19 @@ pub(super) struct Main {
     /// Become COMMAND instead of printing: its GPUs stay claimed until it ends
     #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub(super) command: Vec<OsString>,
+}
+
+impl Main {
+    /// What a line without options asks for, where no variable sets one either: `autocvd` and `autocvd -- COMMAND…`.
+    pub(super) fn without_options(arguments: &[OsString]) -> Option<Self> {
+        match arguments {
+            [_] => Some(Self::default()),
+            [_, dashes, command @ ..] if dashes == "--" && !command.is_empty() => {
+                Some(Self { command: command.to_vec(), ..Self::default() })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The part that is not the main job.
@@ -98,7 +111,7 @@ pub(super) struct StatusArgs {
     pub(super) probe: Option<Where>,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Options {
     // The defaults stand in the help's text: clap would parse its own at every start.
     /// How many GPUs [default: 1]
@@ -268,6 +281,19 @@ mod tests {
         let main = Main::try_parse_from(["autocvd", "-n", "1", "-n", "2", "-x", "0", "-x", "1"]).expect("a right line");
         assert_eq!((main.options.num_gpus, main.options.exclude), (Some(2), vec!["0".into(), "1".into()]));
         assert_eq!(Main::try_parse_from(["autocvd", "-vv", "-v"]).expect("a right line").options.verbose, 3);
+    }
+
+    #[test]
+    fn a_line_without_options_is_what_clap_makes_of_it() {
+        for words in [&[][..], &["--", "prog"], &["--", "prog", "-n", "2", "--", "-x"], &["--", ""], &["--", "--"]] {
+            let line: Vec<OsString> = std::iter::once(&"autocvd").chain(words).map(Into::into).collect();
+            let parsed = Main::try_parse_from(&line).expect("a right line");
+            assert_eq!(Main::without_options(&line), Some(parsed), "{words:?}");
+        }
+        for words in [&["--"][..], &["-o"], &["status"], &["-n", "2", "--", "prog"], &["prog", "--"]] {
+            let line: Vec<OsString> = std::iter::once(&"autocvd").chain(words).map(Into::into).collect();
+            assert_eq!(Main::without_options(&line), None, "{words:?}");
+        }
     }
 
     #[test]

@@ -6,12 +6,20 @@ use std::ffi::OsString;
 const OUTPUT: [&str; 4] = ["AUTOCVD_SOURCE", "AUTOCVD_EXPORT", "AUTOCVD_ID_ONLY", "AUTOCVD_JSON"];
 const TELLING: [&str; 2] = ["AUTOCVD_QUIET", "AUTOCVD_VERBOSE"];
 
+/// Variables that are no options.
+const OTHERS: [&str; 3] = ["AUTOCVD_NVML_LIB", "AUTOCVD_CLAIM_DIR", "AUTOCVD_INSIDE"];
+
 /// Removes the variables that do not count: empty ones, for `-e AUTOCVD_TIMEOUT=` is how container images leave
-/// one out, and those that the command line outweighs.
-pub(super) fn settle(arguments: &[OsString]) {
+/// one out, and those that the command line outweighs. Whether there may be others, which do.
+pub(super) fn settle(arguments: &[OsString]) -> bool {
+    let mut found = false;
     for (name, value) in std::env::vars_os() {
-        if value.is_empty() && name.as_encoded_bytes().starts_with(b"AUTOCVD_") {
-            remove(&name);
+        if !name.as_encoded_bytes().starts_with(b"AUTOCVD_") {
+            continue;
+        }
+        match value.is_empty() {
+            true => remove(&name),
+            false => found |= OTHERS.iter().all(|other| name != *other),
         }
     }
     let mut words = arguments.iter().skip(1).map(|word| word.as_encoded_bytes());
@@ -33,6 +41,7 @@ pub(super) fn settle(arguments: &[OsString]) {
         // SAFETY: the program has one thread.
         unsafe { std::env::set_var("AUTOCVD_SOURCE", export) };
     }
+    found
 }
 
 fn remove(name: impl AsRef<std::ffi::OsStr>) {
