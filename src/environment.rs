@@ -4,10 +4,17 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The folder of claims where none is named: one for all users of the machine.
-const CLAIM_DIR: &str = "/tmp/autocvd";
+/// Names the NVML library to load.
+const NVML_LIB: &str = "AUTOCVD_NVML_LIB";
+/// Names the folder of claims.
+const CLAIM_DIR: &str = "AUTOCVD_CLAIM_DIR";
 /// Tells a nested autocvd what it was started inside of.
 pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
+/// The variables of ours that stand for no option.
+#[cfg(feature = "cli")]
+pub(crate) const NO_OPTIONS: [&str; 3] = [NVML_LIB, CLAIM_DIR, INSIDE];
+/// The folder of claims where none is named: one for all users of the machine.
+const DEFAULT_CLAIM_DIR: &str = "/tmp/autocvd";
 /// What batch systems set in a job: Slurm, PBS, LSF.
 const BATCH_JOBS: [&str; 3] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
 
@@ -41,8 +48,8 @@ impl Environment {
     pub fn read() -> Self {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
         Self {
-            nvml_library: set("AUTOCVD_NVML_LIB"),
-            claim_dir: set("AUTOCVD_CLAIM_DIR").map_or_else(|| CLAIM_DIR.into(), PathBuf::from),
+            nvml_library: set(NVML_LIB),
+            claim_dir: set(CLAIM_DIR).map_or_else(|| DEFAULT_CLAIM_DIR.into(), PathBuf::from),
             cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES").map(|value| value.to_string_lossy().into_owned()),
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
             inside: set(INSIDE).and_then(|value| Inside::parse(value.to_str()?)),

@@ -1,16 +1,14 @@
 //! The variables that set options, brought into line with the command line, which wins, before both are parsed.
 
+use crate::environment::NO_OPTIONS;
 use std::ffi::OsString;
 
 /// Options that exclude each other: one that is written makes the others' variables void.
 const OUTPUT: [&str; 4] = ["AUTOCVD_SOURCE", "AUTOCVD_EXPORT", "AUTOCVD_ID_ONLY", "AUTOCVD_JSON"];
 const TELLING: [&str; 2] = ["AUTOCVD_QUIET", "AUTOCVD_VERBOSE"];
 
-/// Variables that are no options.
-const OTHERS: [&str; 3] = ["AUTOCVD_NVML_LIB", "AUTOCVD_CLAIM_DIR", "AUTOCVD_INSIDE"];
-
 /// Removes the variables that do not count: empty ones, for `-e AUTOCVD_TIMEOUT=` is how container images leave
-/// one out, and those that the command line outweighs. Whether there may be others, which do.
+/// one out, and those that the command line outweighs. Returns whether any other may set an option.
 pub(super) fn settle(arguments: &[OsString]) -> bool {
     let mut found = false;
     for (name, value) in std::env::vars_os() {
@@ -19,7 +17,7 @@ pub(super) fn settle(arguments: &[OsString]) -> bool {
         }
         match value.is_empty() {
             true => remove(&name),
-            false => found |= OTHERS.iter().all(|other| name != *other),
+            false => found |= NO_OPTIONS.iter().all(|other| name != *other),
         }
     }
     let mut words = arguments.iter().skip(1).map(|word| word.as_encoded_bytes());
