@@ -13,7 +13,7 @@ LEFT, RIGHT, ROW, TOP, WIDTH = 380, 70, 26, 34, 840
 # Legible on white and on GitHub's dark background alike.
 OWN, OTHER, TEXT, GRID = "#3fa34d", "#8b949e", "#57606a", "#8b949e"
 SECTION = "One launch (8 idle GPUs)"
-LEFT_OUT = ("true", "stand-in", "python3 -c pass")
+LEFT_OUT = ("true", "stand-in", "python3")
 
 
 def main(results, chart):

@@ -38,7 +38,7 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
     }
     for other in others::all(bench) {
         match other {
-            Ok(subject) => subjects.push(subject.one_in(20)),
+            Ok(subject) => subjects.push(subject.one_in(8)),
             Err(reason) => skipped.push(reason),
         }
     }

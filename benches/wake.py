@@ -3,21 +3,25 @@
 
     cargo build --release && cargo build --release -p fake-nvml && python3 benches/wake.py [ROUNDS [SECONDS]]
 
-200 rounds each with `-i 30s`, on one fake GPU: after a process exits, after a COMMAND ends, after the program
-of an `eval $(autocvd)` ends. Then the CPU time and the switches of a waiter over 60 s.
+ROUNDS (200) each with `-i 30s`, on one fake GPU: after a process exits, after a COMMAND ends, after the program
+of an `eval $(autocvd)` ends. Then the CPU time and the switches of a waiter over
+SECONDS (60).
 """
 
+import argparse
 import json
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-SECONDS = float(sys.argv[2]) if len(sys.argv) > 2 else 60
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("rounds", nargs="?", type=int, default=200)
+parser.add_argument("seconds", nargs="?", type=float, default=60)
+arguments = parser.parse_args()
+ROUNDS, SECONDS = arguments.rounds, arguments.seconds
 target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")) / "release"
 AUTOCVD = str(target / "autocvd")
 library = next(path for path in [target / "libfake_nvml.so", target / "deps/libfake_nvml.so"] if path.exists())
