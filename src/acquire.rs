@@ -2,7 +2,7 @@
 
 use crate::claim::{Asking, Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
 use crate::environment::{Environment, INSIDE, Inside};
-use crate::gpu::{ClaimInfo, Gpu, Link, ProcessView, Snapshot, State};
+use crate::gpu::{ClaimInfo, ComputeMode, Gpu, Link, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::select::{self, Selection, Verdict, Wish};
@@ -477,7 +477,7 @@ impl Search<'_> {
 
     fn start_waiting(&mut self, observer: &mut dyn Observer) {
         let mut sleeper = Sleeper::new(self.claims.as_ref().map(Claims::path));
-        if let (Some(claims), None) = (&self.claims, &self.ticket) {
+        if let (Some(claims), None) = (&mut self.claims, &self.ticket) {
             match claims.queue(self.came, &self.wants) {
                 Ok(ticket) => {
                     sleeper.listen(&ticket);
@@ -810,9 +810,10 @@ fn describe(snapshot: &mut Snapshot, whom: Whom) {
         }
     }
     for gpu in &mut snapshot.gpus {
+        let exclusive = gpu.compute_mode.is_some_and(ComputeMode::is_exclusive);
         let parts = gpu.mig.iter_mut().flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
         for processes in parts.chain([&mut gpu.processes]).flatten().filter(|_| known) {
-            let named = processes.iter().position(|process| process.kind.computes()).unwrap_or(0);
+            let named = processes.iter().position(|process| process.kind.computes() || exclusive).unwrap_or(0);
             let shown = match whom {
                 Whom::All => &mut processes[..],
                 Whom::Named => processes.get_mut(named..=named).unwrap_or_default(),

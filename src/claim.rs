@@ -295,6 +295,13 @@ impl Claims {
             self.folder.discard(&name);
             return Err(error);
         }
+        if !self.folder.is_current() {
+            // Nobody looks there any more.
+            self.folder.remove(&name);
+            held.release();
+            self.folder.refresh()?;
+            return Ok(None);
+        }
         let mut others = self.folder.claims();
         others.retain(|other| *other != name && !self.judged.contains(other));
         let rival = others
@@ -356,7 +363,8 @@ impl Claims {
     }
 
     /// Takes a place in the queue of those who wait.
-    pub fn queue(&self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
+    pub fn queue(&mut self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
+        self.folder.refresh()?;
         Ticket::take(&self.folder, self.namespace, self.around.last().map(String::as_str), came, wants)
     }
 

@@ -26,6 +26,7 @@ pub mod environment;
 pub mod error;
 pub mod gpu;
 pub mod ids;
+mod per_process;
 pub mod probe;
 pub mod proc;
 pub mod select;

@@ -4,7 +4,6 @@
 use rustix::fs::{CWD, Mode, OFlags};
 use std::fs;
 use std::mem::MaybeUninit;
-use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One life of one pid: a later process with the same pid has another start time.
@@ -24,7 +23,7 @@ impl ProcessId {
 
     /// This process; `None` where /proc is that of another PID namespace, in which its pid is another's.
     pub fn own() -> Option<Self> {
-        pid_namespace().and_then(|_| Self::of(std::process::id()))
+        shows_this_namespace().then(|| Self::of(std::process::id())).flatten()
     }
 
     /// Whether it still runs. A zombie does not, unless it is a leader whose other threads do.
@@ -167,10 +166,10 @@ fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
     Some(found)
 }
 
-/// Adds the pids that the file names, which may come in many pieces.
+/// Adds the pids that the file names. Between two pieces a child that ends may hide the next one: few pieces it is.
 fn add_children(path: &str, found: &mut Vec<u32>) -> Option<()> {
     let file = open(path)?;
-    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut buffer = [MaybeUninit::uninit(); 16 << 10];
     let mut pid = 0;
     loop {
         let (bytes, _) = read_some(&file, &mut buffer[..])?;
@@ -209,26 +208,15 @@ pub fn is_ancestor(pid: u32) -> bool {
     false
 }
 
-/// Which PID namespace this process lives in, as its inode; `None` without a /proc of that namespace.
-pub fn pid_namespace() -> Option<u64> {
-    /// What was found, and by which process: a forked child may live in another one.
-    static FOUND: Mutex<Option<(u32, Option<u64>)>> = Mutex::new(None);
-    let own = std::process::id();
-    let mut found = FOUND.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    match *found {
-        Some((pid, namespace)) if pid == own => namespace,
-        _ => {
-            let namespace = read_pid_namespace(own);
-            *found = Some((own, namespace));
-            namespace
-        }
-    }
+/// Whether /proc is there and its pids are those of this process's namespace.
+pub fn shows_this_namespace() -> bool {
+    let shown = fs::read_link("/proc/self").ok();
+    shown.and_then(|pid| pid.to_str()?.parse().ok()) == Some(std::process::id())
 }
 
-fn read_pid_namespace(own: u32) -> Option<u64> {
-    // Elsewhere this process has another pid.
-    let shown = fs::read_link("/proc/self").ok()?;
-    if shown.to_str()?.parse() != Ok(own) {
+/// Which PID namespace this process lives in, as its inode; `None` without a /proc of that namespace.
+pub fn pid_namespace() -> Option<u64> {
+    if !shows_this_namespace() {
         return None;
     }
     // The link says `pid:[INODE]`; to follow it would take the kernel longer.

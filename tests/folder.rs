@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use common::{AUTOCVD, Machine, Outcome, Running, run, start, wait_until};
 
 fn look(machine: &Machine) -> Outcome {
@@ -313,6 +315,39 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
     wait_until("the waiter has it", || waiting.stdout() == "1\n");
     assert_eq!(run(machine.autocvd().args(["-q", "-t", "0", "--only", "1", "2", "--", "true"])).code, Some(4));
     drop((first, second));
+}
+
+#[test]
+fn a_folder_that_is_moved_or_removed_while_the_driver_answers_is_made_anew_for_everybody() {
+    let list = "nvmlDeviceGetComputeRunningProcesses_v3";
+    let asked = |machine: &Machine| machine.calls().iter().filter(|call| *call == list).count();
+    for (remove, arguments) in [(false, &["-q"][..]), (true, &["-q"]), (true, &["-q", "-t", "20", "-i", "1s"])] {
+        let machine = Machine::gpus(1);
+        machine.install("told", "#!/bin/sh\necho $CUDA_VISIBLE_DEVICES\nexec sleep 60\n");
+        run(machine.autocvd().args(["--", "true"])).success();
+        let job = arguments.contains(&"-t").then(|| machine.job(0));
+        machine.set("/delays_ms", json!({ list: 300 }));
+        let before = asked(&machine);
+        let first = start(machine.autocvd().args(arguments).args(["--", "told"]));
+        wait_until("it asks", || asked(&machine) > before);
+        match remove {
+            true => fs::remove_dir_all(machine.claims()).expect("our own folder"),
+            false => fs::rename(machine.claims(), machine.path().join("moved")).expect("our own folder"),
+        }
+        machine.set("/delays_ms", json!({}));
+        if let Some(mut job) = job {
+            wait_until("it waits", || machine.claims().join("queue").exists());
+            job.kill();
+        }
+        wait_until("it has the GPU", || first.stdout() == "0\n");
+        assert_eq!(
+            run(machine.autocvd().args(["-q", "-t", "0", "--", "true"])).code,
+            Some(4),
+            "{remove} {arguments:?}"
+        );
+        let mode = fs::metadata(machine.claims()).expect("it is there again").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o1777, "{remove} {arguments:?}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::proc;
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -28,8 +29,20 @@ pub(crate) struct Folder {
 impl Folder {
     /// Opens the folder, making it, sticky and world-writable, if it is not there.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let opened = Self::open_in(CWD, path, path);
+        match (&opened, path.parent()) {
+            (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(parent)?;
+                Self::open_in(CWD, path, path)
+            }
+            _ => opened,
+        }
+    }
+
+    /// Opens, or makes, the folder that `name` is in the folder `at`, and that is called `path` from elsewhere.
+    fn open_in(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
         for pause in [2, 20] {
-            match Self::try_open(path) {
+            match Self::try_open(&at, name, path) {
                 // Another user may be about to open to all what it has just made.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     std::thread::sleep(Duration::from_millis(pause));
@@ -37,11 +50,11 @@ impl Folder {
                 answer => return answer,
             }
         }
-        Self::try_open(path)
+        Self::try_open(at, name, path)
     }
 
-    fn try_open(path: &Path) -> io::Result<Self> {
-        let directory = make_directory(path).map_err(|error| {
+    fn try_open(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
+        let directory = make_directory(at, name).map_err(|error| {
             let link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
             let why = if link { "it is a symbolic link".to_owned() } else { error.to_string() };
             io::Error::new(error.kind(), why)
@@ -50,14 +63,18 @@ impl Folder {
         Ok(Self { path: path.to_owned(), directory: Arc::new(directory) })
     }
 
-    /// Follows the path again if it leads elsewhere by now: a cleaner has removed the folder, or somebody moved it.
+    /// Whether the path still leads here: a cleaner may have removed the folder, or somebody moved it.
+    pub(super) fn is_current(&self) -> bool {
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let named = rustix::fs::lstat(&self.path).map(identity);
+        named.is_ok() && named == rustix::fs::fstat(&self.directory).map(identity)
+    }
+
+    /// Follows the path again if it leads elsewhere by now.
     pub(super) fn refresh(&mut self) -> io::Result<()> {
-        let named = rustix::fs::lstat(&self.path);
-        let open = rustix::fs::fstat(&self.directory)?;
-        if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (open.st_dev, open.st_ino)) {
-            return Ok(());
+        if !self.is_current() {
+            *self = Self::open(&self.path)?;
         }
-        *self = Self::open(&self.path)?;
         Ok(())
     }
 
@@ -69,7 +86,7 @@ impl Folder {
 
     /// The folder of the queue, made if it is not there.
     pub(super) fn make_queue(&self) -> io::Result<Self> {
-        Self::open(&self.path.join(QUEUE))
+        Self::open_in(&self.directory, Path::new(QUEUE), &self.path.join(QUEUE))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -80,7 +97,7 @@ impl Folder {
     pub(super) fn try_lock(&self) -> io::Result<Option<Lock>> {
         match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock(self.directory.clone()))),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(None),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -147,7 +164,8 @@ impl Folder {
         self.remove(&format!("{UNFINISHED}{name}"));
     }
 
-    fn remove(&self, name: &str) {
+    /// Removes a file.
+    pub(super) fn remove(&self, name: &str) {
         let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
     }
 
@@ -202,20 +220,18 @@ fn is_claim_name(name: &str) -> bool {
 
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn make_directory(path: &Path) -> io::Result<OwnedFd> {
-    match rustix::fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => {}
+/// Opens a folder, making it for everybody if it is not there.
+fn make_directory(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    match rustix::fs::openat(&at, path, DIRECTORY_FLAGS, Mode::empty()) {
+        Err(Errno::NOENT) => {}
         answer => return Ok(answer?),
     }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent)?;
-    }
     let everybody = Mode::from_raw_mode(0o1777);
-    let made = rustix::fs::mkdirat(CWD, path, everybody);
-    let directory = rustix::fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty())?;
+    let made = rustix::fs::mkdirat(&at, path, everybody);
+    let directory = rustix::fs::openat(&at, path, DIRECTORY_FLAGS, Mode::empty())?;
     if made.is_ok() {
         // The umask took its share.
-        rustix::fs::fchmod(directory.as_fd(), everybody)?;
+        rustix::fs::fchmod(&directory, everybody)?;
     }
     Ok(directory)
 }

@@ -250,7 +250,9 @@ impl Asking {
     /// `None` where /proc does not show the shell.
     pub fn now() -> Option<Self> {
         // Elsewhere /proc shows other processes by the pids of this namespace.
-        proc::pid_namespace()?;
+        if !proc::shows_this_namespace() {
+            return None;
+        }
         let mut asker = std::process::id();
         let mut shell = Stat::read(rustix::process::getppid()?.as_raw_pid().unsigned_abs())?;
         let own = proc::pipe_to_stdout();

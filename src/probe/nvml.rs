@@ -11,13 +11,13 @@ mod processes;
 use super::{Detail, Probe, process_view, sort_by_pci};
 use crate::Result;
 use crate::gpu::{ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, State, Utilization};
+use crate::per_process::PerProcess;
 use crate::select::memory_needs_explaining;
 use nvml_wrapper::enum_wrappers::device::ComputeMode as NvmlComputeMode;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml as Library};
 use processes::{List, Listed, Lists};
 use std::ffi::{OsStr, OsString};
-use std::sync::Mutex;
 
 /// Where the library lives when the loader does not find it by its name: WSL2, NixOS, GKE and other
 /// containers, Debian.
@@ -71,10 +71,10 @@ impl Nvml {
 }
 
 /// The library that this process has initialized. NVML keeps one state a process, whoever loads it.
-static LOADED: Mutex<Option<(OsString, &'static Library)>> = Mutex::new(None);
+static LOADED: PerProcess<Option<(OsString, &'static Library)>> = PerProcess::new();
 
 fn load(named: Option<OsString>) -> std::result::Result<&'static Library, String> {
-    let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut loaded = LOADED.lock();
     let wanted = named.clone().unwrap_or_else(|| LIBRARY.into());
     match &*loaded {
         Some((name, library)) if *name == wanted => return Ok(library),
