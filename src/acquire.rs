@@ -101,6 +101,8 @@ pub struct Acquisition {
     pub snapshot: Snapshot,
     /// What was chosen, in ascending order.
     pub units: Vec<Unit>,
+    /// The units that there were to choose among.
+    pub allowed: Vec<Unit>,
     /// The ids for `CUDA_VISIBLE_DEVICES`.
     pub ids: Vec<String>,
     /// The CPU cores near them, where [`Request::near_cores`] asks for them; empty where unknown.
@@ -135,6 +137,8 @@ pub struct Waiting<'a> {
     pub free: &'a [Unit],
     /// How many are asked for.
     pub num_gpus: usize,
+    /// How many bytes each is to have free.
+    pub min_free_memory: Option<u64>,
     /// How many others came first and will get what is free.
     pub behind: usize,
     /// When to give up.
@@ -176,7 +180,7 @@ impl Observer for Unobserved {}
 /// Finds GPUs as `request` says, waits for them if need be, and claims them.
 ///
 /// # Errors
-/// Of every [`ErrorKind`]; the message is one line (a line a source where no GPU can be read at all).
+/// Of every [`ErrorKind`]; the message is one line.
 pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn Observer) -> Result<Acquisition> {
     let came = proc::since_boot();
     let asking = if request.claim == Claiming::No { None } else { Asking::now() };
@@ -208,10 +212,14 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
     let mut first = Some(snapshot);
     loop {
         match search.step(first.take(), observer)? {
-            Step::Found { snapshot, units, ids, claim } => {
+            Step::Found { mut snapshot, units, ids, claim } => {
+                if request.detail.all {
+                    describe(&mut snapshot, Whom::Named);
+                }
                 let around = search.claims.as_ref().map(|claims| claims.around().to_vec()).unwrap_or_default();
                 let near_cores = if request.near_cores { search.near_cores(&snapshot, &units) } else { Vec::new() };
-                return Ok(Acquisition { snapshot, units, ids, near_cores, claim, around });
+                let allowed = std::mem::take(&mut search.wish.allowed);
+                return Ok(Acquisition { snapshot, units, allowed, ids, near_cores, claim, around });
             }
             Step::Again => {}
             Step::Sleep(watch) => search.sleep(&watch, observer)?,
@@ -317,7 +325,8 @@ impl Search<'_> {
         let (allowed, num_gpus) = (&self.wish.allowed[..], self.wish.num_gpus);
         let deadline = self.deadline;
         if !self.sleeper.as_ref().is_some_and(Sleeper::is_settling) {
-            observer.waiting(&Waiting { snapshot: &snapshot, allowed, free: &free, num_gpus, behind, deadline });
+            let (snapshot, free, min_free_memory) = (&snapshot, &free[..], self.wish.min_free_memory);
+            observer.waiting(&Waiting { snapshot, allowed, free, num_gpus, min_free_memory, behind, deadline });
         }
         // Now, for there is time: when it wakes there is none.
         self.rank = self.ticket.as_ref().map_or(0, Ticket::rank);
@@ -558,14 +567,11 @@ impl Search<'_> {
             .iter()
             .filter_map(|unit| {
                 let verdict = select::judge(*unit, snapshot);
-                let little = || {
-                    let memory = unit.mig_device(snapshot).map_or(unit.gpu(snapshot).memory, |device| device.memory);
-                    self.wish.min_free_memory.map(|_| {
-                        format!("only {} free", memory.free.map_or("an unknown amount".into(), select::amount))
-                    })
-                };
+                let little = select::too_little(*unit, snapshot, self.wish.min_free_memory);
                 let reason = match &verdict {
-                    Verdict::Free => little()?,
+                    Verdict::Free => little?,
+                    // The least used one may be in use.
+                    other if self.wish.least_used => little.or_else(|| other.reason().map(str::to_owned))?,
                     other => other.reason()?.to_owned(),
                 };
                 Some(format!("{}: {reason}", unit.label(snapshot)))

@@ -23,7 +23,7 @@ const BATCH_JOBS: [&str; 3] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
 pub struct Environment {
     /// `AUTOCVD_NVML_LIB`: the NVML library to load.
     pub nvml_library: Option<OsString>,
-    /// `AUTOCVD_CLAIM_DIR`: the folder of claims.
+    /// `AUTOCVD_CLAIM_DIR`: the folder of claims. Without a slash at its end, behind which a link would be followed.
     pub claim_dir: PathBuf,
     /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
     pub cuda_visible_devices: Option<String>,
@@ -49,7 +49,8 @@ impl Environment {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
         Self {
             nvml_library: set(NVML_LIB),
-            claim_dir: set(CLAIM_DIR).map_or_else(|| DEFAULT_CLAIM_DIR.into(), PathBuf::from),
+            claim_dir: set(CLAIM_DIR)
+                .map_or_else(|| DEFAULT_CLAIM_DIR.into(), |path| PathBuf::from(path).components().collect()),
             cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES").map(|value| value.to_string_lossy().into_owned()),
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
             inside: set(INSIDE).and_then(|value| Inside::parse(value.to_str()?)),

@@ -17,7 +17,7 @@ pub enum ErrorKind {
     NoGpu,
 }
 
-/// Why there are no GPUs to give: a message of one line (a line a source where several were tried)
+/// Why there are no GPUs to give: a message of one line
 /// that quotes what was wrong and ends with what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {

@@ -61,7 +61,7 @@ pub trait Probe {
 /// Opens what `choice` names; `library` is the NVML library to load instead of the usual ones.
 ///
 /// # Errors
-/// [`ErrorKind::NoGpu`] where neither NVML nor nvidia-smi can be had, with a line for each;
+/// [`ErrorKind::NoGpu`] where neither NVML nor nvidia-smi can be had, with the reason of each;
 /// [`ErrorKind::WrongValue`] where a file does not hold a machine's state.
 pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn Probe>> {
     let no_gpu = |text: String| Error::new(ErrorKind::NoGpu, text);
@@ -75,7 +75,7 @@ pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn P
             }
             Err(why) => {
                 tracing::info!("{why}; trying nvidia-smi");
-                let smi = smi::NvidiaSmi::open().map_err(|also| no_gpu(format!("{why}\n{also}")))?;
+                let smi = smi::NvidiaSmi::open().map_err(|also| no_gpu(format!("{why}; and {also}")))?;
                 tracing::info!("reading the GPUs through nvidia-smi");
                 Ok(Box::new(smi))
             }

@@ -269,8 +269,8 @@ pub fn select(snapshot: &Snapshot, wish: &Wish) -> Selection {
         .iter()
         .filter(|(unit, verdict)| {
             let whole = wish.num_gpus == 1 || unit.mig.is_none();
-            let total = memory(*unit, snapshot).total;
-            let large = wish.min_free_memory.is_none_or(|wanted| total.is_none_or(|total| total >= wanted));
+            let most = capacity(memory(*unit, snapshot));
+            let large = wish.min_free_memory.is_none_or(|wanted| most.is_none_or(|most| most >= wanted));
             whole && large && !matches!(verdict, Verdict::Unavailable(_))
         })
         .cloned()
@@ -278,10 +278,7 @@ pub fn select(snapshot: &Snapshot, wish: &Wish) -> Selection {
     if usable.len() < wish.num_gpus {
         return Selection::Impossible(impossible(snapshot, wish, &judged, usable.len()));
     }
-    let enough = |unit: Unit| {
-        let free = memory(unit, snapshot).free;
-        wish.min_free_memory.is_none_or(|wanted| free.is_some_and(|free| free >= wanted))
-    };
+    let enough = |unit: Unit| too_little(unit, snapshot, wish.min_free_memory).is_none();
     if wish.least_used {
         return least_used(snapshot, wish.num_gpus, usable.into_iter().filter(|(unit, _)| enough(*unit)).collect());
     }
@@ -305,6 +302,24 @@ pub fn free(snapshot: &Snapshot, wish: &Wish) -> Vec<Unit> {
 /// Whether [`select`] would have a choice between sets, so that [`Snapshot::links`] matter.
 pub fn links_matter(snapshot: &Snapshot, wish: &Wish) -> bool {
     wish.num_gpus > 1 && !wish.least_used && free(snapshot, wish).len() > wish.num_gpus
+}
+
+/// What is to be said of a unit that has less free memory than is wanted, or perhaps has.
+pub(crate) fn too_little(unit: Unit, snapshot: &Snapshot, wanted: Option<u64>) -> Option<String> {
+    let (wanted, free) = (wanted?, memory(unit, snapshot).free);
+    match free {
+        Some(free) if free >= wanted => None,
+        Some(free) => Some(format!("only {} free", amount(free))),
+        None => Some("only an unknown amount free".to_owned()),
+    }
+}
+
+/// All that can ever be free: the driver keeps some for itself, which it counts neither as used nor as free.
+fn capacity(memory: Memory) -> Option<u64> {
+    match (memory.used, memory.free) {
+        (Some(used), Some(free)) => Some(used.saturating_add(free).min(memory.total.unwrap_or(u64::MAX))),
+        _ => memory.total,
+    }
 }
 
 fn memory(unit: Unit, snapshot: &Snapshot) -> Memory {
@@ -355,13 +370,15 @@ fn impossible(snapshot: &Snapshot, wish: &Wish, judged: &[(Unit, Verdict)], usab
         })
         .collect();
     if let Some(wanted) = wish.min_free_memory {
-        let largest = wish.allowed.iter().filter_map(|unit| memory(*unit, snapshot).total).max();
-        if let Some(largest) = largest.filter(|largest| *largest < wanted) {
-            why.push(format!(
-                "{} of free memory asked for, the largest has {} in all",
-                amount(wanted),
-                amount(largest)
-            ));
+        let largest = |of: fn(Memory) -> Option<u64>| {
+            let sizes = wish.allowed.iter().filter_map(|unit| of(memory(*unit, snapshot)));
+            sizes.max().filter(|largest| *largest < wanted).map(amount)
+        };
+        let has = largest(|memory| memory.total).map(|total| format!("has {total} in all"));
+        let largest =
+            has.or_else(|| largest(capacity).map(|most| format!("can have {most}, the driver keeps the rest")));
+        if let Some(largest) = largest {
+            why.push(format!("{} of free memory asked for, the largest {largest}", amount(wanted)));
         }
     }
     if !why.is_empty() {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// The driver's list may lag behind a process's exit: after one, look at once and then after so many
 /// milliseconds. To tear down a large context can take seconds.
-const AFTER_EXIT: [u64; 7] = [1, 5, 20, 100, 400, 1000, 3000];
+const AFTER_EXIT: [u64; 11] = [1, 5, 10, 20, 35, 48, 100, 200, 400, 1000, 3000];
 /// A look that is due within this time follows on this one.
 const SETTLING: Duration = Duration::from_millis(30);
 /// More processes than this are left to the interval: descriptors are few.

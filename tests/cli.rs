@@ -36,6 +36,21 @@ fn mixed() -> Machine {
 }
 
 #[test]
+fn verbose_tells_what_was_left_out_from_what_was_not_needed() {
+    let machine = Machine::gpus(3);
+    let outcome = run(machine.autocvd().args(["-v", "-o", "-x", "0"]));
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "2\n"), "{outcome:#?}");
+    for line in ["passed over GPU 0: not to be chosen (--exclude", "passed over GPU 1: free, but not needed"] {
+        assert!(outcome.stderr.contains(line), "no '{line}' in {outcome:#?}");
+    }
+    // What cannot be told is not worth a job.
+    let full = std::fs::File::create("/dev/full").expect("Linux has it");
+    let mut deaf = machine.autocvd();
+    deaf.args(["-v", "--", "true"]).stderr(full);
+    assert_eq!(deaf.status().expect("it runs").code(), Some(0));
+}
+
+#[test]
 fn each_option_makes_exactly_this_output() {
     let machine = mixed();
     let ids = |ids: &str| format!("{ORDER} CUDA_VISIBLE_DEVICES={ids}\n");

@@ -318,6 +318,20 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
 }
 
 #[test]
+fn a_slash_behind_the_folder_does_not_follow_a_link() {
+    for end in ["", "/", "//", "/."] {
+        let machine = Machine::gpus(1);
+        let real = machine.path().join("real");
+        fs::create_dir(&real).expect("our own folder");
+        symlink(&real, machine.claims()).expect("our own folder");
+        let named = format!("{}{end}", machine.claims().display());
+        let outcome = run(machine.autocvd().arg("-o").env("AUTOCVD_CLAIM_DIR", named));
+        assert!(outcome.stderr.contains("it is a symbolic link"), "{end}: {outcome:#?}");
+        assert_eq!(fs::read_dir(&real).expect("it is there").count(), 0, "{end}");
+    }
+}
+
+#[test]
 fn a_folder_that_is_moved_or_removed_while_the_driver_answers_is_made_anew_for_everybody() {
     let list = "nvmlDeviceGetComputeRunningProcesses_v3";
     let asked = |machine: &Machine| machine.calls().iter().filter(|call| *call == list).count();

@@ -307,6 +307,22 @@ fn on_a_terminal_one_line_in_place_tells_the_time_left() {
     assert!(lines.last().is_some_and(|line| line.starts_with("autocvd: no GPU is free within 3 s")), "{outcome:#?}");
 }
 
+#[test]
+fn a_narrow_terminal_and_one_of_unknown_size_are_told_what_matters_first() {
+    for columns in [80, 0] {
+        let machine = Machine::gpus(2);
+        let (_first, _second) = (machine.job(0), machine.job(1));
+        thread::sleep(Duration::from_millis(1100));
+        let command = format!("stty cols {columns}; exec timeout -s INT 1 autocvd -t 90 -o");
+        let outcome = run(machine.command("script").args(["-qec", &command, "/dev/null"]).env_remove("COLUMNS"));
+        let line = outcome.stdout.split("\r\x1b[K").nth(1).expect("a line");
+        for part in ["0 of 2 free", "gives up in 1 min 29 s", "GPU 1 for "] {
+            assert!(line.contains(part), "{columns}: no {part} in {outcome:#?}");
+        }
+        assert!(line.chars().count() < 80, "{columns}: {outcome:#?}");
+    }
+}
+
 // Signals.
 
 #[test]

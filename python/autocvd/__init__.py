@@ -88,7 +88,7 @@ def autocvd(
 
     The GPUs stay claimed until the process ends or release() is called. A second call gets other
     GPUs, in this thread and in others; the variables are those of the last one. A thread that asks for
-    what it has itself claimed gets a ValueError instead of waiting for itself.
+    what it has itself claimed, without a timeout, gets a ValueError instead of waiting for itself.
     """
     return _take(
         num_gpus=num_gpus,

@@ -3,7 +3,8 @@
 use super::claims;
 use autocvd::acquire::{Observer, Waiting};
 use autocvd::ids::Unit;
-use autocvd::{Error, ErrorKind, text};
+use autocvd::text::{self, Picture};
+use autocvd::{Error, ErrorKind};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ pub(crate) struct Watcher {
     on_main_thread: bool,
     timeout: Option<Duration>,
     deadline: Option<Instant>,
-    picture: String,
+    picture: Picture,
     told: String,
     /// The exception that ends the wait.
     pub(crate) failure: Option<PyErr>,
@@ -38,7 +39,7 @@ impl Watcher {
         on_main_thread: bool,
         timeout: Option<Duration>,
     ) -> Self {
-        let (picture, told) = (String::new(), String::new());
+        let (picture, told) = (Picture::default(), String::new());
         Self { tell, in_place, warn, on_main_thread, timeout, deadline: None, picture, told, failure: None }
     }
 
@@ -49,12 +50,15 @@ impl Watcher {
     }
 
     fn tell_picture(&mut self) {
-        let counting = self.deadline.filter(|_| self.in_place).map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            format!("{}; gives up in {}", self.picture, text::duration(left))
-        });
         let is_first = self.told.is_empty();
-        let line = counting.unwrap_or_else(|| self.picture.clone());
+        let line = match self.in_place {
+            true => {
+                let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                // What is in place is cut where it is shown.
+                self.picture.line_within(left, usize::MAX)
+            }
+            false => self.picture.line(),
+        };
         if self.tell.is_none() || line == self.told {
             return;
         }
@@ -68,8 +72,11 @@ impl Watcher {
         });
     }
 
-    /// A thread that waits for what it has itself claimed would wait for ever.
+    /// A thread that waits for what it has itself claimed would wait for ever, where no time is set.
     fn check_own_claims(&mut self, waiting: &Waiting) {
+        if waiting.deadline.is_some() {
+            return;
+        }
         self.call(|_, _| {
             let own = claims::of_this_thread();
             let is_own = |unit: &&Unit| own.contains(&unit.key(waiting.snapshot));
@@ -96,7 +103,7 @@ impl Observer for Watcher {
     fn waiting(&mut self, waiting: &Waiting) {
         self.check_own_claims(waiting);
         self.deadline = waiting.deadline;
-        self.picture = text::waiting(waiting);
+        self.picture = Picture::of(waiting);
         self.tell_picture();
     }
 

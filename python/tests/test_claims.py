@@ -79,13 +79,17 @@ class Claims(MachineTest):
                     autocvd.autocvd(verbose=False)
                 except ValueError:
                     say("nor in a block")
+            try:
+                autocvd.autocvd(2, timeout=0.2, verbose=False)
+            except TimeoutError:
+                say("nor for longer than it may")
             say(autocvd.autocvd())
             say(autocvd.autocvd(least_used=True) != [])
         """
         first, *others = self.run_script(script)
         self.assertIn("this thread has already claimed GPU 1, GPU 2", first)
         self.assertIn("autocvd.release()", first)
-        self.assertEqual(others, ["nor in a block", "[0]", "True"])
+        self.assertEqual(others, ["nor in a block", "nor for longer than it may", "[0]", "True"])
 
     def test_a_wait_for_others_besides_goes_on(self):
         job = self.job(0)

@@ -98,10 +98,10 @@ pub(super) enum Sub {
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, env = "AUTOCVD_JSON", hide_env = true, value_parser = boolean)]
     pub(super) json: bool,
     /// Show again every DUR, 1 s if none is given
-    #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = positive_duration)]
+    #[arg(long, value_name = "DUR", env = "AUTOCVD_WATCH", hide_env = true, num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = positive_duration)]
     pub(super) watch: Option<Duration>,
     /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
     #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", hide_env = true, value_hint = ValueHint::FilePath)]

@@ -20,7 +20,7 @@ pub(super) const NOT_FOUND: i32 = 127;
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) code: i32,
-    /// One line; a line a source where no GPU can be read.
+    /// One line.
     pub(super) message: String,
 }
 
@@ -53,12 +53,7 @@ pub(super) fn guard(code: i32) -> String {
 pub(super) fn fail(failure: &Failure) -> i32 {
     signals::clear_line();
     // What is quoted, such as a value or another user's command line, may hold ends of lines and worse.
-    let lines: Vec<&str> = match failure.code {
-        NO_GPU => failure.message.lines().collect(),
-        _ => vec![&failure.message],
-    };
-    let text: String =
-        lines.iter().map(|line| format!("autocvd: {}\n", crate::proc::printable(line.as_bytes()))).collect();
+    let text = format!("autocvd: {}\n", crate::proc::printable(failure.message.as_bytes()));
     let _ = std::io::stderr().write_all(text.as_bytes());
     if signals::guards_output() {
         let _ = write_stdout(&guard(failure.code));

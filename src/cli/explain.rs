@@ -3,6 +3,7 @@
 use crate::acquire::{Acquisition, Request};
 use crate::ids;
 use crate::select::{self, Verdict};
+use std::io::Write;
 use tracing::Level;
 
 /// Starts telling on standard error: warnings always, what is done and why with `-v`, more with `-vv`.
@@ -17,12 +18,26 @@ pub(super) fn start(verbose: u8, quiet: bool) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Forgiving)
         .with_ansi(false)
         .with_target(false)
         .without_time()
         .with_level(false)
         .init();
+}
+
+/// Standard error, where it can be written to: what is told is not worth a job.
+struct Forgiving;
+
+impl Write for Forgiving {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Says what was chosen, what was passed over and for what.
@@ -36,14 +51,18 @@ pub(super) fn choice(found: &Acquisition, request: &Request) {
     };
     tracing::info!("chose {} ({how})", labels.join(", "));
     for unit in ids::units(snapshot).into_iter().filter(|unit| !found.units.contains(unit)) {
-        match select::judge(unit, snapshot) {
-            Verdict::Free => {
-                tracing::info!("passed over {}: free, but not needed or not allowed", unit.label(snapshot))
+        let why = match select::judge(unit, snapshot) {
+            Verdict::Unavailable(reason) => reason,
+            _ if !found.allowed.contains(&unit) => {
+                "not to be chosen (--exclude, --only, --inherit, or the launch around this one)".to_owned()
             }
-            verdict => {
-                tracing::info!("passed over {}: {}", unit.label(snapshot), verdict.reason().unwrap_or("no reason"));
-            }
-        }
+            Verdict::Free => match select::too_little(unit, snapshot, request.min_free_memory) {
+                Some(reason) => reason,
+                None => "free, but not needed".to_owned(),
+            },
+            verdict => verdict.reason().unwrap_or("no reason").to_owned(),
+        };
+        tracing::info!("passed over {}: {why}", unit.label(snapshot));
     }
     for link in &snapshot.links {
         tracing::debug!(

@@ -2,7 +2,8 @@
 
 use super::signals;
 use crate::acquire::{Observer, Waiting};
-use crate::text::{self, duration};
+use crate::environment;
+use crate::text::{Picture, duration};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ const WIDTH: usize = 80;
 pub(super) struct Progress {
     quiet: bool,
     terminal: bool,
-    picture: String,
+    picture: Picture,
     deadline: Option<Instant>,
     told: String,
     timeout: Option<Duration>,
@@ -22,7 +23,7 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(quiet: bool, timeout: Option<Duration>) -> Self {
         let terminal = !quiet && std::io::stderr().is_terminal();
-        Self { quiet, terminal, picture: String::new(), deadline: None, told: String::new(), timeout }
+        Self { quiet, terminal, picture: Picture::default(), deadline: None, told: String::new(), timeout }
     }
 
     /// Leaves the terminal's line to what comes next.
@@ -31,23 +32,21 @@ impl Progress {
     }
 
     fn tell(&mut self) {
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let line = match left {
-            // Elsewhere than on a terminal the time left is no change of the picture.
-            Some(left) if self.terminal => format!("{}; gives up in {}", self.picture, duration(left)),
-            _ => self.picture.clone(),
+        let line = match self.terminal {
+            true => {
+                let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                // The last column stays empty: some terminals begin a new line behind it.
+                self.picture.line_within(left.map(whole_seconds), columns() - 1)
+            }
+            // Elsewhere the time left is no change of the picture.
+            false => self.picture.line(),
         };
         if line == self.told {
             return;
         }
         let mut stderr = std::io::stderr().lock();
         if self.terminal {
-            let width = rustix::termios::tcgetwinsize(&stderr).map_or(WIDTH, |size| usize::from(size.ws_col).max(20));
-            let shown: String = match line.char_indices().nth(width - 1) {
-                Some((end, _)) => format!("{}…", line[..end].chars().take(width - 2).collect::<String>()),
-                None => line.clone(),
-            };
-            let _ = write!(stderr, "\r\x1b[K{shown}");
+            let _ = write!(stderr, "\r\x1b[K{line}");
             signals::set_line_open(true);
         } else {
             let limit = self.timeout.map(|limit| format!("; gives up after {}", duration(limit))).unwrap_or_default();
@@ -56,6 +55,17 @@ impl Progress {
         let _ = stderr.flush();
         self.told = line;
     }
+}
+
+/// A countdown has no fractions, as far as it has seconds.
+fn whole_seconds(left: Duration) -> Duration {
+    if left.as_secs() > 0 { Duration::from_secs(left.as_secs()) } else { left }
+}
+
+/// How wide the terminal is. Some say 0: serial lines, and those that nobody has given a size.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+    if size > 0 { size.max(20) } else { environment::columns().unwrap_or(WIDTH).max(20) }
 }
 
 impl Observer for Progress {
@@ -71,7 +81,7 @@ impl Observer for Progress {
             return;
         }
         self.deadline = waiting.deadline;
-        self.picture = text::waiting(waiting);
+        self.picture = Picture::of(waiting);
         self.tell();
     }
 

@@ -39,6 +39,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         }
         None => Ok(()),
     });
+    signals::expect_exit();
     match done {
         Ok(()) => 0,
         Err(failure) => exit::fail(&failure),
@@ -68,8 +69,10 @@ fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
         }
         ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&error.render().to_string()).map(|()| None),
         _ => {
-            let variable = variable_at_fault(&error).map(|name| format!(" (from {name})")).unwrap_or_default();
-            Err(Failure::new(exit::WRONG_VALUE, one_line(&error.render().to_string(), &variable)))
+            let variable = variable_at_fault(&error).map(|name| format!(" (from {name})"));
+            let command = bare_command(&error).map(|word| format!("; to run a command: autocvd -- {word} …"));
+            let addition = variable.or(command).unwrap_or_default();
+            Err(Failure::new(exit::WRONG_VALUE, one_line(&error.render().to_string(), &addition)))
         }
     }
 }
@@ -80,6 +83,18 @@ enum Asked {
     Sub(Sub),
 }
 
+/// The word that is neither an option nor a subcommand, nor like one: a COMMAND whose '--' was forgotten.
+fn bare_command(error: &clap::Error) -> Option<&str> {
+    use clap::error::{ContextKind, ContextValue};
+    let word = error.get(ContextKind::InvalidSubcommand).or_else(|| error.get(ContextKind::InvalidArg));
+    match (error.kind(), word, error.get(ContextKind::SuggestedSubcommand)) {
+        (ClapErrorKind::InvalidSubcommand | ClapErrorKind::UnknownArgument, Some(ContextValue::String(word)), None) => {
+            Some(&**word).filter(|word| !word.starts_with('-'))
+        }
+        _ => None,
+    }
+}
+
 /// The variable that the wrong value came from, where it did not come from the command line.
 fn variable_at_fault(error: &clap::Error) -> Option<String> {
     use clap::error::{ContextKind, ContextValue};
@@ -88,7 +103,7 @@ fn variable_at_fault(error: &clap::Error) -> Option<String> {
         _ => None,
     };
     let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
-    let name = option.split_whitespace().next()?.trim_start_matches('-').replace('-', "_").to_uppercase();
+    let name = option.split_whitespace().next()?.trim_matches(['-', '.']).replace('-', "_").to_uppercase();
     let variable = format!("AUTOCVD_{name}");
     let given = std::env::args_os().any(|arg| arg.to_string_lossy().contains(&value));
     (!given && std::env::var(&variable).is_ok_and(|set| set.contains(&value))).then_some(variable)

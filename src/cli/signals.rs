@@ -19,6 +19,10 @@ static LINE_OPEN: AtomicBool = AtomicBool::new(false);
 static QUIET: AtomicBool = AtomicBool::new(false);
 /// Whether a signal that ends the program says so.
 static TELLS_END: AtomicBool = AtomicBool::new(true);
+/// Whether the end of the process is in order.
+static EXITS: AtomicBool = AtomicBool::new(false);
+/// Whether the driver is being asked.
+static ASKED: AtomicBool = AtomicBool::new(false);
 /// The time that is left, in milliseconds, after the driver's silence was told of; negative is for ever.
 static LEFT: AtomicI64 = AtomicI64::new(-1);
 /// What to say if the driver does not answer in time.
@@ -60,10 +64,60 @@ pub(super) fn clear_line() {
     }
 }
 
-/// Makes SIGINT, SIGTERM, SIGHUP and SIGPIPE end the program at once, in order.
+/// Signals that somebody sends to end the program, or that end it because of a limit.
+const ENDING: [i32; 14] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGPIPE,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
+/// Signals of a crash, such as one inside the driver's library.
+const CRASHES: [i32; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
+
+/// Room for the handlers where a crash has used up the stack.
+const STACK_BYTES: usize = 16 << 10;
+static mut STACK: [u8; STACK_BYTES] = [0; STACK_BYTES];
+
+/// Makes everything that ends a process end this one in order: signals, a crash, and a library that calls exit.
 pub(super) fn install() {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE] {
+    let stack = libc::stack_t { ss_sp: (&raw mut STACK).cast(), ss_flags: 0, ss_size: STACK_BYTES };
+    // SAFETY: the kernel alone uses the memory, which lives as long as the process, and `unexpected_exit` may be
+    // called at exit.
+    unsafe {
+        libc::sigaltstack(&stack, std::ptr::null_mut());
+        libc::atexit(unexpected_exit);
+    }
+    for signal in ENDING {
         handle(signal, end);
+    }
+    handle(libc::SIGALRM, alarm);
+    for signal in CRASHES {
+        handle(signal, crash);
+    }
+}
+
+/// From now on the process may exit.
+pub(super) fn expect_exit() {
+    EXITS.store(true, Ordering::Relaxed);
+}
+
+extern "C" fn unexpected_exit() {
+    if !EXITS.load(Ordering::Relaxed) {
+        claim::remove_files();
+        clear_line();
+        write(2, b"autocvd: the NVIDIA driver's library ended this process; see dmesg, and try --probe nvidia-smi\n");
+        leave(exit::UNEXPECTED);
     }
 }
 
@@ -86,36 +140,64 @@ pub(super) fn ignore(signal: i32) -> std::io::Result<()> {
 }
 
 fn handle(signal: i32, handler: extern "C" fn(i32)) {
-    if is_ignored(signal) {
-        return;
-    }
     // SAFETY: a zeroed sigaction is a valid one (an empty mask). The handlers are
     // async-signal-safe: they make system calls and read atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
+        let mut before: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
         // The driver's own system calls go on after the line that says how long they take.
-        action.sa_flags = libc::SA_RESTART;
-        libc::sigaction(signal, &action, std::ptr::null_mut());
+        action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        libc::sigaction(signal, &action, &mut before);
+        if before.sa_sigaction == libc::SIG_IGN {
+            libc::sigaction(signal, &before, std::ptr::null_mut());
+        }
     }
 }
 
 extern "C" fn end(signal: i32) {
     claim::remove_files();
     clear_line();
-    let text: &[u8] = match signal {
-        _ if !TELLS_END.load(Ordering::Relaxed) => b"",
-        libc::SIGINT => b"autocvd: interrupted (SIGINT); nothing was started\n",
-        libc::SIGTERM => b"autocvd: terminated (SIGTERM); nothing was started\n",
-        libc::SIGHUP => b"autocvd: hung up (SIGHUP); nothing was started\n",
-        _ => b"",
-    };
-    write(2, text);
+    if TELLS_END.load(Ordering::Relaxed) {
+        let name: &[u8] = match signal {
+            libc::SIGINT => b"interrupted (SIGINT)",
+            libc::SIGTERM => b"terminated (SIGTERM)",
+            libc::SIGHUP => b"hung up (SIGHUP)",
+            libc::SIGQUIT => b"ended (SIGQUIT)",
+            libc::SIGUSR1 => b"ended (SIGUSR1)",
+            libc::SIGUSR2 => b"ended (SIGUSR2)",
+            libc::SIGALRM => b"ended (SIGALRM)",
+            libc::SIGXCPU => b"its CPU time is used up (SIGXCPU)",
+            // Whoever closed the pipe does not want to hear of it.
+            libc::SIGPIPE => b"",
+            _ => b"ended by a signal",
+        };
+        if !name.is_empty() {
+            [b"autocvd: ", name, b"; nothing was started\n"].iter().for_each(|part| write(2, part));
+        }
+    }
     leave(128 + signal);
+}
+
+extern "C" fn crash(signal: i32) {
+    claim::remove_files();
+    clear_line();
+    write(2, b"autocvd: crashed, perhaps in the NVIDIA driver's library; see dmesg, and try --probe nvidia-smi\n");
+    write_guard(128 + signal);
+    // SAFETY: both may be called in a handler. What crashed does so again, with a core file where those are kept.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
 }
 
 /// Writes what runs nothing, where that is due, and ends the process.
 fn leave(code: i32) -> ! {
+    write_guard(code);
+    exit_now(code)
+}
+
+fn write_guard(code: i32) {
     if guards_output() {
         let digits = [b'0' + (code / 100 % 10) as u8, b'0' + (code / 10 % 10) as u8, b'0' + (code % 10) as u8];
         let start = digits.iter().position(|digit| *digit != b'0').unwrap_or(2);
@@ -123,7 +205,6 @@ fn leave(code: i32) -> ! {
         write(1, &digits[start..]);
         write(1, b"' autocvd\n");
     }
-    exit_now(code)
 }
 
 /// Ends the process without running anything more of it.
@@ -148,13 +229,14 @@ pub(super) fn watch_driver(limit: Option<(Duration, String)>) {
         None => (SILENCE, -1),
     };
     LEFT.store(left, Ordering::Release);
-    handle(libc::SIGALRM, driver_is_silent);
+    ASKED.store(true, Ordering::Release);
     set_timer(first);
 }
 
 /// The driver has answered.
 pub(super) fn driver_answered() {
     set_timer(Duration::ZERO);
+    ASKED.store(false, Ordering::Release);
 }
 
 fn set_timer(after: Duration) {
@@ -167,7 +249,11 @@ fn set_timer(after: Duration) {
     unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
 }
 
-extern "C" fn driver_is_silent(_: i32) {
+/// The driver has been silent for too long, or else somebody else sent the signal.
+extern "C" fn alarm(signal: i32) {
+    if !ASKED.load(Ordering::Acquire) {
+        return end(signal);
+    }
     let left = LEFT.swap(0, Ordering::AcqRel);
     if left == 0 {
         claim::remove_files();

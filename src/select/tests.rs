@@ -207,6 +207,11 @@ fn only_gpus_with_the_memory_asked_for_are_chosen() {
     assert!(matches!(select(&snapshot, &with(TOTAL, least(1, &snapshot))), Selection::NotNow { .. }));
     let text = impossible_text(&snapshot, &with(TOTAL + GIB, wish(1, &snapshot)));
     assert!(text.contains("81.0 GiB of free memory asked for, the largest has 80.0 GiB in all"), "{text}");
+    let reserved = |index| Gpu { memory: Memory { free: Some(TOTAL - GIB), ..idle(index).memory }, ..idle(index) };
+    let snapshot = machine(vec![reserved(0)]);
+    assert_eq!(chosen(&snapshot, &with(TOTAL - GIB, wish(1, &snapshot))), [0]);
+    let text = impossible_text(&snapshot, &with(TOTAL, wish(1, &snapshot)));
+    assert!(text.contains("80.0 GiB of free memory asked for, the largest can have 79.0 GiB"), "{text}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{ByName, Machine};
+use crate::config::{ByName, Ending, Machine};
 use crate::ffi::{Code, SUCCESS, UNINITIALIZED, UNKNOWN};
 
 /// How often NVML was initialized and not yet shut down.
@@ -63,6 +63,13 @@ impl Call {
 
     pub fn initialize(&self) -> Result<(), Code> {
         thread::sleep(Duration::from_millis(self.machine.init.delay_ms));
+        match self.machine.init.ends {
+            // SAFETY: none: to read from there ends the process, which is what is asked for.
+            Some(Ending::Crash) => _ = unsafe { std::ptr::dangling::<u8>().wrapping_add(8).read_volatile() },
+            Some(Ending::Abort) => std::process::abort(),
+            Some(Ending::Exit) => std::process::exit(0),
+            None => {}
+        }
         if self.machine.init.code != SUCCESS {
             return Err(self.machine.init.code);
         }

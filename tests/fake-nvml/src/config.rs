@@ -49,6 +49,17 @@ pub struct Machine {
 pub struct Init {
     pub code: u32,
     pub delay_ms: u64,
+    /// To end the process instead of answering.
+    pub ends: Option<Ending>,
+}
+
+/// How a library can end its process.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    Crash,
+    Abort,
+    Exit,
 }
 
 #[derive(Deserialize)]
