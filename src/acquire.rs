@@ -192,11 +192,11 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
     let mut claims = open_claims(request, environment, asking, &*probe, observer);
     let allowed = allowed(request, environment, &snapshot, claims.as_mut())?;
     let all = ids::units(&snapshot).len();
-    let keys: Vec<String> = allowed.iter().map(|unit| unit.key(&snapshot)).collect();
+    let keys = (allowed.len() < all).then(|| allowed.iter().map(|unit| unit.key(&snapshot)).collect());
     let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
     let mut search = Search {
         request,
-        wants: Wants { num_gpus, min_free_memory, units: (keys.len() < all).then_some(keys) },
+        wants: Wants { num_gpus, min_free_memory, units: keys },
         wish: Wish { num_gpus, least_used: request.least_used, min_free_memory, allowed },
         once: request.least_used || !probe.is_live() || request.timeout == Some(Duration::ZERO),
         probe,
@@ -687,6 +687,9 @@ fn allowed(
 /// Writes the claims onto the GPUs that they are on.
 fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
     forget_claims(snapshot);
+    if claims.is_empty() {
+        return;
+    }
     for unit in ids::units(snapshot) {
         let key = unit.key(snapshot);
         let on_it: Vec<ClaimInfo> = claims
@@ -704,10 +707,9 @@ fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
 }
 
 fn forget_claims(snapshot: &mut Snapshot) {
-    for unit in ids::units(snapshot) {
-        claims_of(snapshot, unit).clear();
-    }
     for gpu in &mut snapshot.gpus {
+        gpu.claims.clear();
+        gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices).for_each(|device| device.claims.clear());
         if gpu.state == Some(State::Claimed) {
             gpu.state = None;
         }

@@ -53,17 +53,25 @@ impl Unit {
 
 /// All that can be given on this machine, in ascending order.
 pub fn units(snapshot: &Snapshot) -> Vec<Unit> {
-    (0..snapshot.gpus.len()).flat_map(|gpu| units_of(snapshot, gpu)).collect()
+    let mut units = Vec::with_capacity(snapshot.gpus.len());
+    (0..snapshot.gpus.len()).for_each(|gpu| add_units_of(snapshot, gpu, &mut units));
+    units
 }
 
 /// The GPU itself; its MIG devices where MIG is enabled, for then it cannot be used as a whole.
-fn units_of(snapshot: &Snapshot, gpu: usize) -> Vec<Unit> {
+fn add_units_of(snapshot: &Snapshot, gpu: usize, units: &mut Vec<Unit>) {
     match &snapshot.gpus[gpu].mig {
         Some(mig) if !mig.devices.is_empty() => {
-            (0..mig.devices.len()).map(|device| Unit { gpu, mig: Some(device) }).collect()
+            units.extend((0..mig.devices.len()).map(|device| Unit { gpu, mig: Some(device) }));
         }
-        _ => vec![Unit { gpu, mig: None }],
+        _ => units.push(Unit { gpu, mig: None }),
     }
+}
+
+fn units_of(snapshot: &Snapshot, gpu: usize) -> Vec<Unit> {
+    let mut units = Vec::new();
+    add_units_of(snapshot, gpu, &mut units);
+    units
 }
 
 /// The units that an id names: an index, a UUID or a unique start of one, a PCI bus id, long or short.

@@ -49,15 +49,15 @@ pub struct Stat {
 impl Stat {
     /// Reads the entry of `pid`; `None` where there is none, or where it is hidden.
     pub fn read(pid: u32) -> Option<Self> {
-        let text = read_start(&format!("/proc/{pid}/stat"), 1024)?;
-        Self::parse(&String::from_utf8_lossy(&text))
+        Self::parse(&read_start(&format!("/proc/{pid}/stat"), 1024)?)
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        // The name stands in parentheses and may hold spaces and parentheses itself.
-        let (before, rest) = text.rsplit_once(") ")?;
+    fn parse(text: &[u8]) -> Option<Self> {
+        // The name stands in parentheses and may hold spaces, parentheses and any other bytes itself.
+        let end = text.iter().rposition(|byte| *byte == b')')?;
+        let before = String::from_utf8_lossy(&text[..end]);
         let (pid, comm) = before.split_once(" (")?;
-        let mut fields = rest.split(' ');
+        let mut fields = std::str::from_utf8(&text[end + 1..]).ok()?.strip_prefix(' ')?.split(' ');
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
         let threads = fields.nth(15)?.parse().ok()?;
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
         let line = "42 (a) (b c) T 7 42 7 34816 42 4194304 1 2 3 4 5 6 7 8 20 0 3 0 98765 1000 20";
-        let stat = Stat::parse(line).expect("well formed");
+        let stat = Stat::parse(line.as_bytes()).expect("well formed");
         assert_eq!(stat.id, ProcessId { pid: 42, start: 98765 });
         assert_eq!((stat.comm.as_str(), stat.state, stat.parent, stat.threads), ("a) (b c", 'T', 7, 3));
         assert!(stat.is_stopped() && stat.runs());
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn what_is_not_a_stat_line_is_none() {
         for text in ["", "42", "42 (x", "42 (x) S", "42 (x) S x 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"] {
-            assert_eq!(Stat::parse(text), None, "{text}");
+            assert_eq!(Stat::parse(text.as_bytes()), None, "{text}");
         }
     }
 
