@@ -123,11 +123,13 @@ pub fn judge(unit: Unit, snapshot: &Snapshot) -> Verdict {
             "MIG is enabled, and it has no MIG devices ('nvidia-smi mig -cgi' makes them)".into(),
         );
     }
+    if let (Some(State::Unavailable), reason) = facts.recorded {
+        return Verdict::Unavailable(because(reason, "not usable"));
+    }
     if unit.uuid(snapshot).is_none() && !ids::indices_are_ordinals(snapshot) {
         return Verdict::Unavailable("its UUID cannot be read, and its index may mean another GPU to CUDA".into());
     }
     match facts.recorded {
-        (Some(State::Unavailable), reason) => return Verdict::Unavailable(because(reason, "not usable")),
         (Some(State::Claimed), reason) if facts.claims.is_empty() => {
             return Verdict::Claimed(because(reason, "claimed when it was recorded"));
         }
@@ -385,9 +387,15 @@ fn impossible(snapshot: &Snapshot, wish: &Wish, judged: &[(Unit, Verdict)], usab
         text += &format!(" ({})", why.join("; "));
     }
     match (usable, wish.allowed.len() < ids::units(snapshot).len()) {
-        (0, true) => text + "; allow others (--exclude, --only, --inherit, --min-free-memory)",
+        (0, true) => {
+            text + "; allow others (--exclude, --only, --inherit, --min-free-memory, the autocvd around this one)"
+        }
         (0, false) => text + "; 'autocvd status' shows the machine",
-        (_, true) => text + &format!("; ask for at most {usable}, or allow others (--exclude, --only, --inherit)"),
+        (_, true) => {
+            text + &format!(
+                "; ask for at most {usable}, or allow others (--exclude, --only, --inherit, the autocvd around this one)"
+            )
+        }
         (_, false) => text + &format!("; ask for at most {usable}"),
     }
 }

@@ -240,6 +240,13 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
             Err(3),
             "one MIG device alone",
         ),
+        row(
+            "a MIG device that answers an error is skipped with its reason",
+            json!({"gpus": [mig(json!([a_mig, {"errors": {"handle": 15}}]))]}),
+            &[],
+            Ok("MIG-aaaaaaaa-0000-0000-0000-000000000001"),
+            "passed over GPU 0 MIG 1: GPU is lost",
+        ),
         row("MIG enabled without devices", json!({"gpus": [mig(json!([]))]}), &[], Err(3), "has no MIG devices"),
         row(
             "MIG beside whole GPUs: UUIDs, for MIG shifts the ordinals",

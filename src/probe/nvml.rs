@@ -43,8 +43,8 @@ struct Slot {
     device: Option<Device<'static>>,
     /// What does not change: its identity, and why it cannot be used if it cannot.
     known: Gpu,
-    /// Its MIG devices, in the order of `known.mig`.
-    mig: Vec<Device<'static>>,
+    /// Its MIG devices, in the order of `known.mig`; `None` where NVML gives no handle.
+    mig: Vec<Option<Device<'static>>>,
 }
 
 impl Nvml {
@@ -144,11 +144,20 @@ impl Slot {
         let mut found = Mig::default();
         // The count is a maximum: numbers that no device has answer NOT_FOUND.
         for index in 0..device.mig_device_count().unwrap_or(0) {
-            let Ok(part) = device.mig_device_by_index(index) else { continue };
+            let part = match device.mig_device_by_index(index) {
+                Ok(part) => part,
+                Err(NvmlError::NotFound | NvmlError::InvalidArg) => continue,
+                Err(error) => {
+                    let (state, reason) = (Some(State::Unavailable), Some(explain::error(&error)));
+                    found.devices.push(MigDevice { index, state, reason, ..MigDevice::default() });
+                    self.mig.push(None);
+                    continue;
+                }
+            };
             let (gpu_instance_id, compute_instance_id) = processes::instance_ids(&part);
             let uuid = part.uuid().ok();
             found.devices.push(MigDevice { index, gpu_instance_id, compute_instance_id, uuid, ..MigDevice::default() });
-            self.mig.push(part);
+            self.mig.push(Some(part));
         }
         self.known.mig = Some(found);
     }
@@ -175,9 +184,11 @@ impl Probe for Nvml {
         let mut reader = Reader { lists: &self.lists, view, detail, lost: None };
         match &mut gpu.mig {
             Some(mig) => {
-                gpu.compute_mode = slot.mig.first().and_then(|part| reader.note(compute_mode(part)));
+                gpu.compute_mode = slot.mig.iter().flatten().next().and_then(|part| reader.note(compute_mode(part)));
                 for (part, into) in slot.mig.iter().zip(&mut mig.devices) {
-                    reader.read_mig(part, into);
+                    if let Some(part) = part {
+                        reader.read_mig(part, into);
+                    }
                 }
                 if detail.all {
                     gpu.memory = reader.memory(device);
