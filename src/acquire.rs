@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 
 /// How long somebody who came first may take to take what it could.
 const COURTESY: Duration = Duration::from_millis(250);
+/// How often to glance at the locks of claims in another PID namespace: nobody tells that one is gone while a child
+/// of the claim's process still has the file open.
+const GLANCE: Duration = Duration::from_millis(30);
+
 /// What to find, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -514,7 +518,9 @@ impl Search<'_> {
         let keys: Vec<String> = units.iter().map(|unit| unit.key(snapshot)).collect();
         for claim in known.iter().filter(|claim| claim.units.iter().any(|unit| keys.contains(unit))) {
             watch.pids.extend(&claim.end.pids);
-            watch.out_of_sight |= claim.end.pids.is_empty();
+            if claim.end.pids.is_empty() {
+                watch.out_of_sight.push(claim.name.clone());
+            }
             if let Some(at) = claim.end.at {
                 watch.add_time(at);
             }
@@ -538,11 +544,13 @@ impl Search<'_> {
         // An interval beyond the clock's range is for ever.
         let again = Instant::now().checked_add(self.request.interval);
         let end = [again, self.deadline].into_iter().flatten().min();
+        let (claims, out_of_sight) = (self.claims.as_ref(), &watch.out_of_sight);
+        let glance = claims.filter(|_| !out_of_sight.is_empty()).map(|_| GLANCE);
         loop {
-            let tick = observer.tick_every().map(|every| Instant::now() + every);
+            let tick = [observer.tick_every(), glance].into_iter().flatten().min().map(|every| Instant::now() + every);
             let woken = sleeper.sleep(watch, [tick, end].into_iter().flatten().min());
             observer.tick()?;
-            if woken == Woken::Changed {
+            if woken == Woken::Changed || claims.is_some_and(|claims| claims.has_let_go(out_of_sight)) {
                 break;
             }
             if end.is_some_and(|end| end <= Instant::now()) {

@@ -362,6 +362,16 @@ impl Claims {
         }
     }
 
+    /// Whether one of these claims of other processes, which counted because it was locked, is so no more.
+    pub fn has_let_go(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.folder.open_file(name).is_none_or(|file| self.has_ended(&file)))
+    }
+
+    /// A lease is not locked: its time tells.
+    fn has_ended(&self, file: &File) -> bool {
+        !folder::is_locked(file) && Record::read(file).is_none_or(|record| record.kind == Kind::Process)
+    }
+
     /// Takes a place in the queue of those who wait.
     pub fn queue(&mut self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
         self.folder.refresh()?;

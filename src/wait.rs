@@ -3,8 +3,9 @@
 //! # Design
 //! One poll over everything that can free a GPU: the exits of processes (pidfd), a call from somebody who
 //! ended a claim or found a GPU that this process came first for (the bell of its place in the queue),
-//! claims that end out of sight (inotify on the folder of claims, where there are such), and the time. Nothing is done in between. Where a
-//! descriptor cannot be had (old kernels, another user's process in a sandbox), the interval covers it.
+//! claims that end out of sight (inotify on the folder of claims, where there are such, and a glance at their locks
+//! now and then), and the time. Nothing else is done in between. Where a descriptor cannot be had (old kernels,
+//! another user's process in a sandbox), the interval covers it.
 
 use crate::claim::Ticket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,8 +33,8 @@ pub struct Watch {
     pub pids: Vec<u32>,
     /// Times at which something may have ended.
     pub at: Option<Instant>,
-    /// Whether something may end out of sight: a claim of another PID namespace.
-    pub out_of_sight: bool,
+    /// The names of claims that may end out of sight: in another PID namespace.
+    pub out_of_sight: Vec<String>,
 }
 
 impl Watch {
@@ -87,7 +88,7 @@ impl Sleeper {
     /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
     pub fn sleep(&mut self, watch: &Watch, until: Option<Instant>) -> Woken {
         self.follow(&watch.pids);
-        if watch.out_of_sight && self.notify.is_none() && self.claims.is_some() {
+        if !watch.out_of_sight.is_empty() && self.notify.is_none() && self.claims.is_some() {
             self.notify = self.claims.take().as_deref().and_then(watch_folder);
             if self.notify.is_some() {
                 // What happened before is seen by another look.

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use common::{AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until};
 use rustix::process::Signal;
@@ -19,6 +20,25 @@ fn command_running(machine: &Machine, options: &[&str], command: &[&str]) -> Run
 fn command_line(pid: u32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ")
+}
+
+#[test]
+fn a_command_in_another_namespace_ends_its_claim_though_a_child_of_its_lives_on() {
+    let machine = Machine::gpus(1);
+    if !has_namespaces(&machine) {
+        return;
+    }
+    let script = "autocvd -q -- sh -c 'setsid sleep 60 & echo; read line'; sleep 60";
+    let mut inside = in_namespace(&machine, &["sh", "-c", script]);
+    let (input, output) = std::io::pipe().expect("a pipe");
+    let inside = start(inside.stdin(input));
+    wait_until("the COMMAND runs", || inside.stdout() == "\n");
+    let waiting = start(machine.autocvd().args(["-i", "1h", "-t", "20", "--", "true"]));
+    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    let ended = Instant::now();
+    drop(output);
+    assert_eq!(waiting.finish().code, Some(0));
+    assert!(ended.elapsed() < Duration::from_secs(10), "not at the deadline, when it looks for the last time");
 }
 
 #[test]
