@@ -79,11 +79,14 @@ impl Picture {
     pub fn line_within(&self, left: Option<Duration>, columns: usize) -> String {
         let mut line = self.head.clone();
         if let Some(left) = left {
+            // A countdown has no fractions, as far as it has seconds.
+            let left = if left.as_secs() > 0 { Duration::from_secs(left.as_secs()) } else { left };
             line += &format!("; gives up in {}", duration(left));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let taken = self.taken.iter().map(|Taken { label, reason, since }| {
-            let age = since.map(|since| format!(" for {}", duration(Duration::from_secs(now.saturating_sub(since)))));
+            let age = since.map(|since| now.saturating_sub(since)).filter(|seconds| *seconds > 0);
+            let age = age.map(|seconds| format!(" for {}", duration(Duration::from_secs(seconds))));
             format!("; {label}{}: {reason}", age.unwrap_or_default())
         });
         let taken: Vec<String> = taken.collect();

@@ -502,6 +502,23 @@ fn a_signal_ends_a_call_of_a_driver_that_hangs() {
 }
 
 #[test]
+fn many_signals_at_once_are_as_good_as_one() {
+    let machine = Machine::gpus(1);
+    let _job = machine.job(0);
+    let waiting = start(&mut machine.autocvd());
+    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    waiting.signal(Signal::STOP);
+    for (signal, ..) in SIGNALS.into_iter().chain([(Signal::USR2, 0, ""), (Signal::ALARM, 0, "")]) {
+        waiting.signal(signal);
+    }
+    waiting.signal(Signal::CONT);
+    let outcome = waiting.finish();
+    let code = outcome.code.expect("it ends by itself");
+    assert_eq!(outcome.stdout, guard(code), "{outcome:#?}");
+    assert_eq!(left_behind(&machine), [""; 0]);
+}
+
+#[test]
 fn a_library_that_ends_the_process_starts_nothing() {
     let machine = Machine::gpus(1);
     let ran = machine.path().join("ran");

@@ -36,7 +36,7 @@ impl Progress {
             true => {
                 let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 // The last column stays empty: some terminals begin a new line behind it.
-                self.picture.line_within(left.map(whole_seconds), columns() - 1)
+                self.picture.line_within(left, columns() - 1)
             }
             // Elsewhere the time left is no change of the picture.
             false => self.picture.line(),
@@ -55,11 +55,6 @@ impl Progress {
         let _ = stderr.flush();
         self.told = line;
     }
-}
-
-/// A countdown has no fractions, as far as it has seconds.
-fn whole_seconds(left: Duration) -> Duration {
-    if left.as_secs() > 0 { Duration::from_secs(left.as_secs()) } else { left }
 }
 
 /// How wide the terminal is. Some say 0: serial lines, and those that nobody has given a size.

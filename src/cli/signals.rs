@@ -140,18 +140,19 @@ pub(super) fn ignore(signal: i32) -> std::io::Result<()> {
 }
 
 fn handle(signal: i32, handler: extern "C" fn(i32)) {
-    // SAFETY: a zeroed sigaction is a valid one (an empty mask). The handlers are
-    // async-signal-safe: they make system calls and read atomics.
+    if is_ignored(signal) {
+        return;
+    }
+    // SAFETY: a zeroed sigaction is a valid one. The handlers are async-signal-safe: they make system calls and
+    // read atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        let mut before: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
         // The driver's own system calls go on after the line that says how long they take.
         action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
-        libc::sigaction(signal, &action, &mut before);
-        if before.sa_sigaction == libc::SIG_IGN {
-            libc::sigaction(signal, &before, std::ptr::null_mut());
-        }
+        // One at a time: the frames of several would not fit onto the stack that they have.
+        libc::sigfillset(&mut action.sa_mask);
+        libc::sigaction(signal, &action, std::ptr::null_mut());
     }
 }
 
@@ -184,11 +185,16 @@ extern "C" fn crash(signal: i32) {
     clear_line();
     write(2, b"autocvd: crashed, perhaps in the NVIDIA driver's library; see dmesg, and try --probe nvidia-smi\n");
     write_guard(128 + signal);
-    // SAFETY: both may be called in a handler. What crashed does so again, with a core file where those are kept.
+    // SAFETY: these may be called in a handler, and the set is made before it is used. What crashed ends by its
+    // signal, with a core file where those are kept; PID 1 of a container does not, and so leaves by itself.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
+        let mut only: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut only, signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &only, std::ptr::null_mut());
     }
+    exit_now(128 + signal)
 }
 
 /// Writes what runs nothing, where that is due, and ends the process.
