@@ -56,31 +56,31 @@ class Nvml:
 
     def __init__(self):
         path = os.environ.get("AUTOCVD_NVML_LIB", "libnvidia-ml.so.1")
-        self.library = ctypes.CDLL(path)
+        self.nvml = ctypes.CDLL(path)
         start = time.perf_counter()
-        code = self.library.nvmlInit_v2()
+        code = self.nvml.nvmlInit_v2()
         self.init_seconds = time.perf_counter() - start
         if code:
             raise OSError(f"nvmlInit_v2 answered {code}")
         count = ctypes.c_uint()
-        self.library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        self.nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         self.count = count.value
 
     def handle(self, index):
         handle = ctypes.c_void_p()
-        self.library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+        self.nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
         return handle
 
     def text(self, function, *handle):
         buffer = ctypes.create_string_buffer(96)
-        code = getattr(self.library, function)(*handle, buffer, len(buffer))
+        code = getattr(self.nvml, function)(*handle, buffer, len(buffer))
         return buffer.value.decode() if code == 0 else None
 
     def computing(self, handle):
         """The pids on a GPU."""
         count = ctypes.c_uint(self.ROOM)
         buffer = (ctypes.c_char * (self.ROOM * self.PROCESS))()
-        if self.library.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), buffer):
+        if self.nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), buffer):
             return None
         at = range(0, count.value * self.PROCESS, self.PROCESS)
         return [int.from_bytes(buffer[place : place + 4], sys.byteorder) for place in at]
@@ -104,7 +104,7 @@ class Nvml:
         }
         times = {}
         for name, arguments in calls.items():
-            function = getattr(self.library, name)
+            function = getattr(self.nvml, name)
             times[name] = microseconds(lambda: function(*arguments), 50)
         times["nvmlDeviceGetComputeRunningProcesses_v3"] = microseconds(lambda: self.computing(handle), 50)
         return {"nvmlInit_v2": self.init_seconds * 1e6, **times}

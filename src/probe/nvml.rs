@@ -165,11 +165,12 @@ impl Slot {
 
 impl Probe for Nvml {
     fn begin(&mut self, detail: Detail) -> Result<Snapshot> {
+        let Self { library, slots, .. } = self;
         let snapshot = Snapshot {
             source: Source::Nvml,
-            driver_version: detail.all.then(|| self.library.sys_driver_version().ok()).flatten(),
+            driver_version: detail.all.then(|| library.sys_driver_version().ok()).flatten(),
             process_view: process_view(),
-            gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
+            gpus: slots.iter().map(|slot| slot.known.clone()).collect(),
             links: Vec::new(),
         };
         super::with_a_readable_gpu(snapshot, "NVML")
