@@ -380,9 +380,9 @@ fn written(file: &File) -> String {
 /// Waits until something is so, for at most 10 s.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < end, "waited 10 s in vain until {what}");
+        assert!(Instant::now() < end, "waited 60 s in vain until {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }
