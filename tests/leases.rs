@@ -116,11 +116,13 @@ fn a_lease_ends_with_the_shell_that_started_nothing() {
 #[test]
 fn a_program_that_outlives_its_shell_keeps_its_gpu() {
     let machine = Machine::gpus(1);
-    run(&mut machine.shell("bash", "eval $(autocvd -q) nohup sleep 4 >/dev/null 2>&1 &")).success();
+    let pid = run(&mut machine.shell("bash", "eval $(autocvd -q) nohup sleep 60 >/dev/null 2>&1 & echo $!")).success();
     wait_until("nohup has become sleep", || !is_free(&machine));
-    let waiting = waiter(&machine);
+    let mut waiting = waiter(&machine);
     thread::sleep(Duration::from_millis(500));
-    assert!(!is_free(&machine));
+    assert!(!is_free(&machine) && waiting.is_running());
+    let program = rustix::process::Pid::from_raw(pid.trim().parse().expect("a pid")).expect("not 0");
+    rustix::process::kill_process(program, Signal::KILL).expect("it runs");
     waiting.finish().success();
 }
 
@@ -172,7 +174,7 @@ fn a_shell_with_exported_ids_keeps_them_while_it_runs_programs() {
 
 #[test]
 fn background_jobs_of_one_shell_get_a_gpu_each() {
-    let job = "eval $(autocvd -q) told sleep 1 &";
+    let job = "eval $(autocvd -q) told meet 4 &";
     for shell in ["bash", "dash", "zsh", "ksh"] {
         let machine = Machine::gpus(4);
         install_told(&machine);
@@ -195,12 +197,12 @@ for p in all: os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)
 print(*sorted(p.communicate()[0].strip() for p in all))";
     assert_eq!(run(machine.command("python3").args(["-c", script])).success(), "0 1 2 3\n");
     let machine = Machine::gpus(4);
-    machine.set("/init/delay_ms", 300.into());
+    machine.set("/init/delay_ms", 1000.into());
     let told = run(&mut machine.shell("sh", "printf '%s\\n' -q -q -q -q | xargs -P 4 -n 1 autocvd -o")).success();
     let mut ids: Vec<&str> = told.lines().collect();
     ids.sort_unstable();
     assert_eq!(ids, ["0", "1", "2", "3"]);
-    let xargs = "printf '%s\\n' a b c d | xargs -P 4 -n 1 sh -c 'autocvd -q -o; sleep 1'";
+    let xargs = "printf '%s\\n' a b c d | xargs -P 4 -n 1 sh -c 'autocvd -q -o; meet 4'";
     for _ in 0..3 {
         let machine = Machine::gpus(4);
         let told = run(&mut machine.shell("sh", xargs)).success();

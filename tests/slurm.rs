@@ -97,17 +97,6 @@ impl Cluster {
         String::from_utf8_lossy(&output.expect("the program runs").stdout).into_owned()
     }
 
-    /// A shell line that says which GPU it was given, and ends once `count` of these lines hold theirs.
-    fn meeting(&self, name: &str, count: usize) -> String {
-        let folder = self.folder.join(name);
-        fs::create_dir(&folder).expect("the folder is ours");
-        let at = folder.display();
-        format!(
-            "echo $CUDA_VISIBLE_DEVICES; : > {at}/$SLURM_STEP_ID.$SLURM_PROCID; \
-             for look in $(seq 600); do [ $(ls {at} | wc -l) = {count} ] && exit; sleep 0.1; done; exit 1"
-        )
-    }
-
     /// A script as a job, on `machine`.
     fn srun(&self, machine: &Machine, args: &[&str], script: &str) -> String {
         let mut command = machine.command("srun");
@@ -140,16 +129,15 @@ fn in_an_allocation_only_what_slurm_granted_is_chosen() {
     assert_eq!(refused, "3\n", "two are more than the one that was granted");
 
     // Tasks of one step share its GPUs, and each gets its own.
-    let script = format!("autocvd -- sh -c '{}'", cluster.meeting("tasks", 3));
-    let tasks = cluster.srun(&machine, &["--gres=gpu:3", "--ntasks=3"], &script);
+    let script = "autocvd -- sh -c 'echo $CUDA_VISIBLE_DEVICES; meet 3'";
+    let tasks = cluster.srun(&machine, &["--gres=gpu:3", "--ntasks=3"], script);
     let distinct: HashSet<&str> = tasks.lines().collect();
     assert_eq!((tasks.lines().count(), distinct.len()), (3, 3), "{tasks}");
 
-    // Several steps in one allocation.
+    // Several steps in one allocation; three have met before.
     let steps = format!(
-        "for step in 1 2; do srun --overlap --exact -n1 --gres=gpu:2 {} -- sh -c '{}' & done; wait",
-        common::AUTOCVD,
-        cluster.meeting("steps", 2)
+        "for step in 1 2; do srun --overlap --exact -n1 --gres=gpu:2 {} -- sh -c 'echo $CUDA_VISIBLE_DEVICES; meet 5' & done; wait",
+        common::AUTOCVD
     );
     let mut salloc = machine.command("salloc");
     salloc.args(["--quiet", "--gres=gpu:2", "--ntasks=2", "bash", "-c", &steps]);

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::{PipeWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -410,14 +411,16 @@ fn watching_a_file_shows_what_was_written_last() {
     wait_until("the second is shown", || watching.stdout().contains("2 of 2 free"));
 }
 
-/// Runs a command line on a terminal of its own, and presses Ctrl-C after a second. `None` without script(1).
-fn on_a_terminal(machine: &Machine, line: &str, environment: &[(&str, &str)]) -> Option<Outcome> {
+/// Starts a command line on a terminal of its own, and returns what types there. `None` without script(1).
+fn on_a_terminal(machine: &Machine, line: &str, environment: &[(&str, &str)]) -> Option<(Running, PipeWriter)> {
     if Command::new("script").arg("--version").output().is_err() {
         println!("skipped: needs script");
         return None;
     }
-    let keys = format!(r#"{{ sleep 1; printf '\003'; sleep 1; }} | script -qec "{line}" /dev/null"#);
-    Some(run(machine.shell("sh", &keys).env("TERM", "xterm").envs(environment.iter().copied())))
+    let (input, keys) = std::io::pipe().expect("a pipe");
+    let mut script = machine.command("script");
+    script.args(["-qefc", line, "/dev/null"]).stdin(input).env("TERM", "xterm").envs(environment.iter().copied());
+    Some((start(&mut script), keys))
 }
 
 #[test]
@@ -425,7 +428,8 @@ fn a_terminal_gets_colours_unless_it_is_not_to() {
     let machine = Machine::gpus(2);
     let _job = machine.job(0);
     for (environment, colors) in [(&[][..], true), (&[("NO_COLOR", "1")], false), (&[("TERM", "dumb")], false)] {
-        let Some(outcome) = on_a_terminal(&machine, "autocvd status", environment) else { return };
+        let Some((shown, _keys)) = on_a_terminal(&machine, "autocvd status", environment) else { return };
+        let outcome = shown.finish();
         assert_eq!(outcome.stdout.contains("\x1b[32mfree\x1b[0m"), colors, "{outcome:?}");
         assert_eq!(outcome.stdout.contains("\x1b[31mbusy\x1b[0m"), colors, "{outcome:?}");
     }
@@ -434,9 +438,11 @@ fn a_terminal_gets_colours_unless_it_is_not_to() {
 #[test]
 fn on_a_terminal_watching_draws_in_place_and_leaves_it_in_order() {
     let machine = Machine::gpus(2);
-    let Some(outcome) = on_a_terminal(&machine, "autocvd status --watch=0.1", &[]) else { return };
+    let Some((watching, mut keys)) = on_a_terminal(&machine, "autocvd status --watch=0.1", &[]) else { return };
+    wait_until("it has drawn thrice", || watching.stdout().matches("\x1b[H").count() > 2);
+    keys.write_all(b"\x03").expect("the terminal is there");
+    let outcome = watching.finish();
     assert_eq!(outcome.code, Some(130), "{outcome:?}");
-    assert!(outcome.stdout.matches("\x1b[H").count() > 2, "{outcome:?}");
     assert!(outcome.stdout.ends_with("\r\x1b[K"), "{outcome:?}");
     // Neither a hidden cursor nor another screen, which would have to be undone.
     assert!(!outcome.stdout.contains("\x1b[?"), "{outcome:?}");

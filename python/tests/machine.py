@@ -141,7 +141,7 @@ class MachineTest(unittest.TestCase):
         return [gpu["index"] for gpu in status["gpus"] if gpu["state"] == "free"]
 
     def wait_until(self, what, condition):
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not condition():
-            self.assertLess(time.monotonic(), end, f"waited 10 s in vain until {what}")
+            self.assertLess(time.monotonic(), end, f"waited 60 s in vain until {what}")
             time.sleep(0.01)

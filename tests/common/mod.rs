@@ -37,6 +37,14 @@ echo "$CUDA_VISIBLE_DEVICES"
 exec sleep "$1" >/dev/null 2>&1
 "#;
 
+/// What a program runs that is to hold its GPU until others hold theirs too: they come one after another, on a
+/// loaded machine with seconds in between.
+const MEET: &str = r#"#!/bin/sh
+# meet COUNT: ends once COUNT of these have come
+mkdir -p "$FAKE_NVML/met" && : >"$FAKE_NVML/met/$$" || exit 65
+until [ "$(ls "$FAKE_NVML/met" | wc -l)" -ge "$1" ]; do sleep 0.05; done
+"#;
+
 /// Fake GPUs and a folder with all that belongs to them:
 /// `machine.json`, `procs/` and `calls` for the library, `bin/` in front of PATH, `claims/`, `home/`, `tmp/`.
 pub struct Machine {
@@ -61,9 +69,8 @@ impl Machine {
         }
         File::create(path("calls")).expect("a new file");
         symlink(AUTOCVD, path("bin/autocvd")).expect("a new link");
-        fs::write(path("bin/occupy"), OCCUPY).expect("a new file");
-        fs::set_permissions(path("bin/occupy"), PermissionsExt::from_mode(0o755)).expect("our own file");
         let machine = Self { folder, description: Mutex::new(description), library: Mutex::new(fake_nvml()) };
+        machine.install("occupy", OCCUPY).install("meet", MEET);
         machine.save(&machine.description.lock().expect("no panic elsewhere"));
         machine
     }
@@ -141,7 +148,7 @@ impl Machine {
         self.command(AUTOCVD)
     }
 
-    /// A shell that runs a script on this machine; `autocvd` and `occupy` are on PATH.
+    /// A shell that runs a script on this machine; `autocvd`, `occupy` and `meet` are on PATH.
     pub fn shell(&self, shell: &str, script: &str) -> Command {
         let mut command = self.command(shell);
         // busybox names its shell by an argument, and zsh and tcsh read start-up files only from HOME.
@@ -377,7 +384,7 @@ fn written(file: &File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Waits until something is so, for at most 10 s.
+/// Waits until something is so, for at most 60 s.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
