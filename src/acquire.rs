@@ -2,7 +2,7 @@
 
 use crate::claim::{Asking, Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
 use crate::environment::{Environment, INSIDE, Inside};
-use crate::gpu::{ClaimInfo, ComputeMode, Gpu, Link, ProcessView, Snapshot, State};
+use crate::gpu::{ClaimInfo, Gpu, Link, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::select::{self, Selection, Verdict, Wish};
@@ -299,7 +299,12 @@ impl Search<'_> {
             }
         };
         let free = match selection {
-            Selection::Impossible(why) => return Err(Error::new(ErrorKind::Impossible, why)),
+            Selection::Impossible(why) => {
+                return Err(match probe::none_can_be_read(&snapshot) {
+                    Some(why) => Error::new(ErrorKind::NoGpu, why),
+                    None => Error::new(ErrorKind::Impossible, why),
+                });
+            }
             Selection::Chosen(units) => match self.claim(&snapshot, &units, observer)? {
                 Some((ids, claim)) => return Ok(Step::Found { snapshot, units, ids, claim }),
                 None => {
@@ -346,6 +351,14 @@ impl Search<'_> {
         look
     }
 
+    /// Reads what a choice left unread: a GPU that was lost while this process waited shifts CUDA's numbers.
+    fn read_the_rest(&mut self, snapshot: &mut Snapshot) {
+        let unread = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none();
+        for gpu in (0..snapshot.gpus.len()).filter(|gpu| unread(&snapshot.gpus[*gpu])).collect::<Vec<_>>() {
+            self.read(gpu, snapshot);
+        }
+    }
+
     /// Looks at claims and GPUs, and chooses.
     fn look(&mut self, mut snapshot: Snapshot) -> Look {
         if let Some(sleeper) = &mut self.sleeper {
@@ -377,6 +390,9 @@ impl Search<'_> {
             self.courtesy_ends = None;
         } else {
             (selection, behind) = self.let_pass(&first, &mut snapshot);
+        }
+        if self.sleeper.is_some() && matches!(selection, Selection::Chosen(_)) && !self.request.uuid {
+            self.read_the_rest(&mut snapshot);
         }
         Look { snapshot, selection, known, behind }
     }
@@ -416,10 +432,7 @@ impl Search<'_> {
 
     /// Leaves alone what those who came first would take. Returns what remains, and how many they are.
     fn let_pass(&mut self, first: &[Waiter], snapshot: &mut Snapshot) -> (Selection, usize) {
-        let unread = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none() && gpu.claims.is_empty();
-        for gpu in (0..snapshot.gpus.len()).filter(|gpu| unread(&snapshot.gpus[*gpu])).collect::<Vec<_>>() {
-            self.read(gpu, snapshot);
-        }
+        self.read_the_rest(snapshot);
         let mut left = ids::units(snapshot);
         let mut waited: HashMap<String, Instant> = HashMap::new();
         self.courtesy_ends = None;
@@ -826,10 +839,9 @@ fn describe(snapshot: &mut Snapshot, whom: Whom) {
         }
     }
     for gpu in &mut snapshot.gpus {
-        let exclusive = gpu.compute_mode.is_some_and(ComputeMode::is_exclusive);
         let parts = gpu.mig.iter_mut().flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
         for processes in parts.chain([&mut gpu.processes]).flatten().filter(|_| known) {
-            let named = processes.iter().position(|process| process.kind.computes() || exclusive).unwrap_or(0);
+            let named = processes.iter().position(|process| process.kind.computes()).unwrap_or(0);
             let shown = match whom {
                 Whom::All => &mut processes[..],
                 Whom::Named => processes.get_mut(named..=named).unwrap_or_default(),

@@ -8,7 +8,7 @@ pub mod file;
 pub mod nvml;
 pub mod smi;
 
-use crate::gpu::{Gpu, Link, ProcessView, Snapshot, State};
+use crate::gpu::{Gpu, Link, ProcessView, Snapshot, Source, State};
 use crate::ids::PciBusId;
 use crate::{Error, ErrorKind, Result};
 use std::ffi::OsString;
@@ -102,15 +102,26 @@ pub fn process_view() -> ProcessView {
     }
 }
 
+/// Why not one of the GPUs of a live machine can be read, if that is so.
+pub(crate) fn none_can_be_read(snapshot: &Snapshot) -> Option<String> {
+    let source = match snapshot.source {
+        Source::Nvml => "NVML",
+        Source::NvidiaSmi => "nvidia-smi",
+        Source::File => return None,
+    };
+    let first = snapshot.gpus.first()?;
+    if snapshot.gpus.iter().any(|gpu| gpu.state != Some(State::Unavailable)) {
+        return None;
+    }
+    let reason = first.reason.as_deref().unwrap_or("unknown reason");
+    Some(format!("{source} can read none of the GPUs; GPU 0: {reason}"))
+}
+
 /// The snapshot, unless none of its GPUs can be read at all.
-fn with_a_readable_gpu(snapshot: Snapshot, source: &str) -> Result<Snapshot> {
-    let unreadable = |gpu: &Gpu| gpu.state == Some(State::Unavailable);
-    match snapshot.gpus.first() {
-        Some(first) if snapshot.gpus.iter().all(unreadable) => {
-            let reason = first.reason.as_deref().unwrap_or("unknown reason");
-            Err(Error::new(ErrorKind::NoGpu, format!("{source} can read none of the GPUs; GPU 0: {reason}")))
-        }
-        _ => Ok(snapshot),
+fn with_a_readable_gpu(snapshot: Snapshot) -> Result<Snapshot> {
+    match none_can_be_read(&snapshot) {
+        Some(why) => Err(Error::new(ErrorKind::NoGpu, why)),
+        None => Ok(snapshot),
     }
 }
 

@@ -161,8 +161,7 @@ impl Facts<'_> {
     /// Whether somebody uses it, as far as processes, memory and utilization tell.
     fn in_use(&self, mode: Option<ComputeMode>, is_mig: bool) -> Verdict {
         let listed = self.processes.unwrap_or_default();
-        let exclusive = mode.is_some_and(ComputeMode::is_exclusive);
-        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes() || exclusive).collect();
+        let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes()).collect();
         if let Some((first, others)) = users.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             return Verdict::Busy(format!("used by {}{more}", who(first.pid, &first.user, &first.command)));

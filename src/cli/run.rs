@@ -7,6 +7,7 @@ use super::{args, exec, explain, man, shell, signals, status, variables};
 use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
 use crate::environment::Environment;
 use crate::probe::Detail;
+use crate::proc;
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
 use std::ffi::OsString;
 use std::io::Write;
@@ -72,7 +73,7 @@ fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
             let variable = variable_at_fault(&error).map(|name| format!(" (from {name})"));
             let command = bare_command(&error).map(|word| format!("; to run a command: autocvd -- {word} …"));
             let addition = variable.or(command).unwrap_or_default();
-            Err(Failure::new(exit::WRONG_VALUE, one_line(&error.render().to_string(), &addition)))
+            Err(Failure::new(exit::WRONG_VALUE, one_line(&message(&error), &addition)))
         }
     }
 }
@@ -114,6 +115,16 @@ fn try_parse<T: FromArgMatches>(mut command: clap::Command, arguments: &[OsStrin
     // The process does not live long enough for freeing to pay.
     std::mem::forget(command);
     parsed.and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
+}
+
+/// clap's message. What was written is quoted in it, and may hold line breaks.
+fn message(error: &clap::Error) -> String {
+    use clap::error::ContextValue;
+    let quoted = error.context().filter_map(|(_, value)| match value {
+        ContextValue::String(text) if text.contains(char::is_control) => Some(text),
+        _ => None,
+    });
+    quoted.fold(error.render().to_string(), |message, text| message.replace(&**text, &proc::printable(text.as_bytes())))
 }
 
 /// clap's message without its usage: what is wrong, and its tip if it has one.

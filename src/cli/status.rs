@@ -10,7 +10,7 @@ use crate::acquire::{Machine, Observer};
 use crate::environment::{self, Environment};
 use crate::gpu::Snapshot;
 use crate::probe::{ProbeChoice, file};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The width where neither a terminal nor COLUMNS tells one.
@@ -120,7 +120,8 @@ impl Observer for Witness {
         let text = cells::clean(text);
         match &mut self.warnings {
             Some(warnings) => warnings.push(text),
-            None => eprintln!("autocvd: warning: {text}"),
+            // That it cannot be told keeps nothing from being shown.
+            None => drop(writeln!(std::io::stderr(), "autocvd: warning: {text}")),
         }
     }
 

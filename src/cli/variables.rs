@@ -31,6 +31,10 @@ pub(super) fn settle(arguments: &[OsString]) -> bool {
     if written(&["--quiet", "--verbose"], b"qv") {
         TELLING.iter().for_each(remove);
     }
+    if options.iter().any(|word| *word == b"--probe" || word.starts_with(b"--probe=")) {
+        // A file would go before it.
+        remove("AUTOCVD_FROM");
+    }
     if words.next().is_none() {
         // Only a COMMAND can be bound.
         remove("AUTOCVD_BIND");

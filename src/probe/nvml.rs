@@ -8,7 +8,7 @@ mod explain;
 mod links;
 mod processes;
 
-use super::{Detail, Probe, process_view, sort_by_pci};
+use super::{Detail, Probe, none_can_be_read, process_view, sort_by_pci};
 use crate::Result;
 use crate::gpu::{ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, State, Utilization};
 use crate::per_process::PerProcess;
@@ -35,10 +35,14 @@ pub struct Nvml {
     library: &'static Library,
     lists: Lists,
     slots: Vec<Slot>,
+    /// Whether a look has begun: the handles are as old as that.
+    begun: bool,
 }
 
 /// One of the GPUs that NVML counts.
 struct Slot {
+    /// NVML's own index.
+    number: u32,
     /// `None` where NVML gives no handle.
     device: Option<Device<'static>>,
     /// What does not change: its identity, and why it cannot be used if it cannot.
@@ -66,7 +70,31 @@ impl Nvml {
         for (index, slot) in (0..).zip(&mut slots) {
             slot.known.index = index;
         }
-        Ok(Self { library, lists: Lists::of(library), slots })
+        let nvml = Self { library, lists: Lists::of(library), slots, begun: false };
+        match none_can_be_read(&nvml.snapshot()) {
+            Some(why) => Err(why),
+            None => Ok(nvml),
+        }
+    }
+
+    /// What does not change.
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            source: Source::Nvml,
+            driver_version: None,
+            process_view: process_view(),
+            gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
+            links: Vec::new(),
+        }
+    }
+
+    /// Notes in `gpus` which of them have gone since their handles were got.
+    fn ask_for_handles_again(&self, gpus: &mut [Gpu]) {
+        for (slot, gpu) in self.slots.iter().zip(gpus).filter(|(slot, _)| slot.device.is_some()) {
+            if let Err(error) = self.library.device_by_index(slot.number) {
+                (gpu.state, gpu.reason) = (Some(State::Unavailable), Some(explain::error(&error)));
+            }
+        }
     }
 }
 
@@ -114,7 +142,7 @@ fn is_absent(error: &NvmlError) -> bool {
 
 impl Slot {
     fn new(library: &'static Library, index: u32) -> Self {
-        let mut slot = Self { device: None, known: Gpu { index, ..Gpu::default() }, mig: Vec::new() };
+        let mut slot = Self { number: index, device: None, known: Gpu { index, ..Gpu::default() }, mig: Vec::new() };
         match library.device_by_index(index) {
             Ok(device) => {
                 slot.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
@@ -165,21 +193,20 @@ impl Slot {
 
 impl Probe for Nvml {
     fn begin(&mut self, detail: Detail) -> Result<Snapshot> {
-        let Self { library, slots, .. } = self;
-        let snapshot = Snapshot {
-            source: Source::Nvml,
-            driver_version: detail.all.then(|| library.sys_driver_version().ok()).flatten(),
-            process_view: process_view(),
-            gpus: slots.iter().map(|slot| slot.known.clone()).collect(),
-            links: Vec::new(),
-        };
-        super::with_a_readable_gpu(snapshot, "NVML")
+        let mut snapshot = self.snapshot();
+        if detail.all {
+            snapshot.driver_version = self.library.sys_driver_version().ok();
+        }
+        if std::mem::replace(&mut self.begun, true) {
+            self.ask_for_handles_again(&mut snapshot.gpus);
+        }
+        super::with_a_readable_gpu(snapshot)
     }
 
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail) {
         let Some(slot) = self.slots.get_mut(gpu.index as usize) else { return };
         let Some(device) = &slot.device else { return };
-        if slot.known.state == Some(State::Unavailable) {
+        if gpu.state == Some(State::Unavailable) {
             return;
         }
         let mut reader = Reader { lists: &self.lists, view, detail, lost: None };
@@ -249,9 +276,7 @@ impl Reader<'_> {
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
         gpu.compute_mode = self.note(compute_mode(device));
         gpu.memory = self.memory(device);
-        // Any context takes such a GPU, also one that only draws.
-        let exclusive = gpu.compute_mode.is_some_and(ComputeMode::is_exclusive);
-        let listed = match exclusive || self.detail.all {
+        let listed = match self.detail.all {
             true => self.all_processes(device),
             false => self.deciding_processes(device, gpu.memory),
         };

@@ -50,7 +50,7 @@ impl Probe for NvidiaSmi {
     fn begin(&mut self, _: Detail) -> crate::Result<Snapshot> {
         let told = self.first.take().map_or_else(|| probe(TIME_LIMIT), Ok);
         let told = told.map_err(|why| Error::new(ErrorKind::NoGpu, why))?;
-        super::with_a_readable_gpu(Snapshot { process_view: process_view(), ..told }, "nvidia-smi")
+        super::with_a_readable_gpu(Snapshot { process_view: process_view(), ..told })
     }
 
     fn read(&mut self, _: &mut Gpu, _: ProcessView, _: Detail) {}

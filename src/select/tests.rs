@@ -282,7 +282,7 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
         // Only graphics.
         ("G", used(xorg(), 2 * GIB), Host, "free"),
         ("G of unknown memory", used(listed(vec![process(Graphics, None)]), 20 * GIB), Host, "free"),
-        ("G, exclusive", mode(used(xorg(), 2 * GIB), Some(ComputeMode::ExclusiveProcess)), Host, "busy"),
+        ("G, exclusive", mode(used(xorg(), 2 * GIB), Some(ComputeMode::ExclusiveProcess)), Host, "free"),
         ("G, in a container", used(xorg(), 2 * GIB + UNEXPLAINED_BLIND), Container, "free"),
         ("G, in a container, more used", used(xorg(), 2 * GIB + UNEXPLAINED_BLIND + 1), Container, "busy"),
         ("G and memory that is not its", used(xorg(), 2 * GIB + TOTAL / 20 + 1), Host, "busy"),

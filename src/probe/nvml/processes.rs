@@ -56,13 +56,12 @@ impl Lists {
     /// Reads a list by the newest call that the library has.
     pub(super) fn read(self, device: &Device, list: List) -> Result<Vec<Listed>, NvmlError> {
         let library = device.nvml().lib();
-        if self.trust_v3
-            && let Ok(call) = v3(library, list)
-        {
-            return fetch(device, *call, |info: &nvmlProcessInfo_v2_t| entry_v2(info, list));
-        }
-        if let Ok(call) = v2(library, list) {
-            return fetch(device, *call, |info: &nvmlProcessInfo_v2_t| entry_v2(info, list));
+        for call in [v3(library, list).ok().filter(|_| self.trust_v3), v2(library, list).ok()].into_iter().flatten() {
+            match fetch(device, *call, |info: &nvmlProcessInfo_v2_t| entry_v2(info, list)) {
+                // The library has it, and the driver behind it is older.
+                Err(NvmlError::FunctionNotFound) => {}
+                answer => return answer,
+            }
         }
         fetch(device, *v1(library, list)?, |info: &nvmlProcessInfo_v1_t| {
             entry(info.pid, info.usedGpuMemory, (None, None), list)
