@@ -7,7 +7,7 @@ use crate::ids::{self, Unit};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::select::{self, Selection, Verdict, Wish};
 use crate::wait::{Sleeper, Watch, Woken};
-use crate::{Error, ErrorKind, Result, proc};
+use crate::{Error, ErrorKind, Result, amount, proc};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -186,6 +186,9 @@ impl Observer for Unobserved {}
 /// # Errors
 /// Of every [`ErrorKind`]; the message is one line.
 pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn Observer) -> Result<Acquisition> {
+    if request.num_gpus == 0 {
+        return Err(Error::new(ErrorKind::WrongValue, "0 GPUs asked for; ask for 1 or more"));
+    }
     let came = proc::since_boot();
     let asking = if request.claim == Claiming::No { None } else { Asking::now() };
     let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -578,7 +581,7 @@ impl Search<'_> {
         let wanted = self.wish.num_gpus;
         let after = match self.request.timeout {
             Some(timeout) if !timeout.is_zero() && self.sleeper.is_some() => {
-                format!("within {}", seconds(timeout))
+                format!("within {}", amount::duration(timeout))
             }
             _ => "now".to_owned(),
         };
@@ -613,14 +616,6 @@ impl Search<'_> {
 fn stagger(rank: usize) -> Duration {
     let (near, far) = (rank.min(20) as u64, rank.saturating_sub(20).min(200) as u64);
     Duration::from_micros(near * 1000 + far * 100)
-}
-
-/// A duration as people read it.
-fn seconds(duration: Duration) -> String {
-    match duration.as_secs() {
-        0 => format!("{} ms", duration.as_millis()),
-        seconds => format!("{seconds} s"),
-    }
 }
 
 fn open_claims(

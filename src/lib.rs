@@ -19,6 +19,7 @@
 //! have taken is in the [`claim`]s. [`acquire`](mod@acquire) is the only place where these meet, and [`wait`] sleeps in between.
 
 pub mod acquire;
+pub mod amount;
 pub mod claim;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -101,14 +101,21 @@ pub fn command(pid: u32) -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
+/// Whether a terminal would heed a character rather than show it: control characters, and those that
+/// turn the direction of text or have no width.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// Bytes as one line that can be shown on a terminal.
 pub fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
     line.trim().to_owned()
 }
 
-/// The user's id and, where it is known here, name.
+/// The user's name, or the number where it has none here.
 pub fn user(pid: u32) -> Option<String> {
     let status = rustix::fs::stat(format!("/proc/{pid}")).ok()?;
     Some(user_name(status.st_uid))
@@ -342,5 +349,6 @@ mod tests {
     #[test]
     fn what_is_shown_is_one_line() {
         assert_eq!(printable(b"python\0a\nb\x1b[31m\0"), "python a b [31m");
+        assert_eq!(printable("\u{1b}[2Jrm\u{9b}1m\n\u{202e}x\u{7f}".as_bytes()), "[2Jrm 1m  x");
     }
 }

@@ -8,6 +8,7 @@
 
 mod sets;
 
+use crate::amount::bytes as amount;
 use crate::gpu::{ClaimInfo, ComputeMode, Memory, Process, ProcessView, Snapshot, State};
 use crate::ids::{self, Unit};
 
@@ -250,14 +251,6 @@ pub(crate) fn since(unit: Unit, snapshot: &Snapshot) -> Option<u64> {
     };
     let computing = processes.iter().flatten().filter(|process| process.kind.computes());
     claims.first().map_or_else(|| computing.filter_map(|process| process.started).min(), |claim| claim.since)
-}
-
-/// Bytes as people read them.
-pub(crate) fn amount(bytes: u64) -> String {
-    match bytes {
-        _ if bytes >= GIB => format!("{:.1} GiB", bytes as f64 / GIB as f64),
-        _ => format!("{} MiB", bytes / MIB),
-    }
 }
 
 /// Chooses units for `wish`.

@@ -1,9 +1,11 @@
 //! Times, sizes and pictures as people write and read them: the same in the program and in Python.
 
 use crate::acquire::Waiting;
+use crate::amount::duration;
 use crate::gpu::State;
 use crate::select;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Reads a duration: a bare number of seconds, or what `humantime` reads (`500ms`, `2m 30s`).
 ///
@@ -42,7 +44,7 @@ struct Taken {
     since: Option<u64>,
 }
 
-/// The least that is shown of a unit where there is little room, in characters.
+/// The least that is shown of a unit where there is little room, in columns.
 const LEAST: usize = 32;
 
 impl Picture {
@@ -90,8 +92,8 @@ impl Picture {
             format!("; {label}{}: {reason}", age.unwrap_or_default())
         });
         let taken: Vec<String> = taken.collect();
-        let room = columns.saturating_sub(line.chars().count()) / taken.len().max(1);
-        let fits = taken.iter().map(|text| text.chars().count()).sum::<usize>() <= room * taken.len();
+        let room = columns.saturating_sub(width(&line)) / taken.len().max(1);
+        let fits = taken.iter().map(|text| width(text)).sum::<usize>() <= room * taken.len();
         for text in taken {
             line += &if fits { text } else { cut(&text, room.max(LEAST)) };
         }
@@ -99,31 +101,36 @@ impl Picture {
     }
 }
 
-/// At most so many characters, the last one an ellipsis where some are missing.
-fn cut(text: &str, limit: usize) -> String {
-    match text.char_indices().nth(limit) {
-        Some(_) => text.chars().take(limit.saturating_sub(1)).chain(['…']).collect(),
-        None => text.to_owned(),
-    }
+/// How many columns of a terminal a text takes.
+pub fn width(text: &str) -> usize {
+    text.width()
 }
+
+/// The text, cut to `columns` where it is longer, the last one an ellipsis.
+pub fn cut(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let mut left = columns.saturating_sub(1);
+    let fits = |c: &char| {
+        let width = c.width().unwrap_or(0);
+        let fits = width <= left;
+        left = left.saturating_sub(width);
+        fits
+    };
+    let mut short: String = text.chars().take_while(fits).collect();
+    if columns > 0 {
+        short.push('…');
+    }
+    short
+}
+
+/// 9999-12-31T23:59:59Z: later times, which nobody has seen, have no form in RFC 3339.
+const LAST_SECOND: u64 = 253_402_300_799;
 
 /// A Unix time in seconds, as RFC 3339 writes it.
 pub fn clock(time: u64) -> impl std::fmt::Display {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time))
-}
-
-/// A duration in its two largest units.
-pub fn duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0 => format!("{} ms", duration.as_millis()),
-        // Half a second more is worth telling of a few, but not in a countdown's whole seconds.
-        1..10 if duration.subsec_millis() >= 100 => format!("{:.1} s", duration.as_secs_f64()),
-        1..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
-    }
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.min(LAST_SECOND)))
 }
 
 #[cfg(test)]
@@ -150,6 +157,28 @@ mod tests {
         ] {
             assert_eq!(ms(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn every_time_has_a_form() {
+        assert_eq!(clock(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
+        assert_eq!(clock(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_picture_takes_no_more_columns_than_there_are() {
+        let taken = Taken {
+            label: "GPU 1".into(),
+            reason: "used by pid 7 (訓練: 訓練する訓練する訓練する)".into(),
+            since: None,
+        };
+        let picture =
+            Picture { head: "autocvd: waiting for a GPU; 0 of 2 free".into(), taken: vec![taken.clone(), taken] };
+        for columns in 20..160 {
+            let line = picture.line_within(Some(Duration::from_secs(90)), columns);
+            assert!(width(&line) <= columns, "{columns}: {line}");
+        }
+        assert!(picture.line_within(None, 1000).ends_with("訓練する)"));
     }
 
     #[test]

@@ -150,6 +150,7 @@ fn every_option_has_its_variable_and_the_command_line_wins() {
         ("AUTOCVD_NO_CLAIM", "1", ids("2"), "-o", "2\n".into()),
         ("AUTOCVD_PROBE", "nvml", ids("2"), "--probe auto", ids("2")),
         ("AUTOCVD_FROM", recorded, ids("2"), "-o", "2\n".into()),
+        ("AUTOCVD_FROM", recorded, ids("2"), "--probe nvml -x 2", ids("1")),
     ] {
         let outcome = with_variables(&machine, &[(name, value)], "");
         assert_eq!((outcome.code, &outcome.stdout), (Some(0), &alone), "{name}={value}: {outcome:#?}");
@@ -161,6 +162,9 @@ fn every_option_has_its_variable_and_the_command_line_wins() {
         assert_eq!(wrong.code, Some(expected), "{name}: {wrong:#?}");
     }
     // A wrong value does no harm where the command line has a right one.
+    for words in ["--probe=nvml", "--probe nvml"] {
+        assert_eq!(with_variables(&machine, &[("AUTOCVD_FROM", "/nonexistent")], words).success(), ids("2"));
+    }
     assert_eq!(with_variables(&machine, &[("AUTOCVD_NUM_GPUS", "x")], "-n 2").success(), ids("1,2"));
     let json = with_variables(&machine, &[("AUTOCVD_JSON", "1")], "").success();
     assert!(json.starts_with('{'), "{json}");

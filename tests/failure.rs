@@ -244,6 +244,25 @@ fn a_file_that_holds_no_machine_is_a_wrong_value() {
 }
 
 #[test]
+fn a_wrong_value_with_line_breaks_is_told_in_one_line() {
+    let machine = Machine::gpus(1);
+    let outcome = run(machine.autocvd().args(["-n", "1\nFor more information x"]));
+    assert_told(&outcome, 2, "invalid value '1 For more information x' for '--num-gpus <N>': give a whole number");
+}
+
+#[test]
+fn what_cannot_be_warned_of_keeps_nothing_from_being_shown() {
+    let machine = Machine::gpus(1);
+    let file = machine.path().join("file");
+    fs::write(&file, "").expect("our own folder");
+    let mut status = machine.autocvd();
+    status.env("AUTOCVD_CLAIM_DIR", &file).arg("status");
+    status.stderr(File::options().write(true).open("/dev/full").expect("/dev/full is everywhere"));
+    let output = status.output().expect("it runs");
+    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+}
+
+#[test]
 fn a_fifo_that_nobody_writes_to_does_not_hang() {
     let machine = Machine::gpus(1);
     let fifo = machine.path().join("fifo");
@@ -275,6 +294,12 @@ fn huge_numbers_are_numbers() {
     for words in [&["-o"][..], &["-o", "-l"], &["-o", "-v"], &["-o", "-t", "0"]] {
         assert_eq!(run(machine.autocvd().arg("--from").arg(&file).args(words)).success(), "0\n");
     }
+    let shown = run(machine.autocvd().args(["status", "--from"]).arg(&file)).success();
+    assert!(shown.contains("9999-12-31 23:59Z"), "{shown}");
+    let watching = start(machine.autocvd().args(["status", "--watch=10000000000000000000"]));
+    wait_until("it shows the machine", || watching.stdout().contains("GPU"));
+    watching.signal(Signal::TERM);
+    assert_eq!(watching.finish().code, Some(143));
 }
 
 #[test]

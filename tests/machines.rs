@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Machine, run};
+use common::{Machine, run, wait_until};
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -184,6 +184,27 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
             "GPU is lost",
         ),
         row(
+            "an only GPU that is lost later than its handle is got",
+            json!({"gpus": [{"errors": {"nvmlDeviceGetMemoryInfo": 15, "nvmlDeviceGetMemoryInfo_v2": 15}}]}),
+            &[],
+            Err(5),
+            "can read none of the GPUs; GPU 0: GPU is lost",
+        ),
+        row(
+            "places on the bus that are seen not to be in order",
+            json!({"gpus": [{"pci_bus_id": "00000000:41:00.0"}, {"pci_bus_id": null}, {"pci_bus_id": "00000000:21:00.0"}]}),
+            &[],
+            Ok("GPU-20000000-0000-0000-0000-000000000002"),
+            "chose GPU 2",
+        ),
+        row(
+            "a driver that is older than its library, which has lists that it does not know",
+            json!({"gpus": [free, {"errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 13}, "processes": [{"pid": 1, "memory": MIB}]}]}),
+            &[],
+            Ok("0"),
+            "used by pid 1",
+        ),
+        row(
             "all GPUs lost: none can be read",
             json!({"gpus": [{"errors": {"handle": 15}}, {"errors": {"handle": 15}}]}),
             &[],
@@ -199,11 +220,11 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
         ),
         row("nothing but PROHIBITED", json!({"gpus": [{"compute_mode": "PROHIBITED"}]}), &["-l"], Err(3), "PROHIBITED"),
         row(
-            "EXCLUSIVE_PROCESS is busy with any context",
+            "EXCLUSIVE_PROCESS is about CUDA's contexts: graphics leave it free",
             json!({"gpus": [free, {"compute_mode": "EXCLUSIVE_PROCESS", "processes": [{"pid": 1, "type": "G", "memory": MIB}]}]}),
             &[],
-            Ok("0"),
-            "used by pid 1",
+            Ok("1"),
+            "chose GPU 1",
         ),
         row(
             "EXCLUSIVE_PROCESS without one is free",
@@ -447,6 +468,32 @@ fn nvidia_smi_serves_where_nvml_cannot_be_loaded() {
             outcome.stderr
         );
     }
+}
+
+#[test]
+fn nvidia_smi_serves_where_nvml_can_read_none_of_the_gpus() {
+    let machine = Machine::described(json!({"gpus": [{"errors": {"handle": 999}}]}));
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/535.xml");
+    machine.install("nvidia-smi", &format!("#!/bin/sh\ncat '{fixture}'\n"));
+    let outcome = run(machine.autocvd().args(["-o", "-v", "-t", "0"]));
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "1\n"), "{outcome:?}");
+    assert!(outcome.stderr.contains("NVML can read none of the GPUs"), "{outcome:?}");
+    machine.install("nvidia-smi", "#!/bin/sh\nexit 255\n");
+    let outcome = run(machine.autocvd().args(["-o", "-t", "0"]));
+    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(5), 1), "{outcome:?}");
+    assert!(outcome.stderr.contains("NVML can read none of the GPUs"), "{outcome:?}");
+}
+
+#[test]
+fn a_nvidia_smi_that_hangs_ends_with_the_program_that_asked_it() {
+    let machine = Machine::gpus(1);
+    machine.set("/init/code", json!(9));
+    machine.install("nvidia-smi", "#!/bin/sh\necho $$ >\"$FAKE_NVML/asked\"\nexec sleep 60\n");
+    assert_eq!(run(machine.autocvd().args(["-o", "-t", "1"])).code, Some(4));
+    let pid = std::fs::read_to_string(machine.path().join("asked")).expect("it was asked");
+    let stat = format!("/proc/{}/stat", pid.trim());
+    // A zombie that its new parent has not reaped yet is dead too.
+    wait_until("it has ended", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
 }
 
 #[test]

@@ -166,6 +166,35 @@ fn a_process_that_ends_between_the_look_and_the_sleep_is_not_missed() {
 }
 
 #[test]
+fn a_gpu_that_is_lost_meanwhile_makes_uuids_of_indices() {
+    for errors in [
+        json!({"handle": 15}),
+        json!({"handle": 4}),
+        json!({"nvmlDeviceGetMemoryInfo": 15, "nvmlDeviceGetMemoryInfo_v2": 15}),
+    ] {
+        let machine = Machine::gpus(3);
+        for gpu in 0..3 {
+            machine.set(&format!("/gpus/{gpu}/processes"), json!([{"pid": 4_194_000}]));
+        }
+        let waiting = waiter(&machine, &["-x", "0", "-i", "200ms"], &["printenv", "CUDA_VISIBLE_DEVICES"]);
+        machine.set("/gpus/0/errors", errors.clone()).set("/gpus/2/processes", json!([]));
+        assert_eq!(waiting.finish().success(), "GPU-20000000-0000-0000-0000-000000000002\n", "{errors}");
+    }
+}
+
+#[test]
+fn a_driver_that_fails_for_a_while_ends_no_wait() {
+    let machine = Machine::gpus(1);
+    machine.set("/gpus/0/processes", json!([{"pid": 4_194_000}]));
+    let waiting = start(machine.autocvd().args(["-i", "100ms", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    machine.set("/gpus/0/errors", json!({"handle": 999}));
+    wait_until("it tells of the failure", || waiting.stderr().contains("can read none of the GPUs"));
+    machine.set("/gpus/0/errors", json!({})).set("/gpus/0/processes", json!([]));
+    assert_eq!(waiting.finish().success(), "0\n");
+}
+
+#[test]
 fn the_deadline_ends_it_and_says_who_holds_what() {
     let machine = Machine::gpus(2);
     let job = machine.job(0);

@@ -133,26 +133,30 @@ class gpus:
         progress: bool | Callable[[str], object] | None = None,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        # What each block that is under way has to undo: one object may serve several, one inside another.
+        self._entered: list[tuple[Any, int | None]] = []
 
     def __enter__(self) -> list[int]:
         global _choice
-        self._before = _choice, {name: _os.environ.get(name) for name in _VARIABLES}
-        ids, self._token = _take(**self._arguments)
+        before = _choice, {name: _os.environ.get(name) for name in _VARIABLES}
+        ids, token = _take(**self._arguments)
+        self._entered.append((before, token))
         return ids
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         global _choice
+        (choice, before), token = self._entered.pop()
         if self._arguments["set_env"]:
-            _choice, before = self._before
+            _choice = choice
             for name, value in before.items():
                 if value is None:
                     _os.environ.pop(name, None)
                 else:
                     _os.environ[name] = value
-        if self._token is not None:
-            _autocvd.release(self._token)
+        if token is not None:
+            _autocvd.release(token)
 
 
 def release() -> None:
@@ -175,6 +179,9 @@ def status() -> dict[str, Any]:
     data: dict[str, Any] = json.loads(_autocvd.status(_warn))
     return data
 
+
+# `from autocvd import autocvd` leaves the function alone within reach.
+autocvd.gpus, autocvd.release, autocvd.status = gpus, release, status  # type: ignore[attr-defined]
 
 _VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES")
 # CUDA_VISIBLE_DEVICES as it was before the first choice, and as it was set then.

@@ -73,7 +73,7 @@ class _Terminal:
         except (OSError, ValueError):
             width = 80
         self._open = True
-        self._write(text if len(text) < width else text[: width - 2] + "…")
+        self._write(_cut(text, width - 1))
 
     def finish(self, chosen: str | None) -> None:
         if self._open:
@@ -81,6 +81,18 @@ class _Terminal:
 
     def _write(self, text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _cut(text: str, columns: int) -> str:
+    """Cut the text to so many columns; some characters take two of them."""
+    from unicodedata import east_asian_width
+
+    used, fits = 0, 0
+    for place, character in enumerate(text, 1):
+        used += 2 if east_asian_width(character) in "WF" else 1
+        if used < columns:
+            fits = place
+    return text if used <= columns else text[:fits] + "…"
 
 
 class _Notebook:

@@ -2,8 +2,9 @@
 
 use super::claims;
 use autocvd::acquire::{Observer, Waiting};
+use autocvd::amount;
 use autocvd::ids::Unit;
-use autocvd::text::{self, Picture};
+use autocvd::text::Picture;
 use autocvd::{Error, ErrorKind};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -63,7 +64,7 @@ impl Watcher {
             return;
         }
         let limit = self.timeout.filter(|_| is_first && !self.in_place);
-        let limit = limit.map(|limit| format!("; gives up after {}", text::duration(limit)));
+        let limit = limit.map(|limit| format!("; gives up after {}", amount::duration(limit)));
         let shown = format!("{line}{}", limit.unwrap_or_default());
         self.told = line;
         self.call(|py, watcher| match &watcher.tell {

@@ -73,6 +73,23 @@ class Setting(MachineTest):
         self.assertEqual(self.run_script(script), lines)
 
 
+    def test_one_object_serves_blocks_inside_each_other(self):
+        script = f"""
+            from autocvd import autocvd
+            one = autocvd.gpus(1)
+            with one as outer:
+                with one as inner:
+                    say(outer, inner, {SHOW})
+                say({SHOW})
+            say({SHOW}, [gpu["state"] for gpu in autocvd.status()["gpus"]])
+            autocvd()
+            autocvd.release()
+            say(*sorted(gpu["state"] for gpu in autocvd.status()["gpus"]))
+        """
+        lines = ["[2] [1] PCI_BUS_ID 1", "PCI_BUS_ID 2", "None None ['free', 'free', 'free']", "free free free"]
+        self.assertEqual(self.run_script(script), lines)
+
+
 class Heeding(MachineTest):
     GPUS = 4
 

@@ -2,8 +2,9 @@
 
 use super::signals;
 use crate::acquire::{Observer, Waiting};
+use crate::amount::duration;
 use crate::environment;
-use crate::text::{Picture, duration};
+use crate::text::Picture;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 

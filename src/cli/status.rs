@@ -10,6 +10,7 @@ use crate::acquire::{Machine, Observer};
 use crate::environment::{self, Environment};
 use crate::gpu::Snapshot;
 use crate::probe::{ProbeChoice, file};
+use crate::proc;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -52,8 +53,7 @@ struct Watched<'a> {
 
 impl Watched<'_> {
     fn step(&mut self, every: Duration) -> Result<(), Failure> {
-        let next = Instant::now() + every;
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        std::thread::sleep(every);
         match self.look() {
             Ok(snapshot) => self.show(&snapshot, false),
             // What does not answer now may answer later.
@@ -117,7 +117,7 @@ struct Witness {
 
 impl Observer for Witness {
     fn warn(&mut self, text: &str) {
-        let text = cells::clean(text);
+        let text = proc::printable(text.as_bytes());
         match &mut self.warnings {
             Some(warnings) => warnings.push(text),
             // That it cannot be told keeps nothing from being shown.
@@ -162,7 +162,7 @@ fn printable_json(json: &str) -> String {
     for c in json.chars() {
         match c {
             '\n' => text.push(c),
-            _ if cells::is_unprintable(c) => text += &format!("\\u{:04x}", u32::from(c)),
+            _ if proc::is_unprintable(c) => text += &format!("\\u{:04x}", u32::from(c)),
             _ => text.push(c),
         }
     }

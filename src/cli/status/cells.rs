@@ -1,63 +1,27 @@
 //! Pieces of the screen: text that fits, bars, amounts.
 
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use crate::proc::printable;
+use crate::text::{cut, width};
 
 /// What stands for a value that could not be read.
 pub(super) const UNKNOWN: &str = "?";
 
-/// Whether a terminal would heed a character rather than show it: control characters, and those that
-/// turn the direction of text or have no width.
-pub(super) fn is_unprintable(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// Text from outside, fit for a terminal.
-pub(super) fn clean(text: &str) -> String {
-    let line: String = text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
-    line.trim().to_owned()
-}
-
-/// [`clean`] text, or [`UNKNOWN`].
+/// [`printable`] text, or [`UNKNOWN`].
 pub(super) fn known(text: Option<&str>) -> String {
-    text.map(clean).filter(|text| !text.is_empty()).unwrap_or_else(|| UNKNOWN.to_owned())
-}
-
-/// How many columns a text takes.
-pub(super) fn width(text: &str) -> usize {
-    text.width()
-}
-
-/// The text, cut to `columns` where it is longer.
-pub(super) fn cut(text: &str, columns: usize) -> String {
-    if text.width() <= columns {
-        return text.to_owned();
-    }
-    let mut left = columns.saturating_sub(1);
-    let fits = |c: &char| {
-        let width = c.width().unwrap_or(0);
-        let fits = width <= left;
-        left = left.saturating_sub(width);
-        fits
-    };
-    let mut short: String = text.chars().take_while(fits).collect();
-    if columns > 0 {
-        short.push('…');
-    }
-    short
+    text.map(|text| printable(text.as_bytes())).filter(|text| !text.is_empty()).unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 /// The text in exactly so many columns, at their left.
 pub(super) fn left(text: &str, columns: usize) -> String {
     let text = cut(text, columns);
-    let space = " ".repeat(columns.saturating_sub(text.width()));
+    let space = " ".repeat(columns.saturating_sub(width(&text)));
     text + &space
 }
 
 /// The text in exactly so many columns, at their right.
 pub(super) fn right(text: &str, columns: usize) -> String {
     let text = cut(text, columns);
-    " ".repeat(columns.saturating_sub(text.width())) + &text
+    " ".repeat(columns.saturating_sub(width(&text))) + &text
 }
 
 /// The text in lines of at most `columns`, broken at spaces; a longer word is cut.
@@ -65,7 +29,7 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {
-            Some(line) if line.width() + 1 + word.width() <= columns => {
+            Some(line) if width(line) + 1 + width(word) <= columns => {
                 line.push(' ');
                 line.push_str(word);
             }
@@ -144,8 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_outside_reaches_the_terminal_as_a_command() {
-        assert_eq!(clean("\u{1b}[2Jrm\u{9b}1m\n\u{202e}x\u{7f}"), "[2Jrm 1m  x");
+    fn what_is_empty_or_unknown_is_shown_as_such() {
         assert_eq!(known(Some("\n")), "?");
         assert_eq!(known(None), "?");
     }

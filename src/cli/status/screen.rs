@@ -1,10 +1,11 @@
 //! The screen: a row a GPU, and under it who is on it.
 
-use super::cells::{self, bar, clean, cut, gib, known, left, right, width, wrap};
+use super::cells::{self, bar, gib, known, left, right, wrap};
+use crate::amount::{bytes as amount, duration};
 use crate::gpu::{ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State};
 use crate::ids;
-use crate::select::amount;
-use crate::text::{clock, duration};
+use crate::proc::printable;
+use crate::text::{clock, cut, width};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No terminal is taken to be narrower.
@@ -55,7 +56,7 @@ fn header(snapshot: &Snapshot, view: &View) -> String {
     match &view.live {
         Some(Live { host, now }) => {
             let now = humantime::format_rfc3339_seconds(*now);
-            format!("{}: driver {driver}{source}, {now}", clean(host))
+            format!("{}: driver {driver}{source}, {now}", printable(host.as_bytes()))
         }
         None => format!("recorded: driver {driver}{source}"),
     }
@@ -168,7 +169,7 @@ fn reason(
         _ => false,
     };
     let unlisted = processes.is_none() && state == Some(State::Free);
-    let reason = reason.filter(|_| !told).map(clean);
+    let reason = reason.filter(|_| !told).map(|text| printable(text.as_bytes()));
     reason.or_else(|| unlisted.then(|| "the process list cannot be read; judged by memory and utilization".into()))
 }
 
