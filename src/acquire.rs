@@ -9,6 +9,7 @@ use crate::select::{self, Selection, Verdict, Wish};
 use crate::wait::{Sleeper, Watch, Woken};
 use crate::{Error, ErrorKind, Result, amount, proc};
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long somebody who came first may take to take what it could.
@@ -196,7 +197,14 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;
     let snapshot = probe.begin(request.detail)?;
     observer.looking(false, deadline);
-    let mut claims = open_claims(request, environment, asking, &*probe, observer);
+    let around = environment.inside.as_ref().map(|inside| inside.claims.clone()).unwrap_or_default();
+    let mut claims = match request.claim {
+        Claiming::No => None,
+        _ => open_claims(&environment.claim_dir, around, &*probe, observer),
+    };
+    if let (Some(claims), Some(asking)) = (&mut claims, asking) {
+        claims.for_shell(asking);
+    }
     let allowed = allowed(request, environment, &snapshot, claims.as_mut())?;
     let all = ids::units(&snapshot).len();
     let keys = (allowed.len() < all).then(|| allowed.iter().map(|unit| unit.key(&snapshot)).collect());
@@ -618,26 +626,15 @@ fn stagger(rank: usize) -> Duration {
     Duration::from_micros(near * 1000 + far * 100)
 }
 
-fn open_claims(
-    request: &Request,
-    environment: &Environment,
-    asking: Option<Asking>,
-    probe: &dyn Probe,
-    observer: &mut dyn Observer,
-) -> Option<Claims> {
-    if request.claim == Claiming::No || !probe.is_live() {
+/// The claims in `folder`; those `around` this process are left out of what it sees.
+fn open_claims(folder: &Path, around: Vec<String>, probe: &dyn Probe, observer: &mut dyn Observer) -> Option<Claims> {
+    if !probe.is_live() {
         return None;
     }
-    let around = environment.inside.as_ref().map(|inside| inside.claims.clone()).unwrap_or_default();
-    match Claims::open(&environment.claim_dir, around) {
-        Ok(mut claims) => {
-            if let Some(asking) = asking {
-                claims.for_shell(asking);
-            }
-            Some(claims)
-        }
+    match Claims::open(folder, around) {
+        Ok(claims) => Some(claims),
         Err(error) => {
-            let folder = environment.claim_dir.display();
+            let folder = folder.display();
             observer.warn(&format!(
                 "'{folder}' cannot be used for claims: {error}; other launches may pick the same GPUs \
                  (name another folder in AUTOCVD_CLAIM_DIR)"
@@ -712,7 +709,8 @@ fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
             .iter()
             .filter(|claim| claim.units.contains(&key))
             .map(|claim| ClaimInfo {
-                pid: claim.pid,
+                // The shell of a lease may be out of sight.
+                pid: Some(claim.pid).filter(|pid| *pid > 0),
                 user: Some(claim.uid.to_string()),
                 command: Some(claim.command.clone()).filter(|command| !command.is_empty()),
                 since: Some(claim.since),
@@ -758,7 +756,8 @@ impl Machine {
         let probe = probe::open(choice, environment.nvml_library.clone());
         observer.looking(false, None);
         let probe = probe?;
-        let claims = open_claims(&Request::default(), environment, None, &*probe, observer);
+        // To show the machine is to show the claims around this process too.
+        let claims = open_claims(&environment.claim_dir, Vec::new(), &*probe, observer);
         Ok(Self { probe, claims, links: None })
     }
 

@@ -194,7 +194,7 @@ impl Claims {
 
     /// A claim, if it counts.
     fn read(&mut self, name: &str) -> Option<Claim> {
-        if let Some(record) = own::text(&self.folder.path().join(name)).and_then(|text| Record::parse(&text)) {
+        if let Some(record) = self.folder.own_text(name).and_then(|text| Record::parse(&text)) {
             let end = End { pids: vec![record.holder.pid], at: None };
             return Some(record.into_claim(name, rustix::process::geteuid().as_raw(), end));
         }
@@ -293,7 +293,12 @@ impl Claims {
         if let Err(error) = self.write(&name, &record, file, &mut held) {
             held.release();
             self.folder.discard(&name);
-            return Err(error);
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            // This process was stopped for so long that somebody took the unfinished file for abandoned.
+            self.folder.refresh()?;
+            return Ok(None);
         }
         if !self.folder.is_current() {
             // Nobody looks there any more.
@@ -373,6 +378,9 @@ impl Claims {
     }
 
     /// Takes a place in the queue of those who wait.
+    ///
+    /// # Errors
+    /// Where the place cannot be written.
     pub fn queue(&mut self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
         self.folder.refresh()?;
         Ticket::take(&self.folder, self.namespace, self.around.last().map(String::as_str), came, wants)

@@ -262,8 +262,9 @@ impl ProcessKind {
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct ClaimInfo {
     /// The process that holds it, or the shell whose lease it is, in its own PID namespace.
-    pub pid: u32,
-    /// The name of its user.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub pid: Option<u32>,
+    /// The name of its user, or the number where it has none.
     #[cfg_attr(feature = "serde", serde(default))]
     pub user: Option<String>,
     /// Its command line.

@@ -138,7 +138,7 @@ pub enum Variable {
     NotSet,
     /// The environment is empty: the process is in the midst of an exec, for a moment.
     NotYet,
-    /// It cannot be read: another user's process.
+    /// It cannot be read: another user's process, or one that has written over it.
     Hidden,
 }
 
@@ -146,10 +146,15 @@ pub enum Variable {
 pub fn variable(pid: u32, name: &str, value: &str) -> Variable {
     let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return Variable::Hidden };
     let wanted = format!("{name}={value}");
-    match environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) {
+    let mut entries = environment.split(|byte| *byte == 0);
+    if entries.clone().any(|entry| entry == wanted.as_bytes()) {
+        return Variable::Set;
+    }
+    match entries.next() {
         _ if environment.is_empty() => Variable::NotYet,
-        true => Variable::Set,
-        false => Variable::NotSet,
+        // A program that rewrites its title (setproctitle, perl's $0) does so over its first variables.
+        Some(first) if !first.contains(&b'=') => Variable::Hidden,
+        _ => Variable::NotSet,
     }
 }
 

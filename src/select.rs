@@ -165,7 +165,7 @@ impl Facts<'_> {
         let users: Vec<&Process> = listed.iter().filter(|process| process.kind.computes()).collect();
         if let Some((first, others)) = users.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
-            return Verdict::Busy(format!("used by {}{more}", who(first.pid, &first.user, &first.command)));
+            return Verdict::Busy(format!("used by {}{more}", who(Some(first.pid), &first.user, &first.command)));
         }
         // NVML asks the compute mode through the MIG devices, and not every driver answers there.
         if mode.is_none() && !is_mig {
@@ -226,18 +226,19 @@ pub(crate) fn memory_needs_explaining(memory: Memory) -> bool {
 }
 
 /// `pid 4242 (alice: python train.py)`, as far as it is known.
-pub(crate) fn who(pid: u32, user: &Option<String>, command: &Option<String>) -> String {
+pub(crate) fn who(pid: Option<u32>, user: &Option<String>, command: &Option<String>) -> String {
     let short = |command: &String| -> String {
         match command.char_indices().nth(48) {
             Some((end, _)) => format!("{}…", &command[..end]),
             None => command.clone(),
         }
     };
+    let process = pid.map_or_else(|| "a process out of sight".to_owned(), |pid| format!("pid {pid}"));
     match (user, command) {
-        (Some(user), Some(command)) => format!("pid {pid} ({user}: {})", short(command)),
-        (Some(user), None) => format!("pid {pid} ({user})"),
-        (None, Some(command)) => format!("pid {pid} ({})", short(command)),
-        (None, None) => format!("pid {pid}"),
+        (Some(user), Some(command)) => format!("{process} ({user}: {})", short(command)),
+        (Some(user), None) => format!("{process} ({user})"),
+        (None, Some(command)) => format!("{process} ({})", short(command)),
+        (None, None) => process,
     }
 }
 

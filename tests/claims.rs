@@ -78,6 +78,34 @@ fn claims_count_across_pid_namespaces_both_ways() {
 }
 
 #[test]
+fn a_command_that_asks_for_itself_keeps_its_claim_for_other_namespaces() {
+    let machine = Machine::gpus(2);
+    if !has_namespaces(&machine) {
+        return;
+    }
+    // By exec they are one process, which must not open and close what it has locked.
+    let nested = [AUTOCVD, "-q", "-n", "2", "--", AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"];
+    let inside = start(&mut in_namespace(&machine, &nested));
+    wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
+    assert_eq!(look(&machine).code, Some(4));
+    let nested = [AUTOCVD, "-q", "-n", "2", "--", AUTOCVD, "status", "--watch=600"];
+    drop(inside);
+    wait_until("it has ended", || is_free(&machine));
+    let inside = start(&mut in_namespace(&machine, &nested));
+    wait_until("it shows the machine", || inside.stdout().contains("0 of 2 free"));
+    assert_eq!(look(&machine).code, Some(4));
+}
+
+#[test]
+fn the_machine_is_shown_with_the_claims_around() {
+    let machine = Machine::gpus(2);
+    for command in [&["autocvd", "status"][..], &["sh", "-c", "autocvd status; :"]] {
+        let shown = run(machine.autocvd().args(["-q", "--"]).args(command)).success();
+        assert!(shown.contains("1 of 2 free") && shown.contains("claimed"), "{shown}");
+    }
+}
+
+#[test]
 fn a_namespace_that_shows_the_pids_of_another_one_claims_all_the_same() {
     let machine = Machine::gpus(1);
     if !has_namespaces(&machine) {

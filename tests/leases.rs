@@ -65,6 +65,10 @@ fn a_lease_lasts_as_long_as_the_program() {
     }
 }
 
+fn comm(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()
+}
+
 fn children(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
     list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
@@ -162,6 +166,38 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
 }
 
 #[test]
+fn a_program_that_rewrites_its_title_keeps_its_gpu() {
+    if Command::new("perl").arg("-e1").output().is_err() {
+        eprintln!("skipped: needs perl");
+        return;
+    }
+    let machine = Machine::gpus(1);
+    // The title goes over what the environment was.
+    machine.install("titled", "#!/bin/sh\nexec perl -e '$0 = \"worker\" . \"x\" x 9000; sleep 60'\n");
+    for script in ["eval \"$(autocvd -q -s)\"; exec titled", "eval $(autocvd -q --hold 2s) titled; pause"] {
+        let shell = shell_that_asked(&machine, "bash", &format!("echo; {script}"));
+        let titled = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"workerx"));
+        wait_until("it has its title", || titled(shell.pid()) || children(shell.pid()).into_iter().any(titled));
+        assert!(!is_free(&machine), "{script}");
+        drop(shell);
+        wait_until("it is free", || is_free(&machine));
+    }
+}
+
+#[test]
+fn what_a_shell_starts_later_counts_where_it_carries_what_was_printed() {
+    for (asks, free) in [("eval \"$(autocvd -q --hold 1s -s)\"", false), ("autocvd -q -o --hold 1s", true)] {
+        let machine = Machine::gpus(1);
+        // Nobody looks before the hold is over.
+        let script = format!("{asks}; echo; pause_for 2; sleep 60 & echo; pause");
+        let script = format!("pause_for() {{ read -r -t $1 _ <>\"$FAKE_NVML/fifo\"; }}; {script}");
+        let shell = shell_that_asked(&machine, "bash", &script);
+        wait_until("the child is started", || children(shell.pid()).into_iter().any(|pid| comm(pid) == "sleep\n"));
+        assert_eq!(is_free(&machine), free, "{asks}");
+    }
+}
+
+#[test]
 fn a_shell_with_exported_ids_keeps_them_while_it_runs_programs() {
     let machine = Machine::gpus(2);
     let script = ". <(autocvd -q -s --hold 500ms); echo; sleep 60";
@@ -248,7 +284,7 @@ fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
     machine.install("chain", "#!/bin/sh\n[ $1 = 0 ] && exec sleep 60\nexec chain $(($1 - 1))\n");
     for script in ["eval $(autocvd -q) exec chain 400", "eval $(autocvd -q) chain 400; pause"] {
         let shell = shell_that_asked(&machine, "bash", &format!("echo; {script}"));
-        let sleeps = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n");
+        let sleeps = |pid: u32| comm(pid) == "sleep\n";
         wait_until("it has asked", || !is_free(&machine));
         let mut looks = 0;
         while !sleeps(shell.pid()) && !children(shell.pid()).into_iter().any(sleeps) {

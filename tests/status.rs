@@ -301,7 +301,7 @@ fn long_names_and_strange_ones_keep_their_place() {
         {"pid": 7, "type": "M+C", "user": "訓練", "command": "訓練する --名前 訓練", "used_memory": null, "started": null},
     ]);
     gpus[1]["name"] = json!("\u{1b}[31mred\u{9b}0m\u{202e}\n");
-    gpus[1]["claims"] = json!([{"pid": 0, "user": null, "command": "\u{1b}]0;title\u{7}", "since": 1_772_524_800}]);
+    gpus[1]["claims"] = json!([{"pid": null, "user": null, "command": "\u{1b}]0;title\u{7}", "since": 1_772_524_800}]);
     gpus[2]["state"] = json!("unavailable");
     gpus[2]["reason"] = json!("\u{1b}[2Jlost ".repeat(30));
     let file = record(folder.path(), json!(gpus));

@@ -1,5 +1,6 @@
 //! The folder of claims: made for everybody, and never trusted for what others put into it.
 
+use super::own;
 use crate::proc;
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -16,7 +17,7 @@ const QUEUE: &str = "queue";
 /// Files that are being written; a name that is not a claim's.
 pub(crate) const UNFINISHED: &str = ".new-";
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
-const HIGH_DESCRIPTOR: i32 = 200;
+pub(super) const HIGH_DESCRIPTOR: i32 = 200;
 /// A writer that has not finished its file in this time was killed between two system calls.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
@@ -128,6 +129,11 @@ impl Folder {
                 .extend(entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
         }
         names
+    }
+
+    /// What this process's own claim says, which must not be opened: it may have been made before an exec.
+    pub(super) fn own_text(&self, name: &str) -> Option<String> {
+        own::text(&self.path.join(name)).or_else(|| own::inherited(&self.directory, name))
     }
 
     /// Opens a file for reading, unless it is a trap: a link, a FIFO, a device.

@@ -128,31 +128,41 @@ impl Lease {
         })
     }
 
-    /// The children that may be the program, started since and while the lease stood.
+    /// The children that may be the program, started since.
     fn children(&self, shell: u32) -> Vec<(Stat, Child)> {
         let latest = ticks(self.until);
         let since = |stat: &Stat| {
             let new = !self.before.contains(&stat.id.pid) || stat.id.start > self.made;
-            new && stat.id.start <= latest && stat.runs() && stat.comm != "autocvd"
+            new && stat.runs() && stat.comm != "autocvd"
         };
         let found = proc::children(shell).into_iter().filter_map(Stat::read).filter(since);
-        found.map(|stat| (self.kind_of(stat.id.pid), stat)).map(|(kind, stat)| (stat, kind)).collect()
+        found
+            .map(|stat| (self.kind_of(stat.id.pid, stat.id.start <= latest), stat))
+            .map(|(kind, stat)| (stat, kind))
+            .collect()
     }
 
-    fn kind_of(&self, child: u32) -> Child {
+    /// What a process is that was started `in_time`, or later: then only what was printed tells it from all else
+    /// that the shell starts.
+    fn kind_of(&self, child: u32, in_time: bool) -> Child {
         let (Form::Prefix(ids) | Form::Exported(ids)) = &self.form else {
-            // Before its exec a child looks like the shell, and may become another autocvd.
-            return if line(child) == self.shell { Child::Unclear } else { Child::Program };
+            return match in_time {
+                false => Child::Other,
+                // Before its exec a child looks like the shell, and may become another autocvd.
+                true if line(child) == self.shell => Child::Unclear,
+                true => Child::Program,
+            };
         };
         match proc::variable(child, "CUDA_VISIBLE_DEVICES", ids) {
+            Variable::Set => Child::Program,
             // What cannot be read takes no risk.
-            Variable::Set | Variable::Hidden => Child::Program,
+            Variable::Hidden if in_time => Child::Program,
             // In the midst of an exec it may become the program, or anything else.
             Variable::NotYet => Child::Unclear,
-            Variable::NotSet => match self.form {
-                Form::Exported(_) if line(child) == self.shell => Child::Unclear,
-                _ => Child::Other,
-            },
+            Variable::NotSet if in_time && matches!(self.form, Form::Exported(_)) && line(child) == self.shell => {
+                Child::Unclear
+            }
+            Variable::Hidden | Variable::NotSet => Child::Other,
         }
     }
 }
@@ -190,7 +200,7 @@ pub(super) fn standing(
                 // In the midst of an exec it has no command line.
                 false if line.is_empty() => Some(Child::Unclear),
                 false if lease.form == Form::Ids && seen.is_some() => Some(Child::Other),
-                false => Some(lease.kind_of(shell.pid)),
+                false => Some(lease.kind_of(shell.pid, true)),
             };
             match kind {
                 Some(Child::Program) => return Standing::Running { program: vec![shell], end: end(None) },

@@ -9,7 +9,7 @@ fn process(kind: ProcessKind, used_memory: Option<u64>) -> Process {
 }
 
 fn claim() -> ClaimInfo {
-    ClaimInfo { pid: 7, user: Some("alice".into()), command: Some("python train.py".into()), since: None }
+    ClaimInfo { pid: Some(7), user: Some("alice".into()), command: Some("python train.py".into()), since: None }
 }
 
 /// An idle GPU, all of whose state could be read.

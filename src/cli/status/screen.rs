@@ -176,11 +176,10 @@ fn reason(
 fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) -> Vec<Occupant> {
     let processes = processes.unwrap_or_default();
     // A launch that has become its program is one line, not two.
-    let seen = |claim: &&ClaimInfo| !processes.iter().any(|p| p.pid == claim.pid && p.user == claim.user);
+    let seen = |claim: &&ClaimInfo| !processes.iter().any(|p| Some(p.pid) == claim.pid && p.user == claim.user);
     let claims = claims.iter().filter(seen).map(|claim| Occupant {
         user: known(claim.user.as_deref()),
-        // A lease for a shell that is out of sight.
-        pid: if claim.pid == 0 { cells::UNKNOWN.into() } else { claim.pid.to_string() },
+        pid: claim.pid.map_or(cells::UNKNOWN.into(), |pid| pid.to_string()),
         kind: "claim",
         command: known(claim.command.as_deref()),
         memory: String::new(),
