@@ -311,7 +311,7 @@ impl Search<'_> {
         };
         let free = match selection {
             Selection::Impossible(why) => {
-                return Err(match probe::none_can_be_read(&snapshot) {
+                return Err(match probe::none_can_be_read(snapshot.source, &snapshot.gpus) {
                     Some(why) => Error::new(ErrorKind::NoGpu, why),
                     None => Error::new(ErrorKind::Impossible, why),
                 });

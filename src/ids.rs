@@ -196,8 +196,9 @@ fn shifts(gpu: &Gpu) -> bool {
 pub fn indices_are_ordinals(snapshot: &Snapshot) -> bool {
     let contiguous = snapshot.gpus.iter().enumerate().all(|(place, gpu)| gpu.index as usize == place);
     // Where one place is unknown the GPUs stand in the driver's order, which may be another than the bus's.
-    let known = snapshot.gpus.iter().filter_map(|gpu| PciBusId::parse(gpu.pci_bus_id.as_deref()?));
-    contiguous && known.is_sorted() && !snapshot.gpus.iter().any(|gpu| gpu.mig.is_some() || shifts(gpu))
+    let sorted = || snapshot.gpus.iter().filter_map(|gpu| PciBusId::parse(gpu.pci_bus_id.as_deref()?)).is_sorted();
+    let in_order = snapshot.gpus.iter().all(|gpu| gpu.pci_bus_id.is_some()) || sorted();
+    contiguous && in_order && !snapshot.gpus.iter().any(|gpu| gpu.mig.is_some() || shifts(gpu))
 }
 
 /// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`: indices, or UUIDs where `uuid` asks for them or an

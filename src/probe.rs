@@ -103,23 +103,24 @@ pub fn process_view() -> ProcessView {
 }
 
 /// Why not one of the GPUs of a live machine can be read, if that is so.
-pub(crate) fn none_can_be_read(snapshot: &Snapshot) -> Option<String> {
-    let source = match snapshot.source {
+pub(crate) fn none_can_be_read<'a>(source: Source, gpus: impl IntoIterator<Item = &'a Gpu>) -> Option<String> {
+    let source = match source {
         Source::Nvml => "NVML",
         Source::NvidiaSmi => "nvidia-smi",
         Source::File => return None,
     };
-    let first = snapshot.gpus.first()?;
-    if snapshot.gpus.iter().any(|gpu| gpu.state != Some(State::Unavailable)) {
-        return None;
-    }
-    let reason = first.reason.as_deref().unwrap_or("unknown reason");
-    Some(format!("{source} can read none of the GPUs; GPU 0: {reason}"))
+    let mut gpus = gpus.into_iter();
+    let unreadable = |gpu: &&Gpu| gpu.state == Some(State::Unavailable);
+    let first = gpus.next().filter(unreadable)?;
+    gpus.all(|gpu| unreadable(&gpu)).then(|| {
+        let reason = first.reason.as_deref().unwrap_or("unknown reason");
+        format!("{source} can read none of the GPUs; GPU 0: {reason}")
+    })
 }
 
 /// The snapshot, unless none of its GPUs can be read at all.
 fn with_a_readable_gpu(snapshot: Snapshot) -> Result<Snapshot> {
-    match none_can_be_read(&snapshot) {
+    match none_can_be_read(snapshot.source, &snapshot.gpus) {
         Some(why) => Err(Error::new(ErrorKind::NoGpu, why)),
         None => Ok(snapshot),
     }

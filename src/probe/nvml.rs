@@ -70,21 +70,9 @@ impl Nvml {
         for (index, slot) in (0..).zip(&mut slots) {
             slot.known.index = index;
         }
-        let nvml = Self { library, lists: Lists::of(library), slots, begun: false };
-        match none_can_be_read(&nvml.snapshot()) {
+        match none_can_be_read(Source::Nvml, slots.iter().map(|slot| &slot.known)) {
             Some(why) => Err(why),
-            None => Ok(nvml),
-        }
-    }
-
-    /// What does not change.
-    fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            source: Source::Nvml,
-            driver_version: None,
-            process_view: process_view(),
-            gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
-            links: Vec::new(),
+            None => Ok(Self { library, lists: Lists::of(library), slots, begun: false }),
         }
     }
 
@@ -193,10 +181,13 @@ impl Slot {
 
 impl Probe for Nvml {
     fn begin(&mut self, detail: Detail) -> Result<Snapshot> {
-        let mut snapshot = self.snapshot();
-        if detail.all {
-            snapshot.driver_version = self.library.sys_driver_version().ok();
-        }
+        let mut snapshot = Snapshot {
+            source: Source::Nvml,
+            driver_version: detail.all.then(|| self.library.sys_driver_version().ok()).flatten(),
+            process_view: process_view(),
+            gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
+            links: Vec::new(),
+        };
         if std::mem::replace(&mut self.begun, true) {
             self.ask_for_handles_again(&mut snapshot.gpus);
         }
