@@ -2,14 +2,14 @@
 
 use crate::claim::{Asking, Claim, Claims, Form, Held, Holder, Ticket, Waiter, Wants};
 use crate::environment::{Environment, INSIDE, Inside};
-use crate::gpu::{ClaimInfo, Gpu, Link, ProcessView, Snapshot, State};
+use crate::gpu::{Gpu, Snapshot};
 use crate::ids::{self, Unit};
+use crate::machine::{Whom, describe, forget_claims, mark, open_claims};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::select::{self, Selection, Verdict, Wish};
 use crate::wait::{Sleeper, Watch, Woken};
 use crate::{Error, ErrorKind, Result, amount, proc};
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long somebody who came first may take to take what it could.
@@ -626,24 +626,6 @@ fn stagger(rank: usize) -> Duration {
     Duration::from_micros(near * 1000 + far * 100)
 }
 
-/// The claims in `folder`; those `around` this process are left out of what it sees.
-fn open_claims(folder: &Path, around: Vec<String>, probe: &dyn Probe, observer: &mut dyn Observer) -> Option<Claims> {
-    if !probe.is_live() {
-        return None;
-    }
-    match Claims::open(folder, around) {
-        Ok(claims) => Some(claims),
-        Err(error) => {
-            let folder = folder.display();
-            observer.warn(&format!(
-                "'{folder}' cannot be used for claims: {error}; other launches may pick the same GPUs \
-                 (name another folder in AUTOCVD_CLAIM_DIR)"
-            ));
-            None
-        }
-    }
-}
-
 /// The units that the request may have.
 fn allowed(
     request: &Request,
@@ -695,162 +677,4 @@ fn allowed(
     let exclude = resolve("exclude", &request.exclude)?;
     allowed.retain(|unit| !exclude.contains(unit));
     Ok(allowed)
-}
-
-/// Writes the claims onto the GPUs that they are on.
-fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
-    forget_claims(snapshot);
-    if claims.is_empty() {
-        return;
-    }
-    for unit in ids::units(snapshot) {
-        let key = unit.key(snapshot);
-        let on_it: Vec<ClaimInfo> = claims
-            .iter()
-            .filter(|claim| claim.units.contains(&key))
-            .map(|claim| ClaimInfo {
-                // The shell of a lease may be out of sight.
-                pid: Some(claim.pid).filter(|pid| *pid > 0),
-                user: Some(claim.uid.to_string()),
-                command: Some(claim.command.clone()).filter(|command| !command.is_empty()),
-                since: Some(claim.since),
-            })
-            .collect();
-        *claims_of(snapshot, unit) = on_it;
-    }
-}
-
-fn forget_claims(snapshot: &mut Snapshot) {
-    for gpu in &mut snapshot.gpus {
-        gpu.claims.clear();
-        gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices).for_each(|device| device.claims.clear());
-        if gpu.state == Some(State::Claimed) {
-            gpu.state = None;
-        }
-    }
-}
-
-fn claims_of(snapshot: &mut Snapshot, unit: Unit) -> &mut Vec<ClaimInfo> {
-    let gpu = &mut snapshot.gpus[unit.gpu];
-    match (unit.mig, &mut gpu.mig) {
-        (Some(device), Some(mig)) => &mut mig.devices[device].claims,
-        _ => &mut gpu.claims,
-    }
-}
-
-/// A machine to look at as a whole, once or again and again.
-pub struct Machine {
-    probe: Box<dyn Probe>,
-    claims: Option<Claims>,
-    /// How its GPUs are connected, once that has been asked: it does not change.
-    links: Option<Vec<Link>>,
-}
-
-impl Machine {
-    /// Opens the source of its state and the folder of claims; `observer` is told if that folder cannot be used.
-    ///
-    /// # Errors
-    /// As [`acquire`], where no GPU can be read.
-    pub fn open(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Self> {
-        observer.looking(true, None);
-        let probe = probe::open(choice, environment.nvml_library.clone());
-        observer.looking(false, None);
-        let probe = probe?;
-        // To show the machine is to show the claims around this process too.
-        let claims = open_claims(&environment.claim_dir, Vec::new(), &*probe, observer);
-        Ok(Self { probe, claims, links: None })
-    }
-
-    /// The state of all its GPUs with their claims, judged.
-    ///
-    /// # Errors
-    /// As [`acquire`], where no GPU can be read.
-    pub fn look(&mut self, observer: &mut dyn Observer) -> Result<Snapshot> {
-        observer.looking(true, None);
-        let snapshot = self.read();
-        observer.looking(false, None);
-        let mut snapshot = snapshot?;
-        if self.is_live() {
-            if let Some(claims) = &mut self.claims {
-                mark(&mut snapshot, &claims.live());
-            }
-            describe(&mut snapshot, Whom::All);
-        }
-        snapshot.judge();
-        Ok(snapshot)
-    }
-
-    /// Whether another look can have another answer.
-    pub fn is_live(&self) -> bool {
-        self.probe.is_live()
-    }
-
-    fn read(&mut self) -> Result<Snapshot> {
-        let detail = Detail { all: true };
-        let mut snapshot = self.probe.begin(detail)?;
-        let view = snapshot.process_view;
-        for gpu in &mut snapshot.gpus {
-            self.probe.read(gpu, view, detail);
-        }
-        let indices: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
-        let links = self.links.get_or_insert_with(|| match indices.len() {
-            0 | 1 => Vec::new(),
-            _ => self.probe.links(&indices),
-        });
-        snapshot.links.clone_from(links);
-        Ok(snapshot)
-    }
-}
-
-/// The state of the whole machine with its claims, judged, for showing it.
-///
-/// # Errors
-/// As [`acquire`], where no GPU can be read.
-pub fn status(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Snapshot> {
-    Machine::open(choice, environment, observer)?.look(observer)
-}
-
-/// Whom to describe.
-#[derive(Clone, Copy)]
-enum Whom {
-    All,
-    /// Of the processes on a GPU those that a [`Verdict`] may name.
-    Named,
-}
-
-/// Adds what /proc tells of the processes, and the names of users.
-fn describe(snapshot: &mut Snapshot, whom: Whom) {
-    if snapshot.source == crate::gpu::Source::File {
-        return;
-    }
-    // Before 535 a container is told the host's pids, which mean other processes there, or none.
-    let known = snapshot.process_view == ProcessView::Host || driver_major(snapshot).is_some_and(|major| major > 535);
-    for unit in ids::units(snapshot) {
-        for claim in claims_of(snapshot, unit) {
-            if let Some(uid) = claim.user.as_ref().and_then(|user| user.parse().ok()) {
-                claim.user = Some(proc::user_name(uid));
-            }
-        }
-    }
-    for gpu in &mut snapshot.gpus {
-        let parts = gpu.mig.iter_mut().flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
-        for processes in parts.chain([&mut gpu.processes]).flatten().filter(|_| known) {
-            let named = processes.iter().position(|process| process.kind.computes()).unwrap_or(0);
-            let shown = match whom {
-                Whom::All => &mut processes[..],
-                Whom::Named => processes.get_mut(named..=named).unwrap_or_default(),
-            };
-            for process in shown {
-                if let Some(id) = proc::ProcessId::of(process.pid) {
-                    process.user = process.user.take().or_else(|| proc::user(process.pid));
-                    process.command = proc::command(process.pid).or(process.command.take());
-                    process.started = proc::started(id);
-                }
-            }
-        }
-    }
-}
-
-fn driver_major(snapshot: &Snapshot) -> Option<u32> {
-    snapshot.driver_version.as_deref()?.split('.').next()?.parse().ok()
 }

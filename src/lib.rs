@@ -27,6 +27,7 @@ pub mod environment;
 pub mod error;
 pub mod gpu;
 pub mod ids;
+pub mod machine;
 mod per_process;
 pub mod probe;
 pub mod proc;

@@ -13,7 +13,7 @@ fn has(program: &str) -> bool {
     let there = Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program]).output();
     let there = there.is_ok_and(|output| output.status.success());
     if !there {
-        println!("skipped: needs {program}");
+        common::skip(&format!("needs {program}"));
     }
     there
 }

@@ -251,6 +251,22 @@ fn a_wrong_value_with_line_breaks_is_told_in_one_line() {
 }
 
 #[test]
+fn what_is_wrong_with_a_subcommand_is_told_by_its_own_help() {
+    let machine = Machine::gpus(1);
+    for (words, help, hint) in [
+        (&["status", "extra"][..], "autocvd status --help", false),
+        (&["status", "--watch=0"], "autocvd status --help", false),
+        (&["completions", "nosuch"], "autocvd completions --help", false),
+        (&["help", "nosuch"], "autocvd --help", false),
+        (&["nosuch"], "autocvd --help", true),
+    ] {
+        let outcome = run(machine.autocvd().args(words));
+        assert_told(&outcome, 2, &format!("; see '{help}'\n"));
+        assert_eq!(outcome.stderr.contains("to run a command: autocvd -- nosuch"), hint, "{outcome:#?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_warned_of_keeps_nothing_from_being_shown() {
     let machine = Machine::gpus(1);
     let file = machine.path().join("file");
@@ -388,7 +404,7 @@ fn without_a_library_each_source_is_told_of_in_one_line() {
 #[test]
 fn without_a_driver_it_says_to_install_one() {
     if Path::new("/proc/driver/nvidia").exists() {
-        eprintln!("skipped: this machine has a driver");
+        common::skip("this machine has a driver");
         return;
     }
     let machine = Machine::gpus(1);

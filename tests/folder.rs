@@ -35,7 +35,7 @@ fn claim_files(machine: &Machine) -> Vec<PathBuf> {
 /// so, where this process cannot become other users.
 fn shared_machine(gpus: usize) -> Option<Machine> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: it takes root to be several users");
+        common::skip("it takes root to be several users");
         return None;
     }
     let machine = Machine::gpus(gpus);
@@ -136,7 +136,7 @@ impl Drop for Setting {
 fn protected_files_in_sticky_folders_are_no_obstacle() {
     let Some(machine) = shared_machine(3) else { return };
     let Some(_protected) = Setting::change("/proc/sys/fs/protected_regular", "2") else {
-        eprintln!("skipped: fs.protected_regular may not be set here");
+        common::skip("fs.protected_regular may not be set here");
         return;
     };
     let _nobody = user_holds(&machine, NOBODY);
@@ -203,7 +203,7 @@ fn a_full_disk_costs_a_warning_not_the_job() {
     let mounted =
         run(machine.command("mount").args(["-t", "tmpfs", "-o", "size=4k,mode=1777", "tmpfs"]).arg(machine.claims()));
     if mounted.code != Some(0) {
-        eprintln!("skipped: nothing may be mounted here");
+        common::skip("nothing may be mounted here");
         return;
     }
     let filled = fs::write(machine.claims().join("filler"), vec![0; 1 << 20]);

@@ -168,7 +168,7 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
 #[test]
 fn a_program_that_rewrites_its_title_keeps_its_gpu() {
     if Command::new("perl").arg("-e1").output().is_err() {
-        eprintln!("skipped: needs perl");
+        common::skip("needs perl");
         return;
     }
     let machine = Machine::gpus(1);

@@ -362,7 +362,7 @@ fn libraries_that_answer_the_question_for_the_length_with_success_do_not_hide_pr
 fn in_a_container() -> Option<impl Fn(Command) -> Command> {
     let permitted = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
     if !permitted.is_ok_and(|output| output.status.success()) {
-        println!("skipped: needs unshare(1) and the right to make PID namespaces");
+        common::skip("needs unshare(1) and the right to make PID namespaces");
         return None;
     }
     Some(|command: Command| {

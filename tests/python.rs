@@ -1,6 +1,8 @@
 //! The Python module, tested in Python: this lays it out as a package and runs python/tests.
 #![cfg(feature = "cli")]
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -43,7 +45,7 @@ fn built(name: &str) -> PathBuf {
 
 fn passes(module: &str) {
     let Some(python) = &*PYTHON else {
-        println!("skipped: needs python3");
+        common::skip("needs python3");
         return;
     };
     let package = package();

@@ -65,7 +65,7 @@ fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|folder| folder.join(program).exists());
     if !found {
-        eprintln!("skipped: needs {program}");
+        common::skip(&format!("needs {program}"));
     }
     found
 }

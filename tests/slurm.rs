@@ -108,12 +108,12 @@ impl Cluster {
 #[test]
 fn in_an_allocation_only_what_slurm_granted_is_chosen() {
     if let Some(what) = lacks() {
-        println!("skipped: needs {what}");
+        common::skip(&format!("needs {what}"));
         return;
     }
     let machine = Machine::gpus(4);
     let Some(cluster) = Cluster::start(machine.path().join("slurm")) else {
-        println!("skipped: needs the right to make device files");
+        common::skip("needs the right to make device files");
         return;
     };
     let chosen = cluster.srun(

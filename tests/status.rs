@@ -414,7 +414,7 @@ fn watching_a_file_shows_what_was_written_last() {
 /// Starts a command line on a terminal of its own, and returns what types there. `None` without script(1).
 fn on_a_terminal(machine: &Machine, line: &str, environment: &[(&str, &str)]) -> Option<(Running, PipeWriter)> {
     if Command::new("script").arg("--version").output().is_err() {
-        println!("skipped: needs script");
+        common::skip("needs script");
         return None;
     }
     let (input, keys) = std::io::pipe().expect("a pipe");

@@ -10,8 +10,9 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _autocvd {
     use super::{claims, watcher};
-    use autocvd::acquire::{self, Claiming, Request, acquire};
+    use autocvd::acquire::{Claiming, Request, acquire};
     use autocvd::environment::Environment;
+    use autocvd::machine;
     use autocvd::probe::{ProbeChoice, file};
     use autocvd::{Error, ErrorKind, text};
     use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
@@ -95,7 +96,7 @@ mod _autocvd {
     fn status(py: Python<'_>, warn: Py<PyAny>) -> PyResult<String> {
         let environment = Environment::read();
         let mut watcher = Watcher::new(None, false, warn, false, None);
-        let snapshot = py.detach(|| acquire::status(&ProbeChoice::Auto, &environment, &mut watcher));
+        let snapshot = py.detach(|| machine::status(&ProbeChoice::Auto, &environment, &mut watcher));
         match watcher.failure {
             Some(error) => Err(error),
             None => Ok(file::to_json(&snapshot.map_err(exception)?)),

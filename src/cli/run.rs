@@ -71,9 +71,14 @@ fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
         ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&error.render().to_string()).map(|()| None),
         _ => {
             let variable = variable_at_fault(&error).map(|name| format!(" (from {name})"));
-            let command = bare_command(&error).map(|word| format!("; to run a command: autocvd -- {word} …"));
+            let first = arguments.get(1).and_then(|first| first.to_str());
+            let sub = first.filter(|first| Subcommand::command().find_subcommand(first).is_some());
+            let command = bare_command(&error).filter(|_| sub.is_none() && first != Some("help"));
+            let command = command.map(|word| format!("; to run a command: autocvd -- {word} …"));
             let addition = variable.or(command).unwrap_or_default();
-            Err(Failure::new(exit::WRONG_VALUE, one_line(&message(&error), &addition)))
+            let help = sub.map_or_else(String::new, |sub| format!("{sub} "));
+            let text = format!("{}{addition}; see 'autocvd {help}--help'", one_line(&message(&error)));
+            Err(Failure::new(exit::WRONG_VALUE, text))
         }
     }
 }
@@ -128,7 +133,7 @@ fn message(error: &clap::Error) -> String {
 }
 
 /// clap's message without its usage: what is wrong, and its tip if it has one.
-fn one_line(message: &str, addition: &str) -> String {
+fn one_line(message: &str) -> String {
     let mut parts = Vec::new();
     for line in message.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
@@ -140,7 +145,7 @@ fn one_line(message: &str, addition: &str) -> String {
         }
         parts.push(line.trim_start_matches("error: ").trim_start_matches("tip: "));
     }
-    format!("{}{addition}; see 'autocvd --help'", parts.join("; ").replace(":;", ":"))
+    parts.join("; ").replace(":;", ":")
 }
 
 /// What there is besides the main job.

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -411,11 +412,17 @@ pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
     inside
 }
 
+/// Says what a test that is not run lacks, past the test harness, which keeps the output of tests that pass.
+pub fn skip(lacks: &str) {
+    let test = thread::current();
+    let _ = writeln!(std::io::stderr(), "skipped: {}: {lacks}", test.name().unwrap_or("a test"));
+}
+
 /// Whether PID namespaces may be made here; says so where they may not.
 pub fn has_namespaces(machine: &Machine) -> bool {
     let may = run(&mut in_namespace(machine, &["true"])).code == Some(0);
     if !may {
-        eprintln!("skipped: PID namespaces may not be made here (it takes root)");
+        skip("PID namespaces may not be made here (it takes root)");
     }
     may
 }
