@@ -127,7 +127,7 @@ pub(super) struct Options {
     #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", allow_negative_numbers = true, value_parser = positive_duration)]
     pub(super) interval: Option<Duration>,
     /// Print 'export …', for '. <(autocvd -s)'
-    #[arg(short, long, short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = boolean)]
+    #[arg(short, long, visible_short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = boolean)]
     pub(super) source: bool,
     /// Print the comma-separated ids alone
     #[arg(short = 'o', long, env = "AUTOCVD_ID_ONLY", value_parser = boolean)]

@@ -12,7 +12,7 @@ const FORMS: [(&str, &str); 3] = [
         "Becomes COMMAND, with the GPUs set in its environment and claimed until it ends.",
     ),
     (
-        "autocvd status [--json] [--watch[=DUR]] [--from FILE]",
+        "autocvd status [--json] [--watch[=DUR]] [--probe WHERE] [--from FILE]",
         "Shows which GPUs are free, who is on the others, since when, and why one is not given away.",
     ),
 ];
@@ -56,13 +56,16 @@ const EXIT_STATUS: [(&str, &str); 9] = [
 const ON_FAILURE: &str = "On every failure the forms that a shell evaluates print what runs nothing and ends in \
                           that code: eval $(autocvd) COMMAND then does not start COMMAND.";
 
+/// When this was last written.
+const DATE: &str = "2026-11-22";
+
 /// The manual page.
 pub(super) fn page() -> String {
     let command = args::command();
     let mut page = String::new();
     let version = command.get_version().unwrap_or_default();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    macro_lines(&mut page, &format!(".TH autocvd 1 \"\" \"autocvd {}\" \"User Commands\"", escape(version)));
+    macro_lines(&mut page, &format!(".TH autocvd 1 {DATE} \"autocvd {}\" \"User Commands\"", escape(version)));
     section(&mut page, "NAME");
     macro_lines(&mut page, &format!("autocvd \\- {}", escape(&about)));
     section(&mut page, "SYNOPSIS");
@@ -89,9 +92,11 @@ pub(super) fn page() -> String {
     for sub in command.get_subcommands() {
         let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
         entry(&mut page, &format!("autocvd {}", called(sub)), &about);
-        macro_lines(&mut page, ".RS");
-        options(&mut page, sub);
-        macro_lines(&mut page, ".RE");
+        let mut own = String::new();
+        options(&mut own, sub);
+        if !own.is_empty() {
+            macro_lines(&mut page, &format!(".RS\n{own}.RE"));
+        }
     }
     section(&mut page, "ENVIRONMENT");
     paragraph(
@@ -101,6 +106,14 @@ pub(super) fn page() -> String {
     for arg in command.get_arguments() {
         if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
             entry(&mut page, &variable.to_string_lossy(), &format!("As --{long}."));
+        }
+    }
+    for sub in command.get_subcommands() {
+        let of_main = |arg: &&Arg| command.get_arguments().any(|main| main.get_env() == arg.get_env());
+        for arg in sub.get_arguments().filter(|arg| !of_main(arg)) {
+            if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
+                entry(&mut page, &variable.to_string_lossy(), &format!("As --{long} of {}.", sub.get_name()));
+            }
         }
     }
     for (variable, text) in VARIABLES {
@@ -159,9 +172,6 @@ fn explained(arg: &Arg) -> String {
             let values: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
             let _ = write!(text, " ({})", values.join(", "));
         }
-        if let [default] = arg.get_default_values() {
-            let _ = write!(text, " [default: {}]", default.to_string_lossy());
-        }
     }
     text
 }
@@ -171,7 +181,8 @@ fn section(page: &mut String, title: &str) {
 }
 
 fn paragraph(page: &mut String, text: &str) {
-    macro_lines(page, &format!(".PP\n{}", line(text)));
+    let begins = page.lines().next_back().is_some_and(|last| last.starts_with(".SH"));
+    macro_lines(page, &format!("{}{}", if begins { "" } else { ".PP\n" }, line(text)));
 }
 
 fn entry(page: &mut String, term: &str, text: &str) {
