@@ -225,7 +225,7 @@ pub(crate) fn memory_needs_explaining(memory: Memory) -> bool {
     memory.used.is_none_or(|used| used > UNEXPLAINED_BLIND)
 }
 
-/// `pid 4242 (alice: python train.py)`, as far as it is known.
+/// `pid 4242 (audio: python train.py)`, as far as it is known.
 pub(crate) fn who(pid: Option<u32>, user: &Option<String>, command: &Option<String>) -> String {
     let short = |command: &String| -> String {
         match command.char_indices().nth(48) {

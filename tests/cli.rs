@@ -272,6 +272,8 @@ fn the_present_choice_is_kept_to_with_inherit_and_in_a_batch_job() {
         (&[("CUDA_VISIBLE_DEVICES", "")], "-o --inherit", 3, ""),
         (&[("CUDA_VISIBLE_DEVICES", "")], "-o", 0, "3\n"),
         (&[batch], "-o", 0, "3\n"),
+        (&[("CUDA_VISIBLE_DEVICES", "0,1"), ("PBS_JOBID", "1")], "-o", 0, "1\n"),
+        (&[("CUDA_VISIBLE_DEVICES", "0,1"), ("LSB_JOBID", "1")], "-o", 0, "1\n"),
     ] {
         let outcome = with_variables(&machine, variables, words);
         assert_eq!(

@@ -236,13 +236,17 @@ fn nothing_that_lies_in_the_folder_blocks_or_hangs() {
     let boot = model.lines().find(|line| line.starts_with("boot=")).expect("it says when").to_owned();
     assert_eq!(look(&machine).success(), "0\n");
     let own = format!("process={}:1", std::process::id());
+    let stat = fs::read_to_string("/proc/self/stat").expect("it runs");
+    let start = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(19)).expect("field 22");
+    let alive = format!("process={}:{start}", std::process::id());
     let queue = machine.claims().join("queue");
     fs::create_dir(&queue).expect("our own folder");
     let ended = [
         model.clone(),
         // This process lives, but started at another time.
         model.replace(&process, &own),
-        model.replace(&boot, "boot=00000000-0000-0000-0000-000000000000"),
+        // This process, in another life of the machine.
+        model.replace(&process, &alive).replace(&boot, "boot=00000000-0000-0000-0000-000000000000"),
         model.replace(&process, "process=4194304:1"),
         model.replace(&process, "process=99999999999999999999:1"),
         model.replace(&process, "process=0:0"),

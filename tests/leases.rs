@@ -166,6 +166,27 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
 }
 
 #[test]
+fn the_end_of_a_lease_because_its_shell_asks_again_wakes_who_waits_for_it() {
+    let machine = Machine::gpus(2);
+    let script = "autocvd -q -o --only 1 --hold 600s; pause; autocvd -q -o --only 0; pause";
+    let shell = shell_that_asked(&machine, "bash", script);
+    let waiting = start(machine.autocvd().args(["-i", "600s", "--only", "1", "--", "true"]));
+    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    fs::write(machine.path().join("fifo"), "\n").expect("the shell reads it");
+    waiting.finish().success();
+    drop(shell);
+}
+
+#[test]
+fn inside_a_leases_program_only_a_wait_without_end_gets_what_it_holds() {
+    let machine = Machine::gpus(1);
+    machine.install("inner", "#!/bin/sh\nautocvd -q -o \"$@\"\necho $?\n");
+    for (options, told) in [("-t 1", "4\n"), ("", "0\n0\n")] {
+        assert_eq!(run(&mut machine.shell("bash", &format!("eval $(autocvd -q) inner {options}; :"))).success(), told);
+    }
+}
+
+#[test]
 fn a_program_that_rewrites_its_title_keeps_its_gpu() {
     if Command::new("perl").arg("-e1").output().is_err() {
         common::skip("needs perl");

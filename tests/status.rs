@@ -285,7 +285,7 @@ fn idle(index: usize) -> Value {
 fn sixteen_gpus_stay_readable() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut gpus: Vec<Value> = (0..16).map(idle).collect();
-    gpus[11]["processes"] = json!([{"pid": 31, "type": "C", "user": "alice", "command": "./a", "used_memory": GIB, "started": 1_772_524_800}]);
+    gpus[11]["processes"] = json!([{"pid": 31, "type": "C", "user": "audio", "command": "./a", "used_memory": GIB, "started": 1_772_524_800}]);
     let screen = screen(&record(folder.path(), json!(gpus)), "80");
     assert_snapshot("sixteen-gpus-80", &screen);
     assert_eq!(screen.lines().count(), 4 + 16 + 1);

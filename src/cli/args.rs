@@ -97,7 +97,7 @@ pub(super) enum Sub {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// Print JSON
+    /// Print JSON, with --watch one document a line
     #[arg(long, env = "AUTOCVD_JSON", hide_env = true, value_parser = boolean)]
     pub(super) json: bool,
     /// Show again every DUR, 1 s if none is given

@@ -9,7 +9,7 @@ fn process(kind: ProcessKind, used_memory: Option<u64>) -> Process {
 }
 
 fn claim() -> ClaimInfo {
-    ClaimInfo { pid: Some(7), user: Some("alice".into()), command: Some("python train.py".into()), since: None }
+    ClaimInfo { pid: Some(7), user: Some("audio".into()), command: Some("python train.py".into()), since: None }
 }
 
 /// An idle GPU, all of whose state could be read.
@@ -359,14 +359,14 @@ fn a_recorded_state_makes_a_gpu_less_free_than_the_facts_and_never_freer() {
 #[test]
 fn a_verdict_says_who_uses_the_gpu() {
     let named = Process {
-        user: Some("bob".into()),
+        user: Some("nlp".into()),
         command: Some("python train.py".into()),
         ..process(ProcessKind::Compute, None)
     };
     let gpu = Gpu { processes: Some(vec![named, process(ProcessKind::Compute, None)]), ..idle(0) };
-    assert_eq!(verdict(gpu, ProcessView::Host).reason(), Some("used by pid 4242 (bob: python train.py) and 1 more"));
+    assert_eq!(verdict(gpu, ProcessView::Host).reason(), Some("used by pid 4242 (nlp: python train.py) and 1 more"));
     let gpu = Gpu { claims: vec![claim()], ..idle(0) };
-    assert_eq!(verdict(gpu, ProcessView::Host).reason(), Some("claimed by pid 7 (alice: python train.py)"));
+    assert_eq!(verdict(gpu, ProcessView::Host).reason(), Some("claimed by pid 7 (audio: python train.py)"));
     let held = Gpu { memory: Memory { used: Some(6 * GIB), ..idle(0).memory }, ..idle(0) };
     assert_eq!(verdict(held, ProcessView::Host).reason(), Some("6.0 GiB held by no visible process"));
 }
