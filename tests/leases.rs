@@ -168,7 +168,9 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
 #[test]
 fn the_end_of_a_lease_because_its_shell_asks_again_wakes_who_waits_for_it() {
     let machine = Machine::gpus(2);
-    let script = "autocvd -q -o --only 1 --hold 600s; pause; autocvd -q -o --only 0; pause";
+    let _job = machine.job(0);
+    // In vain, so that no new claim wakes them.
+    let script = "autocvd -q -o --only 1 --hold 600s; pause; autocvd -q -o -n 2 -t 0; pause";
     let shell = shell_that_asked(&machine, "bash", script);
     let waiting = start(machine.autocvd().args(["-i", "600s", "--only", "1", "--", "true"]));
     wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
