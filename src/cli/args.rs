@@ -240,7 +240,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Only a variable can say it.
-fn boolean(text: &str) -> Result<bool, String> {
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match &*text.to_ascii_lowercase() {
         "y" | "yes" | "t" | "true" | "on" | "1" => Ok(true),
         "n" | "no" | "f" | "false" | "off" | "0" => Ok(false),

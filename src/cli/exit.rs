@@ -1,6 +1,6 @@
 //! How the program ends: exit codes, and what standard output gets when it fails.
 
-use super::{signals, variables};
+use super::{args, signals, variables};
 use crate::{Error, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
@@ -111,9 +111,7 @@ pub(super) fn output_is_evaluated(args: &[OsString]) -> bool {
     if matches!(options.peek(), Some(&(b"status" | b"completions" | b"man" | b"help"))) {
         return false;
     }
-    // As clap reads booleans.
-    let yes = |value: String| matches!(&*value.to_ascii_lowercase(), "1" | "true" | "t" | "yes" | "y" | "on");
-    let by_variable = |name: &str| std::env::var(name).is_ok_and(yes);
+    let by_variable = |name: &str| std::env::var(name).is_ok_and(|value| args::boolean(&value) == Ok(true));
     if by_variable("AUTOCVD_ID_ONLY") || by_variable("AUTOCVD_JSON") {
         return false;
     }

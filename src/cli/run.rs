@@ -13,9 +13,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;
 
-/// The defaults of `--hold` and `--interval`.
+/// The default of `--hold`.
 const HOLD: Duration = Duration::from_secs(60);
-const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs the program and returns its exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
@@ -201,11 +200,12 @@ fn request(options: &Options, command: &[OsString]) -> Request {
         };
         Claiming::Shell { hold: options.hold.unwrap_or(HOLD), use_as }
     };
+    let default = Request::default();
     Request {
-        num_gpus: options.num_gpus.unwrap_or(1),
+        num_gpus: options.num_gpus.unwrap_or(default.num_gpus),
         least_used: options.least_used,
         timeout: options.timeout,
-        interval: options.interval.unwrap_or(INTERVAL),
+        interval: options.interval.unwrap_or(default.interval),
         exclude: words(&options.exclude),
         only: options.only.as_deref().map(words),
         min_free_memory: options.min_free_memory,

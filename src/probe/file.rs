@@ -79,7 +79,10 @@ fn open(path: &Path) -> std::io::Result<std::fs::File> {
     Ok(file.into())
 }
 
-/// Parses the text of a recorded machine; the error says what is wrong with it.
+/// Parses the text of a recorded machine.
+///
+/// # Errors
+/// What is wrong with it.
 pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
     if text.trim().is_empty() {
         return Err("the file is empty".into());
