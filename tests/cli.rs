@@ -393,10 +393,10 @@ fn the_command_line_wins_over_the_variables_of_other_forms() {
         ("AUTOCVD_EXPORT", &[], "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0\n"),
         ("AUTOCVD_BIND", &["-o"], "0\n"),
     ] {
-        let outcome = run(machine.autocvd().env(variable, "1").args(args));
+        let outcome = run(machine.autocvd().env(variable, "1").arg("--no-claim").args(args));
         assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), expected), "{variable} {args:?}: {outcome:?}");
     }
-    let outcome = run(machine.autocvd().env("AUTOCVD_QUIET", "1").args(["-v", "-o"]));
+    let outcome = run(machine.autocvd().env("AUTOCVD_QUIET", "1").args(["-v", "-o", "--no-claim"]));
     assert!(outcome.stderr.contains("chose GPU 0"), "{outcome:?}");
     let outcome = run(machine.autocvd().env("AUTOCVD_ID_ONLY", "1").args(["-s", "--nonsense"]));
     assert_eq!(outcome.stdout, "sh -c 'exit 2' autocvd\n", "{outcome:?}");

@@ -7,7 +7,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Job, Machine, Running, run, start, wait_until};
+use common::{Job, Machine, Running, is_free, run, start, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -199,7 +199,7 @@ fn the_deadline_ends_it_and_says_who_holds_what() {
     let machine = Machine::gpus(2);
     let job = machine.job(0);
     let _holder = start(machine.autocvd().args(["-q", "--", "sleep", "61"]));
-    wait_until("it holds GPU 1", || run(machine.autocvd().args(["-q", "-o", "-t", "0"])).code == Some(4));
+    wait_until("it holds GPU 1", || !is_free(&machine));
     let began = Instant::now();
     let late = run(machine.autocvd().args(["-q", "-t", "500ms"]));
     assert!(began.elapsed() >= Duration::from_millis(450));
@@ -399,7 +399,7 @@ fn while_nothing_changes_it_does_nothing() {
     let machine = Machine::gpus(2);
     let _job = machine.job(0);
     let _holder = start(machine.autocvd().args(["-q", "--only", "1", "--", "sleep", "60"]));
-    wait_until("GPU 1 is claimed", || run(machine.autocvd().args(["-q", "-o", "-t", "0"])).code == Some(4));
+    wait_until("GPU 1 is claimed", || !is_free(&machine));
     let waiting = waiter(&machine, &[], &["true"]);
     machine.forget_calls();
     let (before, ticks) = (switches(waiting.pid()), cpu_ticks(waiting.pid()));
