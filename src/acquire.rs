@@ -486,7 +486,10 @@ impl Search<'_> {
         units: &[Unit],
         observer: &mut dyn Observer,
     ) -> Result<Option<(Vec<String>, Option<Held>)>> {
-        let ids = ids::for_cuda(units, self.request.uuid, snapshot)?;
+        // After a wait all have been read: one of which nothing can be read now may be none to CUDA.
+        let silent = |gpu: &Gpu| gpu.compute_mode.is_none() && gpu.memory.total.is_none() && gpu.mig.is_none();
+        let uuid = self.request.uuid || (self.sleeper.is_some() && snapshot.gpus.iter().any(silent));
+        let ids = ids::for_cuda(units, uuid, snapshot)?;
         let Some(claims) = &mut self.claims else { return Ok(Some((ids, None))) };
         let holder = match &self.request.claim {
             Claiming::No => return Ok(Some((ids, None))),

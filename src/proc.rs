@@ -144,17 +144,29 @@ pub enum Variable {
 
 /// Whether the process was started with this variable set to this value.
 pub fn variable(pid: u32, name: &str, value: &str) -> Variable {
-    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return Variable::Hidden };
+    let read = || fs::read(format!("/proc/{pid}/environ"));
+    let Ok(mut environment) = read() else { return Variable::Hidden };
+    if environment.is_empty() {
+        if command(pid).is_none() {
+            return Variable::NotYet;
+        }
+        // By now the exec is done; if it is still empty it was made so.
+        environment = read().unwrap_or_default();
+    }
     let wanted = format!("{name}={value}");
-    let mut entries = environment.split(|byte| *byte == 0);
+    let whole = environment.strip_suffix(b"\0").unwrap_or(&environment);
+    let mut entries = whole.split(|byte| *byte == 0);
     if entries.clone().any(|entry| entry == wanted.as_bytes()) {
         return Variable::Set;
     }
-    match entries.next() {
-        _ if environment.is_empty() => Variable::NotYet,
-        // A program that rewrites its title (setproctitle, perl's $0) does so over its first variables.
-        Some(first) if !first.contains(&b'=') => Variable::Hidden,
-        _ => Variable::NotSet,
+    // A program that rewrites its title (setproctitle, perl's $0) does so over its variables.
+    let is_variable = |entry: &[u8]| {
+        let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
+        !name.is_empty() && name.len() < entry.len() && !name.contains(&b' ')
+    };
+    match whole.is_empty() || entries.all(is_variable) {
+        true => Variable::NotSet,
+        false => Variable::Hidden,
     }
 }
 

@@ -248,6 +248,12 @@ fn a_wrong_value_with_line_breaks_is_told_in_one_line() {
     let machine = Machine::gpus(1);
     let outcome = run(machine.autocvd().args(["-n", "1\nFor more information x"]));
     assert_told(&outcome, 2, "invalid value '1 For more information x' for '--num-gpus <N>': give a whole number");
+    let outcome = run(machine.autocvd().args(["-n", "\n"]));
+    assert_told(
+        &outcome,
+        2,
+        "invalid value '' for '--num-gpus <N>': give a whole number from 1 on; see 'autocvd --help'",
+    );
 }
 
 #[test]

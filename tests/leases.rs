@@ -196,8 +196,8 @@ fn a_program_that_rewrites_its_title_keeps_its_gpu() {
     }
     let machine = Machine::gpus(1);
     // The title goes over what the environment was.
-    machine.install("titled", "#!/bin/sh\nexec perl -e '$0 = \"worker\" . \"x\" x 9000; sleep 60'\n");
-    for script in ["eval \"$(autocvd -q -s)\"; exec titled", "eval $(autocvd -q --hold 2s) titled; pause"] {
+    machine.install("titled", "#!/bin/sh\nexec perl -e '$0 = \"workerx\" . \" lr=0.1\" x $ARGV[0]; sleep 60' \"$@\"\n");
+    for script in ["eval \"$(autocvd -q -s)\"; exec titled 2000", "eval $(autocvd -q --hold 2s) titled 12; pause"] {
         let shell = shell_that_asked(&machine, "bash", &format!("echo; {script}"));
         let titled = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"workerx"));
         wait_until("it has its title", || titled(shell.pid()) || children(shell.pid()).into_iter().any(titled));
@@ -208,15 +208,46 @@ fn a_program_that_rewrites_its_title_keeps_its_gpu() {
 }
 
 #[test]
-fn what_a_shell_starts_later_counts_where_it_carries_what_was_printed() {
-    for (asks, free) in [("eval \"$(autocvd -q --hold 1s -s)\"", false), ("autocvd -q -o --hold 1s", true)] {
+fn what_a_shell_starts_after_the_hold_counts_while_a_program_of_the_lease_runs() {
+    for (one_runs, asks) in [
+        (true, "eval \"$(autocvd -q --hold 3s -s)\""),
+        (false, "eval \"$(autocvd -q --hold 3s -s)\""),
+        (true, "autocvd -q -o --hold 3s"),
+    ] {
         let machine = Machine::gpus(1);
-        // Nobody looks before the hold is over.
-        let script = format!("{asks}; echo; pause_for 2; sleep 60 & echo; pause");
-        let script = format!("pause_for() {{ read -r -t $1 _ <>\"$FAKE_NVML/fifo\"; }}; {script}");
+        let first = if one_runs { "sleep 600 & " } else { "" };
+        let script = format!("{asks}; {first}echo; read -r _ <>\"$FAKE_NVML/fifo\"; sleep 60 & echo; pause");
         let shell = shell_that_asked(&machine, "bash", &script);
-        wait_until("the child is started", || children(shell.pid()).into_iter().any(|pid| comm(pid) == "sleep\n"));
-        assert_eq!(is_free(&machine), free, "{asks}");
+        let is = |pid: &u32, line: &str| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words == line.as_bytes())
+        };
+        let child = |line: &str| children(shell.pid()).into_iter().find(|pid| is(pid, line));
+        if one_runs {
+            wait_until("the first one runs", || child("sleep\x00600\0").is_some());
+        }
+        assert!(!one_runs || !is_free(&machine), "{asks}");
+        thread::sleep(Duration::from_millis(3300));
+        fs::write(machine.path().join("fifo"), "\n").expect("the shell reads it");
+        wait_until("the second one runs", || child("sleep\x0060\0").is_some());
+        assert_eq!(is_free(&machine), !one_runs, "{asks}");
+        if let Some(first) = child("sleep\x00600\0") {
+            let first = rustix::process::Pid::from_raw(first as i32).expect("a pid");
+            rustix::process::kill_process(first, Signal::KILL).expect("it runs");
+            wait_until("it has ended", || child("sleep\x00600\0").is_none());
+            assert_eq!(is_free(&machine), asks.contains("-o"), "{asks}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_is_over_does_not_come_back() {
+    for script in [
+        "export CUDA_VISIBLE_DEVICES=0; eval $(autocvd -q --hold 1s) true; sleep 2; sleep 30 & autocvd -q -o -t 1",
+        "eval \"$(autocvd -q -s --hold 1s)\"; sleep 2; sleep 30 & autocvd -q -o -t 1",
+        "eval $(autocvd -q --hold 1s) true; sleep 2; env -i sleep 30 & sleep 0.3; bash -c 'autocvd -q -o -t 1; exit $?'",
+    ] {
+        let machine = Machine::gpus(1);
+        assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n", "{script}");
     }
 }
 

@@ -128,12 +128,13 @@ impl Lease {
         })
     }
 
-    /// The children that may be the program, started since.
-    fn children(&self, shell: u32) -> Vec<(Stat, Child)> {
+    /// The children that may be the program, started since and while the lease stood: within its time, or later
+    /// while a program of it runs.
+    fn children(&self, shell: u32, one_runs: bool) -> Vec<(Stat, Child)> {
         let latest = ticks(self.until);
         let since = |stat: &Stat| {
             let new = !self.before.contains(&stat.id.pid) || stat.id.start > self.made;
-            new && stat.runs() && stat.comm != "autocvd"
+            new && (one_runs || stat.id.start <= latest) && stat.runs() && stat.comm != "autocvd"
         };
         let found = proc::children(shell).into_iter().filter_map(Stat::read).filter(since);
         found
@@ -158,11 +159,11 @@ impl Lease {
             // What cannot be read takes no risk.
             Variable::Hidden if in_time => Child::Program,
             // In the midst of an exec it may become the program, or anything else.
-            Variable::NotYet => Child::Unclear,
+            Variable::NotYet if in_time => Child::Unclear,
             Variable::NotSet if in_time && matches!(self.form, Form::Exported(_)) && line(child) == self.shell => {
                 Child::Unclear
             }
-            Variable::Hidden | Variable::NotSet => Child::Other,
+            Variable::Hidden | Variable::NotYet | Variable::NotSet => Child::Other,
         }
     }
 }
@@ -211,7 +212,7 @@ pub(super) fn standing(
         }
         _ => return Standing::Ended,
     };
-    let mut children = lease.children(shell.pid);
+    let mut children = lease.children(shell.pid, seen_alive().next().is_some());
     children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id.pid != asking.asker));
     let mut program: Vec<ProcessId> =
         children.iter().filter(|(_, kind)| *kind == Child::Program).map(|(stat, _)| stat.id).collect();

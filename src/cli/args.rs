@@ -251,7 +251,8 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 /// The variable may say how often, or only whether.
 fn verbosity(text: &str) -> Result<u8, String> {
     let number = text.parse().or_else(|_| boolean(text).map(u8::from));
-    number.ok().filter(|number| *number <= 3).ok_or_else(|| "give a number from 0 to 3".into())
+    // More than there is to tell is no mistake.
+    number.map(|number: u8| number.min(3)).map_err(|_| "give a number from 0 to 3".into())
 }
 
 fn id(text: &str) -> Result<String, String> {

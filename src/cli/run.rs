@@ -128,7 +128,9 @@ fn message(error: &clap::Error) -> String {
         ContextValue::String(text) if text.contains(char::is_control) => Some(text),
         _ => None,
     });
-    quoted.fold(error.render().to_string(), |message, text| message.replace(&**text, &proc::printable(text.as_bytes())))
+    quoted.fold(error.render().to_string(), |message, text| {
+        message.replace(&format!("'{text}'"), &format!("'{}'", proc::printable(text.as_bytes())))
+    })
 }
 
 /// clap's message without its usage: what is wrong, and its tip if it has one.

@@ -45,6 +45,8 @@ struct Slot {
     number: u32,
     /// `None` where NVML gives no handle.
     device: Option<Device<'static>>,
+    /// Whether NVML gave its handle again when the present look began.
+    answers: bool,
     /// What does not change: its identity, and why it cannot be used if it cannot.
     known: Gpu,
     /// Its MIG devices, in the order of `known.mig`; `None` where NVML gives no handle.
@@ -76,10 +78,14 @@ impl Nvml {
         }
     }
 
-    /// Notes in `gpus` which of them have gone since their handles were got.
-    fn ask_for_handles_again(&self, gpus: &mut [Gpu]) {
-        for (slot, gpu) in self.slots.iter().zip(gpus).filter(|(slot, _)| slot.device.is_some()) {
-            if let Err(error) = self.library.device_by_index(slot.number) {
+    /// Notes which of the GPUs have gone since their handles were got, or do not answer now and may do so later.
+    fn ask_for_handles_again(&mut self, gpus: &mut [Gpu]) {
+        for (slot, gpu) in self.slots.iter_mut().zip(gpus).filter(|(slot, _)| slot.device.is_some()) {
+            let answer = self.library.device_by_index(slot.number);
+            slot.answers = answer.is_ok();
+            let Err(error) = answer else { continue };
+            tracing::debug!("NVML: GPU {}: {}", gpu.index, explain::error(&error));
+            if matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NoPermission) {
                 (gpu.state, gpu.reason) = (Some(State::Unavailable), Some(explain::error(&error)));
             }
         }
@@ -130,7 +136,13 @@ fn is_absent(error: &NvmlError) -> bool {
 
 impl Slot {
     fn new(library: &'static Library, index: u32) -> Self {
-        let mut slot = Self { number: index, device: None, known: Gpu { index, ..Gpu::default() }, mig: Vec::new() };
+        let mut slot = Self {
+            number: index,
+            device: None,
+            answers: true,
+            known: Gpu { index, ..Gpu::default() },
+            mig: Vec::new(),
+        };
         match library.device_by_index(index) {
             Ok(device) => {
                 slot.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
@@ -197,7 +209,7 @@ impl Probe for Nvml {
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail) {
         let Some(slot) = self.slots.get_mut(gpu.index as usize) else { return };
         let Some(device) = &slot.device else { return };
-        if gpu.state == Some(State::Unavailable) {
+        if gpu.state == Some(State::Unavailable) || !slot.answers {
             return;
         }
         let mut reader = Reader { lists: &self.lists, view, detail, lost: None };
