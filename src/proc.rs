@@ -3,6 +3,7 @@
 
 use rustix::fs::{CWD, Mode, OFlags};
 use std::fs;
+use std::io::Read;
 use std::mem::MaybeUninit;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -144,14 +145,14 @@ pub enum Variable {
 
 /// Whether the process was started with this variable set to this value.
 pub fn variable(pid: u32, name: &str, value: &str) -> Variable {
-    let read = || fs::read(format!("/proc/{pid}/environ"));
-    let Ok(mut environment) = read() else { return Variable::Hidden };
+    // Almost always in one call: between two, an exec would take the rest away.
+    let mut environment = Vec::with_capacity(64 << 10);
+    let file = fs::File::open(format!("/proc/{pid}/environ"));
+    if file.and_then(|mut file| file.read_to_end(&mut environment)).is_err() {
+        return Variable::Hidden;
+    }
     if environment.is_empty() {
-        if command(pid).is_none() {
-            return Variable::NotYet;
-        }
-        // By now the exec is done; if it is still empty it was made so.
-        environment = read().unwrap_or_default();
+        return Variable::NotYet;
     }
     let wanted = format!("{name}={value}");
     let whole = environment.strip_suffix(b"\0").unwrap_or(&environment);
@@ -164,10 +165,7 @@ pub fn variable(pid: u32, name: &str, value: &str) -> Variable {
         let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
         !name.is_empty() && name.len() < entry.len() && !name.contains(&b' ')
     };
-    match whole.is_empty() || entries.all(is_variable) {
-        true => Variable::NotSet,
-        false => Variable::Hidden,
-    }
+    if entries.all(is_variable) { Variable::NotSet } else { Variable::Hidden }
 }
 
 /// The children of `pid`, of all its threads.
