@@ -32,7 +32,7 @@ const FOLDERS: [&str; 5] = [
 
 /// NVML, initialized.
 pub struct Nvml {
-    library: &'static Library,
+    nvml: &'static Library,
     lists: Lists,
     slots: Vec<Slot>,
     /// Whether a look has begun: the handles are as old as that.
@@ -74,14 +74,14 @@ impl Nvml {
         }
         match none_can_be_read(Source::Nvml, slots.iter().map(|slot| &slot.known)) {
             Some(why) => Err(why),
-            None => Ok(Self { library, lists: Lists::of(library), slots, begun: false }),
+            None => Ok(Self { nvml: library, lists: Lists::of(library), slots, begun: false }),
         }
     }
 
     /// Notes which of the GPUs have gone since their handles were got, or do not answer now and may do so later.
     fn ask_for_handles_again(&mut self, gpus: &mut [Gpu]) {
         for (slot, gpu) in self.slots.iter_mut().zip(gpus).filter(|(slot, _)| slot.device.is_some()) {
-            let answer = self.library.device_by_index(slot.number);
+            let answer = self.nvml.device_by_index(slot.number);
             slot.answers = answer.is_ok();
             let Err(error) = answer else { continue };
             tracing::debug!("NVML: GPU {}: {}", gpu.index, explain::error(&error));
@@ -195,7 +195,7 @@ impl Probe for Nvml {
     fn begin(&mut self, detail: Detail) -> Result<Snapshot> {
         let mut snapshot = Snapshot {
             source: Source::Nvml,
-            driver_version: detail.all.then(|| self.library.sys_driver_version().ok()).flatten(),
+            driver_version: detail.all.then(|| self.nvml.sys_driver_version().ok()).flatten(),
             process_view: process_view(),
             gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
             links: Vec::new(),

@@ -52,7 +52,7 @@ pub struct Machine {
     folder: TempDir,
     /// What machine.json holds.
     description: Mutex<Value>,
-    library: Mutex<PathBuf>,
+    nvml: Mutex<PathBuf>,
 }
 
 impl Machine {
@@ -70,7 +70,7 @@ impl Machine {
         }
         File::create(path("calls")).expect("a new file");
         symlink(AUTOCVD, path("bin/autocvd")).expect("a new link");
-        let machine = Self { folder, description: Mutex::new(description), library: Mutex::new(fake_nvml()) };
+        let machine = Self { folder, description: Mutex::new(description), nvml: Mutex::new(fake_nvml()) };
         machine.install("occupy", OCCUPY).install("meet", MEET);
         machine.save(&machine.description.lock().expect("no panic elsewhere"));
         machine
@@ -94,7 +94,7 @@ impl Machine {
 
     /// Takes functions out of the library, as in older drivers. It concerns programs started later.
     pub fn without(&self, functions: &[&str]) -> &Self {
-        let mut library = self.library.lock().expect("no panic elsewhere");
+        let mut library = self.nvml.lock().expect("no panic elsewhere");
         let mut image = fs::read(&*library).expect("a library that can be read");
         for function in functions {
             // The dynamic linker finds symbols by a hash of the name it looks for, and then compares: to
@@ -115,12 +115,12 @@ impl Machine {
 
     /// A copy of the library for this process to load: it obeys this machine, whatever others are loaded.
     pub fn private_library(&self) -> PathBuf {
-        self.without(&[]).library()
+        self.without(&[]).nvml_library()
     }
 
     /// The library that programs are to load.
-    pub fn library(&self) -> PathBuf {
-        self.library.lock().expect("no panic elsewhere").clone()
+    pub fn nvml_library(&self) -> PathBuf {
+        self.nvml.lock().expect("no panic elsewhere").clone()
     }
 
     /// The folder of all that belongs to this machine.
@@ -168,7 +168,7 @@ impl Machine {
             .env("PATH", self.search_path())
             .env("HOME", self.path().join("home"))
             .env("TMPDIR", self.path().join("tmp"))
-            .env("AUTOCVD_NVML_LIB", self.library())
+            .env("AUTOCVD_NVML_LIB", self.nvml_library())
             .env("AUTOCVD_CLAIM_DIR", self.claims())
             .env("FAKE_NVML", self.path())
             .stdin(Stdio::null());
