@@ -137,10 +137,11 @@ impl Lease {
             new && (one_runs || stat.id.start <= latest) && stat.runs() && stat.comm != "autocvd"
         };
         let found = proc::children(shell).into_iter().filter_map(Stat::read).filter(since);
-        found
-            .map(|stat| (self.kind_of(stat.id.pid, stat.id.start <= latest), stat))
-            .map(|(kind, stat)| (stat, kind))
-            .collect()
+        let known = found.map(|stat| {
+            let kind = self.kind_of(stat.id.pid, stat.id.start <= latest);
+            (stat, kind)
+        });
+        known.collect()
     }
 
     /// What a process is that was started `in_time`, or later: then only what was printed tells it from all else

@@ -31,11 +31,11 @@ pub(super) fn inherited(folder: impl AsFd, name: &str) -> Option<String> {
     }
     let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
     let wanted = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map(identity).ok()?;
-    let descriptors = (HIGH_DESCRIPTOR..4096).chain(0..HIGH_DESCRIPTOR).map(|number| {
+    let mut descriptors = (HIGH_DESCRIPTOR..4096).chain(0..HIGH_DESCRIPTOR).map(|number| {
         // SAFETY: nothing is closed; a number that is no descriptor only makes the call fail.
         unsafe { BorrowedFd::borrow_raw(number) }
     });
-    let file = { descriptors }.find(|file| fstat(file).map(identity) == Ok(wanted))?;
+    let file = descriptors.find(|file| fstat(file).map(identity) == Ok(wanted))?;
     let mut text = vec![0; 64 << 10];
     // By position: the place in the file is shared with children.
     let length = rustix::io::pread(file, &mut text, 0).ok()?;

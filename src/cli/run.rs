@@ -68,18 +68,20 @@ fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
             print(&args::command().render_help().to_string()).map(|()| None)
         }
         ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&error.render().to_string()).map(|()| None),
-        _ => {
-            let variable = variable_at_fault(&error).map(|name| format!(" (from {name})"));
-            let first = arguments.get(1).and_then(|first| first.to_str());
-            let sub = first.filter(|first| Subcommand::command().find_subcommand(first).is_some());
-            let command = bare_command(&error).filter(|_| sub.is_none() && first != Some("help"));
-            let command = command.map(|word| format!("; to run a command: autocvd -- {word} …"));
-            let addition = variable.or(command).unwrap_or_default();
-            let help = sub.map_or_else(String::new, |sub| format!("{sub} "));
-            let text = format!("{}{addition}; see 'autocvd {help}--help'", one_line(&message(&error)));
-            Err(Failure::new(exit::WRONG_VALUE, text))
-        }
+        _ => Err(Failure::new(exit::WRONG_VALUE, what_is_wrong(&error, arguments))),
     }
+}
+
+/// What is wrong with the command line, what to do about it, and whose help says more: all in one line.
+fn what_is_wrong(error: &clap::Error, arguments: &[OsString]) -> String {
+    let first = arguments.get(1).and_then(|first| first.to_str());
+    let sub = first.filter(|first| Subcommand::command().find_subcommand(first).is_some());
+    let variable = variable_at_fault(error).map(|name| format!(" (from {name})"));
+    let command = bare_command(error).filter(|_| sub.is_none() && first != Some("help"));
+    let command = command.map(|word| format!("; to run a command: autocvd -- {word} …"));
+    let addition = variable.or(command).unwrap_or_default();
+    let help = sub.map_or_else(String::new, |sub| format!("{sub} "));
+    format!("{}{addition}; see 'autocvd {help}--help'", one_line(&message(error)))
 }
 
 /// The two things that can be asked for.
