@@ -323,3 +323,52 @@ fn a_process_of_another_namespace_is_hidden_but_its_memory_is_not() {
     assert_eq!(pids(&gpu(&nvml, 0)), [visible.pid()]);
     assert_eq!(gpu(&nvml, 0).memory_info().expect("known").used, 1000 * MIB);
 }
+
+#[test]
+fn health_is_told_by_field_values_each_with_a_code_of_its_own() {
+    use nvml_wrapper::structs::device::FieldId;
+    let machine = Machine::gpus(1);
+    machine.set("/gpus/0/recovery_action", json!(2)).set("/gpus/0/remap_failed", json!(null));
+    let nvml = load(&machine);
+    let values = |device: &Device| {
+        let samples = device.field_values_for(&[FieldId(230), FieldId(145)]).expect("one call");
+        samples.into_iter().map(|sample| format!("{:?}", sample.expect("known types").value)).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&gpu(&nvml, 0)), ["Ok(U32(2))", "Err(NotSupported)"]);
+    machine.set("/gpus/0/remap_failed", json!(true));
+    assert_eq!(values(&gpu(&nvml, 0))[1], "Ok(U32(1))");
+}
+
+#[test]
+fn readings_of_utilization_can_come_in_turn() {
+    let machine = Machine::gpus(1);
+    machine.set("/gpus/0/utilization", json!([{"gpu": 100, "memory": 0}, {"gpu": 3, "memory": 0}]));
+    let nvml = load(&machine);
+    let reading = || gpu(&nvml, 0).utilization_rates().expect("known").gpu;
+    assert_eq!([reading(), reading(), reading()], [100, 3, 3]);
+}
+
+#[test]
+fn a_gpu_takes_its_time_at_the_first_handle_alone() {
+    let machine = Machine::gpus(2);
+    machine.set("/gpus/1/init_ms", json!(60));
+    let nvml = load(&machine);
+    let started = Instant::now();
+    assert!(nvml.device_by_pci_bus_id("00000000:02:00.0").is_ok());
+    assert!(started.elapsed() >= Duration::from_millis(60));
+    gpu(&nvml, 1);
+    gpu(&nvml, 0);
+    assert_eq!(machine.initializations(), [1, 0]);
+}
+
+#[test]
+fn programs_can_see_what_the_kernel_driver_lists() {
+    let machine = Machine::gpus(1);
+    if !common::has_mount_namespaces(&machine) {
+        return;
+    }
+    machine.list_in_proc(&[("00000000:3B:00.0", "GPU-1")]);
+    let script = "cat /proc/driver/nvidia/gpus/0000:3b:00.0/information";
+    let seen = run(&mut common::in_mount_namespace(&machine, &machine.shell("dash", script))).success();
+    assert!(seen.contains("GPU UUID: \t GPU-1\n"), "{seen}");
+}

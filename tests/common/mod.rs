@@ -68,7 +68,9 @@ impl Machine {
         for name in ["procs", "bin", "home", "tmp"] {
             fs::create_dir(path(name)).expect("a new folder");
         }
-        File::create(path("calls")).expect("a new file");
+        for name in ["calls", "initializations"] {
+            File::create(path(name)).expect("a new file");
+        }
         symlink(AUTOCVD, path("bin/autocvd")).expect("a new link");
         let machine = Self { folder, description: Mutex::new(description), nvml: Mutex::new(fake_nvml()) };
         machine.install("occupy", OCCUPY).install("meet", MEET);
@@ -141,7 +143,9 @@ impl Machine {
 
     /// Empties the list of calls.
     pub fn forget_calls(&self) {
-        File::create(self.path().join("calls")).expect("our own file");
+        for name in ["calls", "initializations"] {
+            File::create(self.path().join(name)).expect("our own file");
+        }
     }
 
     /// The program on this machine.
@@ -179,6 +183,32 @@ impl Machine {
         let inherited = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let folders = std::iter::once(self.path().join("bin")).chain(std::env::split_paths(&inherited));
         std::env::join_paths(folders).expect("folders from a PATH")
+    }
+
+    /// Lists GPUs, each by its PCI bus id and UUID, as the kernel driver does in /proc/driver/nvidia/gpus; see
+    /// [`in_mount_namespace`].
+    pub fn list_in_proc(&self, gpus: &[(&str, &str)]) -> &Self {
+        let folder = self.path().join("proc-driver/nvidia/gpus");
+        fs::create_dir_all(&folder).expect("our own folder");
+        for (bus_id, uuid) in gpus {
+            // The kernel's form of a bus id has a domain of four digits.
+            let place = bus_id.strip_prefix("0000").unwrap_or(bus_id).to_lowercase();
+            fs::create_dir_all(folder.join(&place)).expect("our own folder");
+            let text = format!(
+                "Model: \t\t NVIDIA A100-SXM4-80GB\nIRQ:   \t\t 123\nGPU UUID: \t {uuid}\n\
+                 Video BIOS: \t 92.00.45.00.03\nBus Type: \t PCIe\nDMA Size: \t 47 bits\n\
+                 DMA Mask: \t 0x7fffffffffff\nBus Location: \t {place}\nDevice Minor: \t 0\n\
+                 GPU Firmware: \t 580.82.07\nGPU Excluded:\t No\n"
+            );
+            fs::write(folder.join(&place).join("information"), text).expect("our own folder");
+        }
+        self
+    }
+
+    /// The indices of the GPUs that processes have initialized, since [`Self::forget_calls`].
+    pub fn initializations(&self) -> Vec<usize> {
+        let lines = fs::read_to_string(self.path().join("initializations")).expect("our own file");
+        lines.lines().map(|line| line.parse().expect("an index")).collect()
     }
 
     /// Puts a program into the folder in front of PATH, such as an nvidia-smi.
@@ -410,6 +440,27 @@ pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
     let mut inside = machine.command("unshare");
     inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
     inside
+}
+
+/// The same command where /proc/driver/nvidia/gpus is what [`Machine::list_in_proc`] wrote: in a mount
+/// namespace of its own.
+pub fn in_mount_namespace(machine: &Machine, command: &Command) -> Command {
+    let mut inside = machine.command("unshare");
+    let script = r#"mount --bind "$1" /proc/driver && shift && exec "$@""#;
+    inside.args(["--mount", "sh", "-c", script, "sh"]).arg(machine.path().join("proc-driver"));
+    inside.arg(command.get_program()).args(command.get_args());
+    inside.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    inside
+}
+
+/// Whether mount namespaces may be made here; says so where they may not.
+pub fn has_mount_namespaces(machine: &Machine) -> bool {
+    machine.list_in_proc(&[]);
+    let may = run(&mut in_mount_namespace(machine, &machine.command("true"))).code == Some(0);
+    if !may {
+        skip("mount namespaces may not be made here (it takes root)");
+    }
+    may
 }
 
 /// Says what a test that is not run lacks, past the test harness, which keeps the output of tests that pass.

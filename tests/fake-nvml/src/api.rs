@@ -8,9 +8,9 @@ use crate::call::Call;
 use crate::config::Process;
 use crate::devices::{Device, Peer, gpu_handle, mig_device, mig_handle};
 use crate::ffi::{
-    ARGUMENT_VERSION_MISMATCH, AddressingMode, Code, Handle, INSUFFICIENT_SIZE, INVALID_ARGUMENT, In, Memory, MemoryV2,
-    NO_INSTANCE, NOT_FOUND, NOT_SUPPORTED, Out, PciInfo, PciInfoV3, ProcessOf535, ProcessV1, ProcessV2, Utilization,
-    VALUE_NOT_AVAILABLE, chars, version,
+    ARGUMENT_VERSION_MISMATCH, AddressingMode, Code, FieldValue, Handle, INSUFFICIENT_SIZE, INVALID_ARGUMENT, In,
+    Memory, MemoryV2, NO_INSTANCE, NOT_FOUND, NOT_SUPPORTED, Out, PciInfo, PciInfoV3, ProcessOf535, ProcessV1,
+    ProcessV2, SUCCESS, Utilization, VALUE_NOT_AVAILABLE, chars, version,
 };
 
 /// NVML_NVLINK_MAX_LINKS.
@@ -111,13 +111,8 @@ nvml! {
         let (total, reserved, free, used) = (known.total, known.reserved, known.free, known.used);
         memory.set(MemoryV2 { version, total, reserved, free, used })
     }
-    // Not supported on MIG-enabled GPUs, says nvml.h.
     fn nvmlDeviceGetUtilizationRates(call, device: Handle, utilization: Out<Utilization>) {
-        let device = call.device(device)?;
-        if device.mig.is_some() || device.gpu.mig.as_ref().is_some_and(|mig| mig.enabled) {
-            return Err(NOT_SUPPORTED);
-        }
-        let known = supported(device.gpu.utilization.as_ref())?;
+        let known = call.device(device)?.utilization()?;
         utilization.set(Utilization { gpu: known.gpu, memory: known.memory })
     }
     fn nvmlDeviceGetComputeMode(call, device: Handle, mode: Out<c_uint>) {
@@ -239,12 +234,39 @@ nvml! {
     fn nvmlDeviceGetMemoryAffinity(call, device: Handle, words: c_uint, set: Out<c_ulong>, _scope: c_uint) {
         bits(call.gpu(device)?.gpu.memory_affinity.as_deref(), words, set)
     }
+    // Each field has a return code of its own.
+    fn nvmlDeviceGetFieldValues(call, device: Handle, count: c_int, values: Out<FieldValue>) {
+        let device = call.device(device)?;
+        for index in 0..usize::try_from(count).map_err(|_| INVALID_ARGUMENT)? {
+            let asked = values.get_at(index)?;
+            let (code, value) = match field(&device, asked.id) {
+                Ok(value) => (SUCCESS, value),
+                Err(code) => (code, 0),
+            };
+            values.set_at(index, FieldValue { value_type: 1, code, value: value.into(), ..asked })?;
+        }
+        Ok(())
+    }
+    fn nvmlDeviceGetRemappedRows(
+        call,
+        device: Handle,
+        correctable: Out<c_uint>,
+        uncorrectable: Out<c_uint>,
+        pending: Out<c_uint>,
+        failed: Out<c_uint>,
+    ) {
+        let remap_failed = supported(call.gpu(device)?.gpu.remap_failed)?;
+        correctable.set(0)?;
+        uncorrectable.set(0)?;
+        pending.set(0)?;
+        failed.set(remap_failed.into())
+    }
     fn nvmlDeviceGetNumaNodeId(call, device: Handle, node: Out<c_uint>) {
         node.set(supported(call.gpu(device)?.gpu.numa_node)?)
     }
-    // 0 is none, 2 is ATS: what makes a GPU's memory a NUMA node.
     fn nvmlDeviceGetAddressingMode(call, device: Handle, mode: Out<AddressingMode>) {
-        let value = if call.gpu(device)?.gpu.numa_node.is_some() { 2 } else { 0 };
+        let known = call.gpu(device)?.gpu.addressing_mode.as_deref();
+        let value = number_of(supported(known)?, &["none", "hmm", "ats"])?;
         let version = expect_version(&mode, version::<AddressingMode>(1))?;
         mode.set(AddressingMode { version, value })
     }
@@ -285,6 +307,19 @@ extern "C" fn nvmlErrorString(code: Code) -> *const c_char {
 
 fn supported<T>(metric: Option<T>) -> Result<T, Code> {
     metric.ok_or(NOT_SUPPORTED)
+}
+
+/// The value of one of nvml.h's NVML_FI_DEV_ fields.
+fn field(device: &Device<'_>, id: c_uint) -> Result<c_uint, Code> {
+    match id {
+        // REMAPPED_COR, REMAPPED_UNC, REMAPPED_PENDING
+        142..=144 => supported(device.gpu.remap_failed).map(|_| 0),
+        // REMAPPED_FAILURE
+        145 => supported(device.gpu.remap_failed).map(c_uint::from),
+        // GET_GPU_RECOVERY_ACTION
+        230 => supported(device.gpu.recovery_action),
+        _ => Err(NOT_SUPPORTED),
+    }
 }
 
 fn number_of(name: &str, names: &[&str]) -> Result<c_uint, Code> {

@@ -1,6 +1,7 @@
 //! One call of an NVML function: it is logged, answered late where the machine says so, and never panics
 //! into C.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, c_void};
 use std::fs;
 use std::io::Write;
@@ -16,6 +17,25 @@ use std::time::Duration;
 use crate::config::{ByName, Ending, Machine};
 use crate::ffi::{Code, SUCCESS, UNINITIALIZED, UNKNOWN};
 
+/// How often this process has done something to a GPU, by its index.
+pub struct Counter(Mutex<Option<HashMap<usize, usize>>>);
+
+impl Counter {
+    pub const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// How often it was done before.
+    pub fn next(&self, index: usize) -> usize {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.get_or_insert_default().entry(index).or_default();
+        *count += 1;
+        *count - 1
+    }
+}
+
+/// The GPUs that this process has initialized.
+static GPUS: Counter = Counter::new();
 /// How often NVML was initialized and not yet shut down.
 static INITIALIZED: AtomicUsize = AtomicUsize::new(0);
 
@@ -41,7 +61,7 @@ impl Call {
 
     fn begin(name: &'static str) -> Result<Self, Code> {
         let folder = folder();
-        log(folder, name);
+        log(folder, "calls", name);
         let call = Self { name, machine: machine(folder)?, folder };
         if !name.starts_with("nvmlInit") && INITIALIZED.load(Ordering::SeqCst) == 0 {
             return Err(UNINITIALIZED);
@@ -77,6 +97,14 @@ impl Call {
         Ok(())
     }
 
+    /// What a driver does when a process first asks for a GPU.
+    pub fn initialize_gpu(&self, index: usize, takes_ms: u64) {
+        if GPUS.next(index) == 0 {
+            log(self.folder, "initializations", &index.to_string());
+            thread::sleep(Duration::from_millis(takes_ms));
+        }
+    }
+
     pub fn shut_down(&self) -> Result<(), Code> {
         INITIALIZED
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1))
@@ -108,10 +136,11 @@ fn library() -> PathBuf {
     }
 }
 
-fn log(folder: &Path, name: &str) {
+/// Adds a line to a file, if it exists.
+fn log(folder: &Path, file: &str, line: &str) {
     // One write to a file opened for appending: lines of several processes never mix.
-    if let Ok(mut file) = fs::OpenOptions::new().append(true).open(folder.join("calls")) {
-        let _ = file.write_all(format!("{name}\n").as_bytes());
+    if let Ok(mut file) = fs::OpenOptions::new().append(true).open(folder.join(file)) {
+        let _ = file.write_all(format!("{line}\n").as_bytes());
     }
 }
 

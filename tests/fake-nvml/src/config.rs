@@ -70,10 +70,21 @@ pub struct Gpu {
     pub name: Option<String>,
     pub minor: Option<u32>,
     pub memory: Option<Memory>,
-    pub utilization: Option<Utilization>,
+    /// One reading, or several: a process gets one after the other, and the last again and again.
+    pub utilization: Option<Utilizations>,
     pub compute_mode: Option<String>,
     pub mig: Option<Mig>,
     pub processes: Vec<Process>,
+    /// NVML's number of the recovery action (field 230).
+    pub recovery_action: Option<u32>,
+    /// Row remapping: what nvmlDeviceGetRemappedRows and fields 142 to 145 say of failures.
+    pub remap_failed: Option<bool>,
+    /// `none`, `hmm` or `ats`; by default `ats` where there is a `numa_node`.
+    pub addressing_mode: Option<String>,
+    /// How long it takes in each process to initialize it, which its first handle does: without
+    /// persistence mode a driver needs seconds.
+    #[serde(default)]
+    pub init_ms: u64,
     pub persistence_mode: Option<bool>,
     pub display_active: Option<bool>,
     /// The host's NUMA node that its memory is; absent = it is none.
@@ -106,7 +117,15 @@ pub struct Memory {
     pub free: u64,
 }
 
+/// What a process is told at each of its readings.
 #[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Utilizations {
+    Always(Utilization),
+    InTurn(Vec<Utilization>),
+}
+
+#[derive(Deserialize, Clone, Copy)]
 #[serde(deny_unknown_fields)]
 pub struct Utilization {
     pub gpu: u32,
@@ -208,6 +227,9 @@ fn complete_gpu(gpu: &mut Value, index: usize) {
         "compute_mode": "DEFAULT",
         "mig": {"enabled": false, "max": 7, "devices": []},
         "processes": [],
+        "recovery_action": 0,
+        "remap_failed": false,
+        "addressing_mode": if gpu["numa_node"].is_null() { "none" } else { "ats" },
         "persistence_mode": true,
         "display_active": false,
     });

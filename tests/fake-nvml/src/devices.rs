@@ -1,7 +1,7 @@
 //! Handles, and the GPUs and MIG devices they stand for.
 
-use crate::call::Call;
-use crate::config::{Gpu, Memory, MigDevice, Process};
+use crate::call::{Call, Counter};
+use crate::config::{Gpu, Memory, MigDevice, Process, Utilization, Utilizations};
 use crate::ffi::{Code, Handle, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED};
 use crate::processes::{is_alive, registered};
 
@@ -60,6 +60,7 @@ impl Call {
     /// The handle of a GPU, unless it is to be out of reach.
     pub fn open(&self, index: usize) -> Result<Handle, Code> {
         let gpu = self.machine.gpus.get(index).ok_or(INVALID_ARGUMENT)?;
+        self.initialize_gpu(index, gpu.init_ms);
         self.suffer(&gpu.errors, Some(&gpu.delays_ms), &[self.name, "handle", "*"])?;
         Ok(gpu_handle(index))
     }
@@ -138,6 +139,21 @@ impl<'a> Device<'a> {
         memory.used += held;
         memory.free = memory.free.saturating_sub(held);
         Ok(memory)
+    }
+
+    /// This reading of how busy it is. MIG-enabled GPUs do not support the question, says nvml.h.
+    pub fn utilization(&self) -> Result<Utilization, Code> {
+        static READINGS: Counter = Counter::new();
+        if self.mig.is_some() || self.gpu.mig.as_ref().is_some_and(|mig| mig.enabled) {
+            return Err(NOT_SUPPORTED);
+        }
+        match self.gpu.utilization.as_ref().ok_or(NOT_SUPPORTED)? {
+            Utilizations::Always(reading) => Ok(*reading),
+            Utilizations::InTurn(readings) => {
+                let turn = READINGS.next(self.index).min(readings.len().saturating_sub(1));
+                readings.get(turn).copied().ok_or(NOT_SUPPORTED)
+            }
+        }
     }
 
     /// What its NVLinks lead to, by the number of the link.

@@ -1,6 +1,6 @@
 //! What crosses the C boundary: return codes, structs as nvml.h lays them out, and out-pointers.
 
-use std::ffi::{CStr, c_char, c_uint, c_ulonglong};
+use std::ffi::{CStr, c_char, c_longlong, c_uint, c_ulonglong};
 
 /// nvmlReturn_t.
 pub type Code = c_uint;
@@ -67,6 +67,19 @@ pub struct AddressingMode {
     pub value: c_uint,
 }
 
+/// nvmlFieldValue_t; the value is a union of eight bytes, of which an unsigned int takes the first four.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FieldValue {
+    pub id: c_uint,
+    pub scope: c_uint,
+    pub timestamp: c_longlong,
+    pub latency: c_longlong,
+    pub value_type: c_uint,
+    pub code: Code,
+    pub value: c_ulonglong,
+}
+
 #[repr(C)]
 pub struct ProcessV1 {
     pub pid: c_uint,
@@ -120,6 +133,17 @@ impl<T> Out<T> {
     /// The same address as a pointer to something else.
     pub fn cast<U>(&self) -> Out<U> {
         Out(self.0.cast())
+    }
+}
+
+impl<T: Copy> Out<T> {
+    /// Reads an element of an array that goes in and out.
+    pub fn get_at(&self, index: usize) -> Result<T, Code> {
+        if self.0.is_null() {
+            return Err(INVALID_ARGUMENT);
+        }
+        // SAFETY: not null, and the caller of the C function has initialized as many elements as it says.
+        Ok(unsafe { self.0.add(index).read() })
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `procs/<device>/<pid>` is a process that has registered itself on a device, which is a GPU's index,
 //!   `<gpu>.<mig>` or a UUID ([`processes`]).
 //! - `calls`, if it exists, gets the name of every NVML function called, one a line.
+//! - `initializations`, if it exists, gets the index of every GPU that a process has initialized.
 
 mod api;
 mod call;
