@@ -18,6 +18,9 @@ const COURTESY: Duration = Duration::from_millis(250);
 /// of the claim's process still has the file open.
 const GLANCE: Duration = Duration::from_millis(30);
 
+/// How long to leave a driver alone that has failed while a launch waits; each further failure doubles it.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
 /// What to find, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -223,6 +226,8 @@ pub fn acquire(request: &Request, environment: &Environment, observer: &mut dyn 
         rank: 0,
         courtesy: HashMap::new(),
         courtesy_ends: None,
+        last_watch: Watch::default(),
+        retry: None,
     };
     let mut first = Some(snapshot);
     loop {
@@ -263,6 +268,18 @@ struct Search<'a> {
     courtesy: HashMap<String, Instant>,
     /// When the first of those whom the last look let pass has had its time.
     courtesy_ends: Option<Instant>,
+    /// What the last look that succeeded waits for.
+    last_watch: Watch,
+    /// When to ask again after looks that did not read all that they needed.
+    retry: Option<Retry>,
+}
+
+/// The next attempt at a driver that has failed.
+#[derive(Clone, Copy)]
+struct Retry {
+    at: Instant,
+    /// How long it was left alone for that.
+    pause: Duration,
 }
 
 /// What one look brought.
@@ -300,22 +317,17 @@ impl Search<'_> {
             look = None;
         }
         let look = look.unwrap_or_else(|| self.begin_and_look(first, observer));
+        let look = look.and_then(possible);
         let Look { mut snapshot, selection, known, behind } = match look {
             Ok(look) => look,
             Err(error) if self.sleeper.is_none() => return Err(error),
             Err(error) => {
-                // It could be read when the wait began: what does not answer now may answer later.
-                observer.warn(&error.to_string());
-                return Ok(Step::Sleep(Watch::default()));
+                drop(lock);
+                return self.after_failure(&error, observer);
             }
         };
         let free = match selection {
-            Selection::Impossible(why) => {
-                return Err(match probe::none_can_be_read(snapshot.source, &snapshot.gpus) {
-                    Some(why) => Error::new(ErrorKind::NoGpu, why),
-                    None => Error::new(ErrorKind::Impossible, why),
-                });
-            }
+            Selection::Impossible(why) => return Err(Error::new(ErrorKind::Impossible, why)),
             Selection::Chosen(units) => match self.claim(&snapshot, &units, observer)? {
                 Some((ids, claim)) => return Ok(Step::Found { snapshot, units, ids, claim }),
                 None => {
@@ -341,16 +353,56 @@ impl Search<'_> {
         if observer.wants_detail() {
             describe(&mut snapshot, Whom::All);
         }
-        let watch = self.watch(&snapshot, &known);
+        let mut watch = self.watch(&snapshot, &known);
         let (allowed, num_gpus) = (&self.wish.allowed[..], self.wish.num_gpus);
         let deadline = self.deadline;
         if !self.sleeper.as_ref().is_some_and(Sleeper::is_settling) {
             let (snapshot, free, min_free_memory) = (&snapshot, &free[..], self.wish.min_free_memory);
             observer.waiting(&Waiting { snapshot, allowed, free, num_gpus, min_free_memory, behind, deadline });
         }
+        self.last_watch = watch.clone();
+        // A GPU that could not be read may be a free one: no exit tells when it can be.
+        let is_unknown = |unit: &Unit| matches!(select::judge(*unit, &snapshot), Verdict::Unknown(_));
+        if self.wish.allowed.iter().any(is_unknown) {
+            watch.add_time(self.next_retry());
+        } else {
+            self.retry = None;
+        }
         // Now, for there is time: when it wakes there is none.
         self.rank = self.ticket.as_ref().map_or(0, Ticket::rank);
         Ok(Step::Sleep(watch))
+    }
+
+    /// What comes of a look that failed during a wait: the driver could be read when the wait began, and what does
+    /// not answer now may answer later. It is asked ever more rarely; what the last look found is still waited for.
+    fn after_failure(&mut self, error: &Error, observer: &mut dyn Observer) -> Result<Step> {
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.rearm();
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            let limit = amount::duration(self.request.timeout.unwrap_or_default());
+            let text = format!("no GPU could be read within {limit}: {error}");
+            return Err(Error::new(ErrorKind::TimedOut, text));
+        }
+        if self.retry.is_none() {
+            observer.warn(&format!("{error}; it is asked again, ever more rarely"));
+        }
+        let mut watch = Watch { at: None, ..self.last_watch.clone() };
+        watch.add_time(self.next_retry());
+        Ok(Step::Sleep(watch))
+    }
+
+    /// When to ask a driver again that has just failed. Looks that come before that, for other reasons, leave it.
+    fn next_retry(&mut self) -> Instant {
+        let now = Instant::now();
+        match self.retry {
+            Some(retry) if retry.at > now => retry.at,
+            past => {
+                let pause = past.map_or(FIRST_RETRY, |retry| retry.pause.saturating_mul(2)).min(self.request.interval);
+                self.retry = Some(Retry { at: now + pause, pause });
+                now + pause
+            }
+        }
     }
 
     /// Begins a look, unless `first` is its beginning, and takes it.
@@ -620,6 +672,15 @@ impl Search<'_> {
         let gpus = if wanted == 1 { "no GPU is free".to_owned() } else { format!("{free} of {wanted} GPUs are free") };
         Error::new(ErrorKind::TimedOut, format!("{gpus} {after} ({}); {help}", why.join("; ")))
     }
+}
+
+/// The look, unless what it saw can never meet the request.
+fn possible(look: Look) -> Result<Look> {
+    let Selection::Impossible(why) = &look.selection else { return Ok(look) };
+    Err(match probe::none_can_be_read(look.snapshot.source, &look.snapshot.gpus) {
+        Some(why) => Error::new(ErrorKind::NoGpu, why),
+        None => Error::new(ErrorKind::Impossible, why.clone()),
+    })
 }
 
 /// Of many who wake at once, each lets those who came before it look first: a millisecond for each of the

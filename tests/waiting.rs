@@ -212,6 +212,109 @@ fn a_driver_that_fails_while_it_waits_is_told_of_and_may_answer_later() {
     waiting.finish().success();
 }
 
+/// The calls by which a look begins, one for each look.
+fn looks_begun(machine: &Machine) -> usize {
+    machine.calls().iter().filter(|call| call.contains("GetHandleByIndex")).count()
+}
+
+#[test]
+fn a_driver_that_fails_while_it_waits_is_asked_ever_more_rarely_and_told_of_once() {
+    for code in [15, 4, 16] {
+        let machine = Machine::gpus(1);
+        let mut job = machine.job(0);
+        let waiting = start(machine.autocvd().args(["--", "true"]));
+        settled(&machine, waiting.pid());
+        machine.set("/gpus/0/errors", json!({"handle": code}));
+        // What it watches ends too: looks after an exit must not go on for ever.
+        job.kill();
+        wait_until("it tells of it", || waiting.stderr().contains("can read none of the GPUs"));
+        machine.forget_calls();
+        thread::sleep(Duration::from_secs(5));
+        let looks = looks_begun(&machine);
+        assert!(looks <= 16, "{looks} looks in 5 s after error {code}");
+        let told = waiting.stderr().matches("warning").count();
+        assert_eq!(told, 1, "{}", waiting.stderr());
+        machine.set("/gpus/0/errors", json!({}));
+        waiting.finish().success();
+    }
+}
+
+#[test]
+fn a_driver_call_that_fails_at_a_wake_leaves_no_free_gpu_asleep() {
+    for errors in [json!({"handle": 999}), json!({"nvmlDeviceGetComputeMode": 999})] {
+        let machine = Machine::gpus(1);
+        let mut job = machine.job(0);
+        let waiting = waiter(&machine, &["-i", "10min"], &["true"]);
+        machine.set("/gpus/0/errors", errors);
+        job.kill();
+        // Longer than the looks that follow an exit.
+        thread::sleep(Duration::from_millis(3500));
+        machine.set("/gpus/0/errors", json!({}));
+        ends_soon(waiting);
+    }
+}
+
+#[test]
+fn the_deadline_counts_whatever_the_driver_answers() {
+    for errors in [json!({"handle": 15}), json!({"nvmlDeviceGetMemoryInfo_v2": 15})] {
+        let machine = Machine::gpus(2);
+        let mut job = machine.job(0);
+        let waiting = start(machine.autocvd().args(["-q", "--only", "0", "-t", "4s"]));
+        settled(&machine, waiting.pid());
+        machine.set("/gpus/0/errors", errors);
+        job.kill();
+        let ended = waiting.finish();
+        assert_eq!(ended.code, Some(4), "{ended:#?}");
+        assert_eq!(ended.stdout, "sh -c 'exit 4' autocvd\n");
+        assert!(ended.stderr.lines().last().is_some_and(|line| line.contains("4 s")), "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_gpu_that_was_lost_and_comes_back_is_given() {
+    let memory = json!({"nvmlDeviceGetMemoryInfo": 15, "nvmlDeviceGetMemoryInfo_v2": 15});
+    for errors in [json!({"handle": 15}), json!({"handle": 16}), memory] {
+        // Lost while it waits, and lost already when the wait begins.
+        for lost_at_start in [false, true] {
+            let machine = Machine::gpus(2);
+            let (_first, mut second) = (machine.job(0), machine.job(1));
+            if lost_at_start {
+                machine.set("/gpus/1/errors", errors.clone());
+            }
+            let waiting = waiter(&machine, &["-i", "1s"], &["printenv", "CUDA_VISIBLE_DEVICES"]);
+            machine.set("/gpus/1/errors", errors.clone());
+            second.kill();
+            thread::sleep(Duration::from_millis(1500));
+            machine.set("/gpus/1/errors", json!({}));
+            let given = waiting.finish().success();
+            assert!(["1\n", "GPU-10000000-0000-0000-0000-000000000001\n"].contains(&&*given), "{given}: {errors}");
+        }
+    }
+}
+
+#[test]
+fn an_nvidia_smi_that_fails_while_it_waits_is_run_ever_more_rarely() {
+    let machine = Machine::gpus(1);
+    let xml = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/535.xml");
+    let busy = fs::read_to_string(xml).expect("a fixture");
+    fs::write(machine.path().join("busy.xml"), busy).expect("our own folder");
+    machine.install(
+        "nvidia-smi",
+        "#!/bin/sh\necho run >>\"$FAKE_NVML/runs\"\n[ -e \"$FAKE_NVML/fails\" ] && { echo 'GPU is lost'; exit 15; }\n\
+         cat \"$FAKE_NVML/busy.xml\"\n",
+    );
+    let runs = || fs::read_to_string(machine.path().join("runs")).map_or(0, |runs| runs.lines().count());
+    let options = ["--probe", "nvidia-smi", "--only", "0", "-t", "8s", "--", "true"];
+    let waiting = start(machine.autocvd().args(options));
+    settled(&machine, waiting.pid());
+    fs::write(machine.path().join("fails"), "").expect("our own folder");
+    // Its place in the queue is called, as by somebody whose claim ends.
+    let before = runs();
+    let ended = waiting.finish();
+    assert_eq!(ended.code, Some(4), "{ended:#?}");
+    assert!(runs() - before <= 24, "{} runs", runs() - before);
+}
+
 #[test]
 fn the_deadline_ends_it_and_says_who_holds_what() {
     let machine = Machine::gpus(2);

@@ -47,7 +47,7 @@ struct Slot {
     device: Option<Device<'static>>,
     /// Whether NVML gave its handle again when the present look began.
     answers: bool,
-    /// What does not change: its identity, and why it cannot be used if it cannot.
+    /// What does not change while it answers: its identity, and why it cannot be used if it cannot.
     known: Gpu,
     /// Its MIG devices, in the order of `known.mig`; `None` where NVML gives no handle.
     mig: Vec<Option<Device<'static>>>,
@@ -78,15 +78,21 @@ impl Nvml {
         }
     }
 
-    /// Notes which of the GPUs have gone since their handles were got, or do not answer now and may do so later.
-    fn ask_for_handles_again(&mut self, gpus: &mut [Gpu]) {
-        for (slot, gpu) in self.slots.iter_mut().zip(gpus).filter(|(slot, _)| slot.device.is_some()) {
+    /// Notes which of the GPUs have gone since their handles were got, which have come back, and which do not answer
+    /// now and may do so later.
+    fn ask_for_handles_again(&mut self) {
+        for slot in &mut self.slots {
             let answer = self.nvml.device_by_index(slot.number);
             slot.answers = answer.is_ok();
-            let Err(error) = answer else { continue };
-            tracing::debug!("NVML: GPU {}: {}", gpu.index, explain::error(&error));
-            if matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NoPermission) {
-                (gpu.state, gpu.reason) = (Some(State::Unavailable), Some(explain::error(&error)));
+            match answer {
+                Ok(device) if slot.known.state == Some(State::Unavailable) => slot.identify(device),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!("NVML: GPU {}: {}", slot.known.index, explain::error(&error));
+                    if matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NoPermission) {
+                        slot.unavailable(explain::error(&error));
+                    }
+                }
             }
         }
     }
@@ -144,15 +150,20 @@ impl Slot {
             mig: Vec::new(),
         };
         match library.device_by_index(index) {
-            Ok(device) => {
-                slot.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
-                slot.known.pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id).filter(|id| !id.is_empty());
-                slot.find_mig(&device);
-                slot.device = Some(device);
-            }
+            Ok(device) => slot.identify(device),
             Err(error) => slot.unavailable(explain::error(&error)),
         }
         slot
+    }
+
+    /// Asks what does not change while the GPU answers.
+    fn identify(&mut self, device: Device<'static>) {
+        (self.known.state, self.known.reason, self.known.mig) = (None, None, None);
+        self.mig.clear();
+        self.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
+        self.known.pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id).filter(|id| !id.is_empty());
+        self.find_mig(&device);
+        self.device = Some(device);
     }
 
     fn unavailable(&mut self, reason: String) {
@@ -193,16 +204,16 @@ impl Slot {
 
 impl Probe for Nvml {
     fn begin(&mut self, detail: Detail) -> Result<Snapshot> {
-        let mut snapshot = Snapshot {
+        if std::mem::replace(&mut self.begun, true) {
+            self.ask_for_handles_again();
+        }
+        let snapshot = Snapshot {
             source: Source::Nvml,
             driver_version: detail.all.then(|| self.nvml.sys_driver_version().ok()).flatten(),
             process_view: process_view(),
             gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
             links: Vec::new(),
         };
-        if std::mem::replace(&mut self.begun, true) {
-            self.ask_for_handles_again(&mut snapshot.gpus);
-        }
         super::with_a_readable_gpu(snapshot)
     }
 
@@ -231,9 +242,8 @@ impl Probe for Nvml {
         if detail.all {
             gpu.name = device.name().ok();
         }
+        // As of this look: a GPU that was reset answers again.
         if let Some(reason) = reader.lost {
-            slot.known.state = Some(State::Unavailable);
-            slot.known.reason = Some(reason.clone());
             (gpu.state, gpu.reason) = (Some(State::Unavailable), Some(reason));
         }
     }
