@@ -1,0 +1,47 @@
+# The commands of CONTRIBUTING.md and .ci/run by name; `just` lists them.
+
+[private]
+default:
+    @just --list
+
+# All tests; no GPU needed
+test *ARGS:
+    cargo test {{ARGS}}
+
+# What CI runs
+ci:
+    .ci/run
+
+# Formatting and lints
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --no-default-features -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
+
+# Instructions of a start, beside their budget
+budget:
+    benches/budget.sh
+
+# Times of launches, and their chart
+bench:
+    AUTOCVD_BENCH_RESULTS=benches/results/table.json cargo bench
+    python3 benches/chart.py benches/results/table.json benches/results/latency.svg
+
+# From the end of a process to the answer of a waiter
+wake *ARGS:
+    cargo build --release --workspace
+    python3 benches/wake.py {{ARGS}}
+
+# 600 launches, some killed; no two live ones on one GPU
+stress:
+    cargo test --release --test stress -- --ignored --nocapture
+
+# The pictures of README.md, from the program's output
+pictures:
+    cargo build --workspace
+    python3 docs/pictures/make.py
+
+# Checks the program on a machine with a GPU
+gpu-check:
+    python3 benches/gpu_check.py
