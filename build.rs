@@ -16,8 +16,12 @@ fn main() {
     // of them.
     println!("cargo:rustc-link-arg-bins=-no-pie");
     // gcc answers with the bare name where it has no such file.
-    let answer = Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();
-    let path = answer.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let answer = Command::new("cc")
+        .arg("-print-file-name=libgcc_eh.a")
+        .output();
+    let path = answer
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_default();
     if path.starts_with('/') {
         println!("cargo:rustc-link-arg-bins=-Wl,--whole-archive,{path},--no-whole-archive");
     }

@@ -19,8 +19,15 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
             times.push(together(bench, launches)?);
         }
         let time = median(times);
-        let remark = format!("{:.2} ms each", time.as_secs_f64() * 1e3 / f64::from(launches));
-        report.row_with(&format!("{launches} × autocvd -- true"), Measure::Time(time), &remark);
+        let remark = format!(
+            "{:.2} ms each",
+            time.as_secs_f64() * 1e3 / f64::from(launches)
+        );
+        report.row_with(
+            &format!("{launches} × autocvd -- true"),
+            Measure::Time(time),
+            &remark,
+        );
     }
 
     report.section("Waiting");
@@ -31,7 +38,11 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
         times.push(after_exit(bench)?);
     }
     let name = "from the exit of the process on a GPU to the answer";
-    report.row_with(name, Measure::Time(median(times)), "(promised: at most 50 ms)");
+    report.row_with(
+        name,
+        Measure::Time(median(times)),
+        "(promised: at most 50 ms)",
+    );
     Ok(())
 }
 
@@ -39,12 +50,18 @@ fn together(bench: &Bench, launches: u32) -> io::Result<Duration> {
     let start = Instant::now();
     let started = (0..launches).map(|_| {
         let mut command = bench.autocvd(&["-q", "-t", "60", "--", "/bin/true"]);
-        command.env("FREE_NVML_GPUS", "64").stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+        command
+            .env("FREE_NVML_GPUS", "64")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
     });
     for mut child in started.collect::<io::Result<Vec<Child>>>()? {
         let status = child.wait()?;
         if !status.success() {
-            return Err(io::Error::other(format!("a launch among {launches} ended with {status}")));
+            return Err(io::Error::other(format!(
+                "a launch among {launches} ended with {status}"
+            )));
         }
     }
     Ok(start.elapsed())
@@ -56,13 +73,18 @@ fn looks(bench: &Bench, report: &mut Report) -> io::Result<()> {
     let counter = bench.path("looks");
     fs::write(&counter, [0; 8])?;
     let mut command = bench.autocvd(&["-q", "-t", "2", "-i", "1ms"]);
-    command.env("FREE_NVML_PROCESSES", "1").env("FREE_NVML_LOOKS", &counter);
+    command
+        .env("FREE_NVML_PROCESSES", "1")
+        .env("FREE_NVML_LOOKS", &counter);
     let (_, microseconds) = bench.usage(&command)?;
     let mut count = [0; 8];
     fs::File::open(&counter)?.read_exact(&mut count)?;
     let count = u64::from_ne_bytes(count) as f64;
     let cpu = Duration::from_secs_f64(microseconds / 1e6 / count.max(1.0));
-    report.row("looks of a waiter with -i 1ms (8 busy GPUs)", Measure::PerSecond(count / SECONDS));
+    report.row(
+        "looks of a waiter with -i 1ms (8 busy GPUs)",
+        Measure::PerSecond(count / SECONDS),
+    );
     report.row("processor time of one such look", Measure::Time(cpu));
     Ok(())
 }
@@ -72,10 +94,19 @@ fn after_exit(bench: &Bench) -> io::Result<Duration> {
     let file = bench.path("held");
     fs::write(&file, "")?;
     let script = r#"exec 9<>"$0"; flock 9; echo $$ >"$0"; exec sleep 1000 </dev/null >/dev/null"#;
-    let mut job = bench.command("/bin/sh").arg("-c").arg(script).arg(&file).spawn()?;
+    let mut job = bench
+        .command("/bin/sh")
+        .arg("-c")
+        .arg(script)
+        .arg(&file)
+        .spawn()?;
     until(|| fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')))?;
     let mut waiter = bench.autocvd(&["--no-claim"]);
-    let waiter = Waiter::start(waiter.env("FREE_NVML_GPUS", "1").env("FREE_NVML_HELD", &file))?;
+    let waiter = Waiter::start(
+        waiter
+            .env("FREE_NVML_GPUS", "1")
+            .env("FREE_NVML_HELD", &file),
+    )?;
     let start = Instant::now();
     job.kill()?;
     // It is to be gone, as with a shell that waits for it.
@@ -92,18 +123,27 @@ pub(crate) struct Waiter {
 impl Waiter {
     /// Returns once it waits: it tells so on stderr.
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let stderr = stderr.expect("it is piped");
         let mut line = String::new();
         BufReader::new(stderr).read_line(&mut line)?;
         if !line.contains("waiting") {
             let _ = child.kill();
-            return Err(io::Error::other(format!("it does not wait, but says {line:?}")));
+            return Err(io::Error::other(format!(
+                "it does not wait, but says {line:?}"
+            )));
         }
         // The line comes just before it sleeps.
         std::thread::sleep(Duration::from_millis(2));
-        Ok(Self { child, stdout: stdout.expect("it is piped") })
+        Ok(Self {
+            child,
+            stdout: stdout.expect("it is piped"),
+        })
     }
 
     /// The time from `start` to its answer.

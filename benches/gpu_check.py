@@ -123,13 +123,13 @@ class Check:
     def __init__(self, program, nvml):
         self.program = str(program)
         self.nvml = nvml
-        self.folder = Path(tempfile.mkdtemp(prefix="autocvd-gpu-check-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="autocvd-gpu-check-"))
         self.environment = {
             name: value
             for name, value in os.environ.items()
             if name != "CUDA_VISIBLE_DEVICES" and (not name.startswith("AUTOCVD_") or name == "AUTOCVD_NVML_LIB")
         }
-        self.environment["AUTOCVD_CLAIM_DIR"] = str(self.folder / "claims")
+        self.environment["AUTOCVD_CLAIM_DIR"] = str(self.directory / "claims")
         self.environment["PATH"] = f"{Path(program).parent}:{os.environ['PATH']}"
         self.checks = {}
         self.times = {}
@@ -264,7 +264,7 @@ class Check:
                     for gpu in status["gpus"]
                 ]
             self.check("nvidia-smi and NVML tell the same", told["nvml"] == told["nvidia-smi"], told)
-            recorded = self.folder / "recorded.json"
+            recorded = self.directory / "recorded.json"
             recorded.write_text(self.run("status", "--json").stdout)
             again = json.loads(self.run("status", "--json", "--from", recorded).stdout)["gpus"]
             self.check("--from reads back what status prints", again[0]["uuid"] == self.gpu(0)["uuid"], again)
@@ -284,10 +284,10 @@ class Check:
         subjects["autocvd"] = ([self.program], 41)
         subjects["autocvd -- true"] = ([self.program, "--", "true"], 41)
         if shutil.which("cc"):
-            build = subprocess.run([HERE / "native/build.sh", self.folder], capture_output=True, text=True)
+            build = subprocess.run([HERE / "native/build.sh", self.directory], capture_output=True, text=True)
             if build.returncode == 0:
                 library = os.environ.get("AUTOCVD_NVML_LIB")
-                subjects["floor"] = ([str(self.folder / "floor"), *([library] if library else [])], 41)
+                subjects["floor"] = ([str(self.directory / "floor"), *([library] if library else [])], 41)
         if shutil.which("nvidia-smi"):
             subjects["nvidia-smi -q -x"] = (["nvidia-smi", "-q", "-x"], 7)
             subjects["autocvd --probe nvidia-smi"] = ([self.program, "--probe", "nvidia-smi", "--no-claim"], 7)
@@ -377,7 +377,7 @@ def main():
             part()
         except Exception as error:  # One part that cannot be done must not hide the others.
             check.check(f"{title}: {type(error).__name__}", False, error)
-    shutil.rmtree(check.folder, ignore_errors=True)
+    shutil.rmtree(check.directory, ignore_errors=True)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     file = re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}-{driver}-{date}") + ".json"
     arguments.results.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,10 @@ const REAL_NVIDIA_SMI: &str = "/usr/bin/nvidia-smi";
 
 pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
     let mut subjects = vec![
-        Subject::new("floor: a C program with the fewest NVML calls", bench.command(bench.native("floor"))),
+        Subject::new(
+            "floor: a C program with the fewest NVML calls",
+            bench.command(bench.native("floor")),
+        ),
         Subject::new("autocvd", bench.autocvd(&[])),
         Subject::new("autocvd --no-claim", bench.autocvd(&["--no-claim"])),
         Subject::new("autocvd -o -n 4", bench.autocvd(&["-o", "-n", "4"])),
@@ -25,7 +28,11 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
             command
         })
         .one_in(2),
-        Subject::new("autocvd on the stand-in nvidia-smi", bench.autocvd(&["-l", "--probe", "nvidia-smi"])).one_in(2),
+        Subject::new(
+            "autocvd on the stand-in nvidia-smi",
+            bench.autocvd(&["-l", "--probe", "nvidia-smi"]),
+        )
+        .one_in(2),
     ];
     let mut skipped = Vec::new();
     if Path::new(REAL_NVIDIA_SMI).exists() {
@@ -34,7 +41,10 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
         command.args(["-q", "-x"]);
         subjects.push(Subject::new(name, command).one_in(20));
     } else {
-        skipped.push(("nvidia-smi -q -x".to_owned(), "there is none on this machine".to_owned()));
+        skipped.push((
+            "nvidia-smi -q -x".to_owned(),
+            "there is none on this machine".to_owned(),
+        ));
     }
     for other in others::all(bench) {
         match other {
@@ -61,8 +71,15 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
     let (floor, _) = bench.usage(&bench.command(bench.native("floor")))?;
     let (own, _) = bench.usage(&bench.autocvd(&[]))?;
     report.row("peak memory of the floor", Measure::Kib(floor));
-    let remark = format!("floor + {:.2} MiB (goal: at most 4)", (own - floor) / 1024.0);
+    let remark = format!(
+        "floor + {:.2} MiB (goal: at most 4)",
+        (own - floor) / 1024.0
+    );
     report.row_with("peak memory of autocvd", Measure::Kib(own), &remark);
-    report.row_with("the program's file", Measure::Bytes(std::fs::metadata(AUTOCVD)?.len()), "(goal: below 1.5)");
+    report.row_with(
+        "the program's file",
+        Measure::Bytes(std::fs::metadata(AUTOCVD)?.len()),
+        "(goal: below 1.5)",
+    );
     Ok(())
 }

@@ -2,8 +2,10 @@
 
 use crate::report::{Measure, Report};
 use crate::timing::call;
-use autocvd::gpu::{Ancestor, ComputeMode, Gpu, Link, Memory, ProcessView, Snapshot, Source, Utilization};
-use autocvd::select::{Wish, select};
+use autocvd::gpu::{
+    ComputeMode, Gpu, Link, Memory, ProcessView, Snapshot, Source, TopologyLevel, Utilization,
+};
+use autocvd::select::{Constraints, select};
 use autocvd::{ids, probe};
 
 pub(crate) fn measure(report: &mut Report) {
@@ -11,21 +13,43 @@ pub(crate) fn measure(report: &mut Report) {
     for gpus in [8, 16, 64] {
         let snapshot = machine(gpus);
         for num_gpus in [1, 4] {
-            let wish = Wish { num_gpus, least_used: false, min_free_memory: None, allowed: ids::units(&snapshot) };
-            report.row(&format!("{num_gpus} of {gpus}"), Measure::Time(call(|| select(&snapshot, &wish))));
+            let constraints = Constraints {
+                num_gpus,
+                least_used: false,
+                min_free_memory: None,
+                allowed: ids::devices(&snapshot),
+            };
+            report.row(
+                &format!("{num_gpus} of {gpus}"),
+                Measure::Time(call(|| select(&snapshot, &constraints))),
+            );
         }
     }
     report.section("Parsing (library)");
     for (name, xml) in [
-        ("nvidia-smi -q -x of 1 GPU, driver 535", &include_bytes!("../tests/fixtures/smi/535.xml")[..]),
-        ("nvidia-smi -q -x with MIG devices, driver 510", &include_bytes!("../tests/fixtures/smi/mig.xml")[..]),
+        (
+            "nvidia-smi -q -x of 1 GPU, driver 535",
+            &include_bytes!("../tests/fixtures/smi/535.xml")[..],
+        ),
+        (
+            "nvidia-smi -q -x with MIG devices, driver 510",
+            &include_bytes!("../tests/fixtures/smi/mig.xml")[..],
+        ),
     ] {
         let remark = format!("{} bytes", xml.len());
-        report.row_with(name, Measure::Time(call(|| probe::smi::parse(xml))), &remark);
+        report.row_with(
+            name,
+            Measure::Time(call(|| probe::smi::parse(xml))),
+            &remark,
+        );
     }
     let json = probe::file::to_json(&machine(8));
     let remark = format!("{} bytes", json.len());
-    report.row_with("status --json of 8 GPUs", Measure::Time(call(|| probe::file::parse(&json))), &remark);
+    report.row_with(
+        "status --json of 8 GPUs",
+        Measure::Time(call(|| probe::file::parse(&json))),
+        &remark,
+    );
 }
 
 /// Idle GPUs, in groups of four that are connected best.
@@ -34,8 +58,15 @@ fn machine(gpus: u32) -> Snapshot {
         index,
         uuid: Some(format!("GPU-{index:08x}-0000-0000-0000-000000000000")),
         pci_bus_id: Some(format!("00000000:{:02X}:00.0", index + 1)),
-        memory: Memory { total: Some(80 << 30), used: Some(0), free: Some(80 << 30) },
-        utilization: Utilization { gpu: Some(0), memory: Some(0) },
+        memory: Memory {
+            total: Some(80 << 30),
+            used: Some(0),
+            free: Some(80 << 30),
+        },
+        utilization: Utilization {
+            gpu: Some(0),
+            memory: Some(0),
+        },
         compute_mode: Some(ComputeMode::Default),
         processes: Some(Vec::new()),
         ..Gpu::default()
@@ -43,8 +74,16 @@ fn machine(gpus: u32) -> Snapshot {
     let pairs = (0..gpus).flat_map(|one| (one + 1..gpus).map(move |other| (one, other)));
     let link = |pair: (u32, u32)| {
         let near = pair.0 / 4 == pair.1 / 4;
-        let ancestor = if near { Ancestor::Single } else { Ancestor::System };
-        Link { gpus: pair, nvlinks: if near { 4 } else { 0 }, ancestor: Some(ancestor) }
+        let ancestor = if near {
+            TopologyLevel::Single
+        } else {
+            TopologyLevel::System
+        };
+        Link {
+            gpus: pair,
+            nvlinks: if near { 4 } else { 0 },
+            ancestor: Some(ancestor),
+        }
     };
     Snapshot {
         source: Source::Nvml,

@@ -17,8 +17,12 @@ pub(crate) enum Measure {
 impl Measure {
     fn text(self) -> String {
         match self {
-            Self::Time(time) if time < Duration::from_micros(1) => format!("{} ns", time.as_nanos()),
-            Self::Time(time) if time < Duration::from_millis(1) => format!("{:.1} µs", time.as_secs_f64() * 1e6),
+            Self::Time(time) if time < Duration::from_micros(1) => {
+                format!("{} ns", time.as_nanos())
+            }
+            Self::Time(time) if time < Duration::from_millis(1) => {
+                format!("{:.1} µs", time.as_secs_f64() * 1e6)
+            }
             Self::Time(time) => format!("{:.2} ms", time.as_secs_f64() * 1e3),
             Self::PerSecond(rate) => format!("{rate:.0} /s"),
             Self::Kib(kib) => format!("{:.2} MiB", kib / 1024.0),
@@ -43,7 +47,10 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new() -> Self {
-        Self { section: String::new(), rows: Vec::new() }
+        Self {
+            section: String::new(),
+            rows: Vec::new(),
+        }
     }
 
     pub(crate) fn section(&mut self, title: &str) {
@@ -58,20 +65,26 @@ impl Report {
     /// A row with a remark, such as its ratio to another.
     pub(crate) fn row_with(&mut self, name: &str, measure: Measure, remark: &str) {
         println!("  {name:<58} {:>11}  {remark}", measure.text());
-        let (unit, value) = measure.json();
-        self.rows.push(json!({"section": self.section, "name": name, unit: value, "remark": remark}));
+        let (device, value) = measure.json();
+        self.rows
+            .push(json!({"section": self.section, "name": name, device: value, "remark": remark}));
     }
 
     pub(crate) fn skipped(&mut self, name: &str, why: &str) {
         println!("  {name:<58}     skipped  {why}");
-        self.rows.push(json!({"section": self.section, "name": name, "skipped": why}));
+        self.rows
+            .push(json!({"section": self.section, "name": name, "skipped": why}));
     }
 
     /// Writes the file that the environment names.
     pub(crate) fn write(&self) -> io::Result<()> {
-        let Some(path) = std::env::var_os("AUTOCVD_BENCH_RESULTS") else { return Ok(()) };
+        let Some(path) = std::env::var_os("AUTOCVD_BENCH_RESULTS") else {
+            return Ok(());
+        };
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let model = cpus
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let document = json!({
             "command": "cargo bench",
             "date": output("date", "+%F"),
@@ -89,6 +102,12 @@ impl Report {
 }
 
 fn output(program: &str, arguments: &str) -> Option<String> {
-    let output = Command::new(program).args(arguments.split(' ')).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = Command::new(program)
+        .args(arguments.split(' '))
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -13,13 +13,18 @@ const ROUNDS: usize = 60;
 pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
     let on = |gpus: usize, processes: usize, arguments: &[&str]| {
         let mut command = bench.autocvd(arguments);
-        command.env("FREE_NVML_GPUS", gpus.to_string()).env("FREE_NVML_PROCESSES", processes.to_string());
+        command
+            .env("FREE_NVML_GPUS", gpus.to_string())
+            .env("FREE_NVML_PROCESSES", processes.to_string());
         command
     };
     report.section("Growth with the number of GPUs");
     let mut subjects = Vec::new();
     for gpus in [1, 2, 4, 8, 16, 32, 64] {
-        subjects.push(Subject::new(format!("autocvd, {gpus} idle GPUs"), on(gpus, 0, &[])));
+        subjects.push(Subject::new(
+            format!("autocvd, {gpus} idle GPUs"),
+            on(gpus, 0, &[]),
+        ));
     }
     rows(bench, report, &mut subjects)?;
 
@@ -31,14 +36,19 @@ pub(crate) fn measure(bench: &Bench, report: &mut Report) -> io::Result<()> {
     }
     rows(bench, report, &mut subjects)?;
 
-    report.section("Growth with the number of waiters: from the end of a claim to the answer of the first");
+    report.section(
+        "Growth with the number of waiters: from the end of a claim to the answer of the first",
+    );
     for waiters in [1, 4, 16, 64, 256] {
         let mut times = Vec::new();
         for _ in 0..if waiters > 64 { 3 } else { 7 } {
             bench.forget_claims();
             times.push(wake(bench, waiters)?);
         }
-        report.row(&format!("{waiters} waiting for one GPU"), Measure::Time(median(times)));
+        report.row(
+            &format!("{waiters} waiting for one GPU"),
+            Measure::Time(median(times)),
+        );
     }
     Ok(())
 }
@@ -47,7 +57,11 @@ fn rows(bench: &Bench, report: &mut Report, subjects: &mut [Subject]) -> io::Res
     let times = race(subjects, ROUNDS, || bench.forget_claims())?;
     for (subject, time) in subjects.iter().zip(&times) {
         let ratio = time.as_secs_f64() / times[0].as_secs_f64();
-        report.row_with(&subject.name, Measure::Time(*time), &format!("{ratio:.2} × the first"));
+        report.row_with(
+            &subject.name,
+            Measure::Time(*time),
+            &format!("{ratio:.2} × the first"),
+        );
     }
     Ok(())
 }
@@ -62,7 +76,9 @@ fn wake(bench: &Bench, waiters: usize) -> io::Result<std::time::Duration> {
     let mut waiting = Vec::new();
     for _ in 0..waiters {
         // What the first prints stays claimed, so that the others wait on.
-        waiting.push(Waiter::start(bench.autocvd(&["-o"]).env("FREE_NVML_GPUS", "1"))?);
+        waiting.push(Waiter::start(
+            bench.autocvd(&["-o"]).env("FREE_NVML_GPUS", "1"),
+        )?);
     }
     let start = Instant::now();
     holder.kill()?;

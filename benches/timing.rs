@@ -16,8 +16,16 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn new(name: impl Into<String>, mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self { name: name.into(), command, one_in: 1, code: 0 }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self {
+            name: name.into(),
+            command,
+            one_in: 1,
+            code: 0,
+        }
     }
 
     pub(crate) fn one_in(self, one_in: usize) -> Self {
@@ -30,7 +38,11 @@ impl Subject {
 }
 
 /// The median time of each subject; `before` is called before each run, untimed.
-pub(crate) fn race(subjects: &mut [Subject], rounds: usize, mut before: impl FnMut()) -> io::Result<Vec<Duration>> {
+pub(crate) fn race(
+    subjects: &mut [Subject],
+    rounds: usize,
+    mut before: impl FnMut(),
+) -> io::Result<Vec<Duration>> {
     let mut times = vec![Vec::new(); subjects.len()];
     for round in 0..rounds {
         for (subject, times) in subjects.iter_mut().zip(&mut times) {
@@ -42,7 +54,10 @@ pub(crate) fn race(subjects: &mut [Subject], rounds: usize, mut before: impl FnM
             let status = subject.command.status()?;
             times.push(start.elapsed());
             if status.code() != Some(subject.code) {
-                let what = format!("{}: ended with {status}: {:?}", subject.name, subject.command);
+                let what = format!(
+                    "{}: ended with {status}: {:?}",
+                    subject.name, subject.command
+                );
                 return Err(io::Error::other(what));
             }
         }

@@ -26,8 +26,8 @@ target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).
 AUTOCVD = str(target / "autocvd")
 library = next(path for path in [target / "libfake_nvml.so", target / "deps/libfake_nvml.so"] if path.exists())
 
-folder = tempfile.TemporaryDirectory(prefix="autocvd-bench-")
-machine = pathlib.Path(folder.name)
+directory = tempfile.TemporaryDirectory(prefix="autocvd-bench-")
+machine = pathlib.Path(directory.name)
 registered = machine / "procs/0"
 registered.mkdir(parents=True)
 queue = machine / "claims/queue"

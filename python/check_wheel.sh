@@ -53,7 +53,7 @@ expect "$(autocvd --version)" python -c 'import importlib.metadata as m; print("
 expect '[2]' python -c 'import autocvd.auto; print(autocvd.auto.ids)'
 python - <<END || fail "the typing information is missing"
 import autocvd, os
-folder = os.path.dirname(autocvd.__file__)
-assert {"py.typed", "_autocvd.pyi", "_autocvd.abi3.so"} <= set(os.listdir(folder)), os.listdir(folder)
+directory = os.path.dirname(autocvd.__file__)
+assert {"py.typed", "_autocvd.pyi", "_autocvd.abi3.so"} <= set(os.listdir(directory)), os.listdir(directory)
 END
 echo "check_wheel: $(basename "$wheel") does what it should"

@@ -13,7 +13,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A duration in its two largest units.
+/// A duration in its two largest devices.
 pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {

@@ -1,7 +1,7 @@
 //! What other launches have taken: claims, without a daemon.
 //!
 //! # Design
-//! Each launch writes one file into a folder that all launches share. It names the GPUs and the process
+//! Each launch writes one file into a directory that all launches share. It names the GPUs and the process
 //! for which they are claimed, and counts only while that process lives, so that no file ever has to be
 //! cleaned up for a GPU to be free again. There are two kinds:
 //!
@@ -12,14 +12,14 @@
 //! - *a lease for a shell* (`lease.rs`): the program that the shell will start cannot hold a lock, so the
 //!   lease is judged by what /proc shows of the shell and its children.
 //!
-//! Choosing and claiming are one step under a master lock, a `flock` on the folder itself, which the
+//! Choosing and claiming are one step under a master lock, a `flock` on the directory itself, which the
 //! kernel drops with its holder. A holder that was stopped would hold up everybody, so nobody waits for
 //! it longer than `PATIENCE`. Correctness does not rest on the lock: every launch looks once more after
 //! it has written its claim and steps back if it sees another one on the same GPU. Of two launches, at
 //! least the one that wrote later sees the other.
 
 mod bell;
-mod folder;
+mod directory;
 mod lease;
 mod own;
 mod queue;
@@ -28,9 +28,9 @@ mod record;
 mod cleanup;
 
 use crate::proc::{self, ProcessId};
-use folder::Folder;
-pub use folder::Lock;
-use lease::Standing;
+use directory::Directory;
+pub use directory::Lock;
+use lease::LeaseState;
 pub use queue::{Ticket, Waiter, Wants};
 use record::{Kind, Record};
 use std::collections::{HashMap, HashSet};
@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove_files;
-pub use lease::{Asking, Form};
+pub use lease::{Form, Requester};
 
 /// How long to wait for the master lock before going on without it.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -50,15 +50,15 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// The claims of this machine, as this process sees and makes them.
-pub struct Claims {
-    folder: Folder,
+pub struct ClaimStore {
+    directory: Directory,
     namespace: Option<u64>,
     boot: String,
     /// The claims inside which this process was started, the outermost first: the last one's GPUs are
     /// what there is to choose from.
     around: Vec<String>,
     /// Who asks: the shell's older leases end by it.
-    asking: Option<Asking>,
+    requester: Option<Requester>,
     /// The names that the last look at all claims found: what it judged needs no second look.
     judged: HashSet<String>,
     /// What is remembered of leases whose program was seen to run, by the claim's name.
@@ -71,7 +71,7 @@ pub struct Claim {
     /// The name of its file, which no other claim of this boot has.
     pub name: String,
     /// The keys of the GPUs.
-    pub units: Vec<String>,
+    pub devices: Vec<String>,
     /// The process that holds it, in its own namespace.
     pub pid: u32,
     /// The user whose file it is.
@@ -98,7 +98,7 @@ pub struct End {
 }
 
 /// Whether a claim counts.
-enum Life {
+enum Liveness {
     /// It does.
     Counts(End),
     /// It does, and is a lease for a program that this process descends from.
@@ -129,7 +129,7 @@ pub enum Holder {
 /// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease. In a forked
 /// child it is nothing: the claim is its parent's.
 #[derive(Debug)]
-pub struct Held {
+pub struct ClaimGuard {
     /// The process that made it.
     pid: u32,
     name: String,
@@ -138,26 +138,26 @@ pub struct Held {
     file: Option<File>,
 }
 
-impl Claims {
-    /// Opens the folder, making it if it is not there.
+impl ClaimStore {
+    /// Opens the directory, making it if it is not there.
     ///
     /// # Errors
     /// What keeps it from being used: then there are no claims to heed or make.
-    pub fn open(folder: &Path, around: Vec<String>) -> io::Result<Self> {
+    pub fn open(directory: &Path, around: Vec<String>) -> io::Result<Self> {
         Ok(Self {
-            folder: Folder::open(folder)?,
+            directory: Directory::open(directory)?,
             namespace: proc::pid_namespace(),
             boot: proc::boot_id(),
             around,
-            asking: None,
+            requester: None,
             judged: HashSet::new(),
             seen: HashMap::new(),
         })
     }
 
     /// Tells that this process asks for its shell, whose older leases end now unless their programs run.
-    pub fn for_shell(&mut self, asking: Asking) {
-        self.asking = Some(asking);
+    pub fn set_requester(&mut self, requester: Requester) {
+        self.requester = Some(requester);
     }
 
     /// Makes choosing and claiming one step: to be held from [`live`](Self::live) to [`claim`](Self::claim).
@@ -166,7 +166,7 @@ impl Claims {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(50);
         loop {
-            if let Some(lock) = self.folder.try_lock().ok()? {
+            if let Some(lock) = self.directory.try_lock().ok()? {
                 return Some(lock);
             }
             if Instant::now() >= deadline {
@@ -181,80 +181,122 @@ impl Claims {
     /// The claims that count now, this process's own surroundings left out: what it was started inside
     /// of, and leases of its shell that end because the shell asks again.
     pub fn live(&mut self) -> Vec<Claim> {
-        if let Err(error) = self.folder.refresh() {
-            tracing::debug!("the folder of claims is gone: {error}");
+        if let Err(error) = self.directory.refresh() {
+            tracing::debug!("the directory of claims is gone: {error}");
         }
-        let names = self.folder.claims();
-        let others: Vec<&String> = names.iter().filter(|name| !self.around.contains(name)).collect();
-        let live: Vec<Claim> = others.into_iter().filter_map(|name| self.read(name)).collect();
+        let names = self.directory.claims();
+        let others: Vec<&String> = names
+            .iter()
+            .filter(|name| !self.around.contains(name))
+            .collect();
+        let live: Vec<Claim> = others
+            .into_iter()
+            .filter_map(|name| self.read(name))
+            .collect();
         self.judged = names.into_iter().collect();
-        self.seen.retain(|name, _| live.iter().any(|claim| claim.name == *name));
+        self.seen
+            .retain(|name, _| live.iter().any(|claim| claim.name == *name));
         live
     }
 
     /// A claim, if it counts.
     fn read(&mut self, name: &str) -> Option<Claim> {
-        if let Some(record) = self.folder.own_text(name).and_then(|text| Record::parse(&text)) {
-            let end = End { pids: vec![record.holder.pid], at: None };
+        if let Some(record) = self
+            .directory
+            .own_text(name)
+            .and_then(|text| Record::parse(&text))
+        {
+            let end = End {
+                pids: vec![record.holder.pid],
+                at: None,
+            };
             return Some(record.into_claim(name, rustix::process::geteuid().as_raw(), end));
         }
-        let file = self.folder.open_file(name)?;
+        let file = self.directory.open_file(name)?;
         let uid = rustix::fs::fstat(&file).ok()?.st_uid;
         let record = Record::read(&file)?;
-        let life = if record.boot == self.boot { self.life(name, &file, &record) } else { Life::Unclear };
+        let life = if record.boot == self.boot {
+            self.life(name, &file, &record)
+        } else {
+            Liveness::Unclear
+        };
         let (end, around) = match life {
-            Life::Counts(end) => (end, false),
-            Life::Around(end) => (end, true),
-            // Anybody's leftovers are harmless; to remove them only keeps the folder small.
-            Life::Ended => {
-                self.folder.remove_own(name, uid);
+            Liveness::Counts(end) => (end, false),
+            Liveness::Around(end) => (end, true),
+            // Anybody's leftovers are harmless; to remove them only keeps the directory small.
+            Liveness::Ended => {
+                self.directory.remove_own(name, uid);
                 // It ends because its shell, which lives on, asks again.
-                if self.asking.as_ref().is_some_and(|asking| asking.shell() == record.holder) {
-                    queue::call_all(&self.folder);
+                if self
+                    .requester
+                    .as_ref()
+                    .is_some_and(|requester| requester.shell() == record.holder)
+                {
+                    queue::call_all(&self.directory);
                 }
                 return None;
             }
             // Those who see more may still count it.
-            Life::Unclear => {
+            Liveness::Unclear => {
                 let written = file.metadata().and_then(|meta| meta.modified()).ok()?;
                 if written.elapsed().is_ok_and(|age| age > UNCLEAR_FOR) {
-                    self.folder.remove_own(name, uid);
+                    self.directory.remove_own(name, uid);
                 }
                 return None;
             }
         };
-        Some(Claim { around, ..record.into_claim(name, uid, end) })
+        Some(Claim {
+            around,
+            ..record.into_claim(name, uid, end)
+        })
     }
 
-    fn life(&mut self, name: &str, file: &File, record: &Record) -> Life {
+    fn life(&mut self, name: &str, file: &File, record: &Record) -> Liveness {
         let same_namespace = record.namespace.is_some() && record.namespace == self.namespace;
         match &record.kind {
             Kind::Process => {
-                let pids = if same_namespace { vec![record.holder.pid] } else { vec![] };
-                let counts = Life::Counts(End { pids, at: None });
-                match same_namespace.then(|| proc::Stat::read(record.holder.pid)).flatten() {
+                let pids = if same_namespace {
+                    vec![record.holder.pid]
+                } else {
+                    vec![]
+                };
+                let counts = Liveness::Counts(End { pids, at: None });
+                match same_namespace
+                    .then(|| proc::Stat::read(record.holder.pid))
+                    .flatten()
+                {
                     Some(stat) if stat.id == record.holder && stat.runs() => counts,
-                    Some(_) => Life::Ended,
-                    None if same_namespace && !proc::exists(record.holder.pid) => Life::Ended,
-                    None if folder::is_locked(file) => counts,
+                    Some(_) => Liveness::Ended,
+                    None if same_namespace && !proc::exists(record.holder.pid) => Liveness::Ended,
+                    None if directory::is_locked(file) => counts,
                     // It may have closed the file, as sudo does.
-                    None => Life::Unclear,
+                    None => Liveness::Unclear,
                 }
             }
             Kind::Lease(lease) => {
                 let seen = self.seen.get(name).or(lease.program.as_ref()).cloned();
-                let asking = self.asking.as_ref();
-                match lease::standing(lease, record.holder, same_namespace, seen.as_deref(), asking) {
-                    Standing::Ended => Life::Ended,
-                    Standing::Unclear => Life::Unclear,
-                    Standing::Waiting(end) => Life::Counts(end),
-                    Standing::Running { program, end } => {
+                let requester = self.requester.as_ref();
+                match lease::lease_state(
+                    lease,
+                    record.holder,
+                    same_namespace,
+                    seen.as_deref(),
+                    requester,
+                ) {
+                    LeaseState::Ended => Liveness::Ended,
+                    LeaseState::Unclear => Liveness::Unclear,
+                    LeaseState::Waiting(end) => Liveness::Counts(end),
+                    LeaseState::Running { program, end } => {
                         let around = program.iter().any(|program| proc::is_ancestor(program.pid));
                         if seen.as_ref() != Some(&program) {
                             self.remember(name, record, &program);
                             self.seen.insert(name.to_owned(), program);
                         }
-                        if around { Life::Around(end) } else { Life::Counts(end) }
+                        if around {
+                            Liveness::Around(end)
+                        } else {
+                            Liveness::Counts(end)
+                        }
                     }
                 }
             }
@@ -263,58 +305,75 @@ impl Claims {
 
     /// Writes down that a lease's program was seen, for launches that come after it has ended.
     fn remember(&self, name: &str, record: &Record, program: &[ProcessId]) {
-        let Kind::Lease(lease) = &record.kind else { return };
-        let lease = lease::Lease { program: Some(program.to_vec()), ..lease.clone() };
-        let record = Record { kind: Kind::Lease(lease), ..record.clone() };
+        let Kind::Lease(lease) = &record.kind else {
+            return;
+        };
+        let lease = lease::Lease {
+            program: Some(program.to_vec()),
+            ..lease.clone()
+        };
+        let record = Record {
+            kind: Kind::Lease(lease),
+            ..record.clone()
+        };
         // Only its owner: a file of another user's would be out of its owner's hands.
-        if let Err(error) = self.folder.replace_own(name, &record.to_text()) {
+        if let Err(error) = self.directory.replace_own(name, &record.to_text()) {
             tracing::trace!("claim {name}: {error}");
         }
     }
 
-    /// Claims `units`; `None` where another launch turns out to have claimed one of them since
+    /// ClaimStore `devices`; `None` where another launch turns out to have claimed one of them since
     /// [`live`](Self::live) was asked.
     ///
     /// # Errors
     /// Where the claim cannot be written.
-    pub fn claim(&mut self, units: &[String], holder: &Holder) -> io::Result<Option<Held>> {
-        let name = self.folder.new_name();
-        let record = self.record(units, holder);
-        let (path, file) = match self.folder.create(&name) {
-            // A cleaner has removed the folder since the look.
+    pub fn claim(&mut self, devices: &[String], holder: &Holder) -> io::Result<Option<ClaimGuard>> {
+        let name = self.directory.new_name();
+        let record = self.record(devices, holder);
+        let (path, file) = match self.directory.create(&name) {
+            // A cleaner has removed the directory since the look.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.folder.refresh()?;
-                self.folder.create(&name)?
+                self.directory.refresh()?;
+                self.directory.create(&name)?
             }
             answer => answer?,
         };
         cleanup::CLAIM.set(&path);
-        let mut held = Held { name: name.clone(), path, file: None, pid: std::process::id() };
+        let mut held = ClaimGuard {
+            name: name.clone(),
+            path,
+            file: None,
+            pid: std::process::id(),
+        };
         if let Err(error) = self.write(&name, &record, file, &mut held) {
             held.release();
-            self.folder.discard(&name);
+            self.directory.discard(&name);
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
             }
             // This process was stopped for so long that somebody took the unfinished file for abandoned.
-            self.folder.refresh()?;
+            self.directory.refresh()?;
             return Ok(None);
         }
-        if !self.folder.is_current() {
+        if !self.directory.is_current() {
             // Nobody looks there any more.
-            self.folder.remove(&name);
+            self.directory.remove(&name);
             held.release();
-            self.folder.refresh()?;
+            self.directory.refresh()?;
             return Ok(None);
         }
-        let mut others = self.folder.claims();
+        let mut others = self.directory.claims();
         others.retain(|other| *other != name && !self.judged.contains(other));
         let rival = others
             .iter()
             .filter_map(|other| self.read(other))
-            .find(|other| other.units.iter().any(|unit| units.contains(unit)));
+            .find(|other| other.devices.iter().any(|device| devices.contains(device)));
         if let Some(rival) = rival {
-            tracing::debug!("claim {} by pid {} came first; choosing again", rival.name, rival.pid);
+            tracing::debug!(
+                "claim {} by pid {} came first; choosing again",
+                rival.name,
+                rival.pid
+            );
             held.release();
             return Ok(None);
         }
@@ -322,11 +381,17 @@ impl Claims {
     }
 
     /// Fills and publishes the file of a claim.
-    fn write(&self, name: &str, record: &Record, mut file: File, held: &mut Held) -> io::Result<()> {
+    fn write(
+        &self,
+        name: &str,
+        record: &Record,
+        mut file: File,
+        held: &mut ClaimGuard,
+    ) -> io::Result<()> {
         let text = record.to_text();
         if record.kind == Kind::Process {
-            let mut file = folder::out_of_the_way(file);
-            folder::lock(&file)?;
+            let mut file = directory::out_of_the_way(file);
+            directory::lock(&file)?;
             own::remember(&held.path, &text);
             file.write_all(text.as_bytes())?;
             held.file = Some(file);
@@ -335,29 +400,40 @@ impl Claims {
             file.write_all(text.as_bytes())?;
             drop(file);
         }
-        self.folder.publish(name)
+        self.directory.publish(name)
     }
 
-    fn record(&self, units: &[String], holder: &Holder) -> Record {
+    fn record(&self, devices: &[String], holder: &Holder) -> Record {
         let (kind, process, command) = match holder {
             Holder::Process { command } => {
-                let own = ProcessId::own().unwrap_or(ProcessId { pid: std::process::id(), start: 0 });
+                let own = ProcessId::own().unwrap_or(ProcessId {
+                    pid: std::process::id(),
+                    start: 0,
+                });
                 let command = Some(command.clone()).filter(|command| !command.is_empty());
-                (Kind::Process, own, command.or_else(|| proc::command(own.pid)).unwrap_or_default())
+                (
+                    Kind::Process,
+                    own,
+                    command
+                        .or_else(|| proc::command(own.pid))
+                        .unwrap_or_default(),
+                )
             }
             Holder::Shell { hold, form } => {
-                let asking = self.asking.as_ref();
+                let requester = self.requester.as_ref();
                 // Pid 0 is nobody.
-                let shell = asking.map_or(ProcessId { pid: 0, start: 0 }, Asking::shell);
-                let lease = lease::Lease::new(asking, *hold, form.clone());
+                let shell = requester.map_or(ProcessId { pid: 0, start: 0 }, Requester::shell);
+                let lease = lease::Lease::new(requester, *hold, form.clone());
                 let command = lease.shell.clone();
                 (Kind::Lease(lease), shell, command)
             }
         };
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs());
         Record {
             kind,
-            units: units.to_vec(),
+            devices: devices.to_vec(),
             holder: process,
             namespace: self.namespace,
             boot: self.boot.clone(),
@@ -369,31 +445,47 @@ impl Claims {
 
     /// Whether one of these claims of other processes, which counted because it was locked, is so no more.
     pub fn has_let_go(&self, names: &[String]) -> bool {
-        names.iter().any(|name| self.folder.open_file(name).is_none_or(|file| self.has_ended(&file)))
+        names.iter().any(|name| {
+            self.directory
+                .open_file(name)
+                .is_none_or(|file| self.has_ended(&file))
+        })
     }
 
     /// A lease is not locked: its time tells.
     fn has_ended(&self, file: &File) -> bool {
-        !folder::is_locked(file) && Record::read(file).is_none_or(|record| record.kind == Kind::Process)
+        !directory::is_locked(file)
+            && Record::read(file).is_none_or(|record| record.kind == Kind::Process)
     }
 
     /// Takes a place in the queue of those who wait.
     ///
     /// # Errors
     /// Where the place cannot be written.
-    pub fn queue(&mut self, came: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
-        self.folder.refresh()?;
-        Ticket::take(&self.folder, self.namespace, self.around.last().map(String::as_str), came, wants)
+    pub fn queue(&mut self, enqueued_at: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
+        self.directory.refresh()?;
+        Ticket::take(
+            &self.directory,
+            self.namespace,
+            self.around.last().map(String::as_str),
+            enqueued_at,
+            wants,
+        )
     }
 
-    /// Those who wait for GPUs of the same surroundings and came before `came`, the longest-waiting first.
-    pub fn waiting_before(&self, came: Duration) -> Vec<queue::Waiter> {
-        queue::before(&self.folder, came, self.namespace, self.around.last().map(String::as_str))
+    /// Those who wait for GPUs of the same ancestor_devices and came before `came`, the longest-waiting first.
+    pub fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<queue::Waiter> {
+        queue::before(
+            &self.directory,
+            enqueued_at,
+            self.namespace,
+            self.around.last().map(String::as_str),
+        )
     }
 
-    /// The folder, whose files' being closed tells of claims that end out of sight: in another PID namespace.
+    /// The directory, whose files' being closed tells of claims that end out of sight: in another PID namespace.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     /// The claims inside which this process was started, the outermost first.
@@ -403,10 +495,10 @@ impl Claims {
 
     /// The keys of the GPUs that surround this process: those of the innermost claim that still counts.
     /// Claims that have ended are forgotten.
-    pub fn surroundings(&mut self) -> Option<Vec<String>> {
+    pub fn ancestor_devices(&mut self) -> Option<Vec<String>> {
         while let Some(name) = self.around.last().cloned() {
             if let Some(claim) = self.read(&name) {
-                return Some(claim.units);
+                return Some(claim.devices);
             }
             self.around.pop();
         }
@@ -414,12 +506,12 @@ impl Claims {
     }
 
     /// Heeds the claims around this process like all others.
-    pub fn forget_surroundings(&mut self) {
+    pub fn ignore_ancestors(&mut self) {
         self.around.clear();
     }
 }
 
-impl Held {
+impl ClaimGuard {
     /// What others call the claim, for processes started inside it.
     pub fn name(&self) -> &str {
         &self.name
@@ -432,8 +524,12 @@ impl Held {
             own::forget(&self.path);
             cleanup::CLAIM.clear();
             // The process lives on, so that no exit tells those who wait.
-            if let Some(folder) = self.path.parent().and_then(|folder| Folder::open(folder).ok()) {
-                queue::call_all(&folder);
+            if let Some(directory) = self
+                .path
+                .parent()
+                .and_then(|directory| Directory::open(directory).ok())
+            {
+                queue::call_all(&directory);
             }
         }
         self.file = None;
@@ -459,7 +555,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ClaimGuard {
     fn drop(&mut self) {
         if self.file.is_some() {
             self.release();
@@ -471,67 +567,101 @@ impl Drop for Held {
 mod tests {
     use super::*;
 
-    fn claims(folder: &tempfile::TempDir) -> Claims {
-        Claims::open(&folder.path().join("claims"), Vec::new()).expect("a folder of our own")
+    fn claims(directory: &tempfile::TempDir) -> ClaimStore {
+        ClaimStore::open(&directory.path().join("claims"), Vec::new())
+            .expect("a directory of our own")
     }
 
-    fn hold(claims: &mut Claims, unit: &str) -> Held {
-        let holder = Holder::Process { command: "a test".into() };
-        claims.claim(&[unit.to_owned()], &holder).expect("it can be written").expect("nobody else is here")
+    fn hold(claims: &mut ClaimStore, device: &str) -> ClaimGuard {
+        let holder = Holder::Process {
+            command: "a test".into(),
+        };
+        claims
+            .claim(&[device.to_owned()], &holder)
+            .expect("it can be written")
+            .expect("nobody else is here")
     }
 
     /// Whether another process sees a lock on the file: in a process of its own, for one's own locks are not told.
-    fn is_locked_for_others(held: &Held) -> bool {
+    fn is_locked_for_others(held: &ClaimGuard) -> bool {
         let locks = std::fs::read_to_string("/proc/locks").expect("Linux has it");
-        let inode = std::os::unix::fs::MetadataExt::ino(&held.path.metadata().expect("it is there"));
-        locks.lines().any(|lock| lock.contains("POSIX") && lock.contains(&format!(":{inode} ")))
+        let inode =
+            std::os::unix::fs::MetadataExt::ino(&held.path.metadata().expect("it is there"));
+        locks
+            .lines()
+            .any(|lock| lock.contains("POSIX") && lock.contains(&format!(":{inode} ")))
     }
 
     #[test]
     fn a_claim_that_ends_while_its_process_lives_calls_those_who_wait() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut first = claims(&folder);
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut first = claims(&directory);
         let mut held = hold(&mut first, "GPU-1");
-        let ticket = claims(&folder).queue(Duration::from_secs(1), &Wants::default()).expect("a place");
+        let ticket = claims(&directory)
+            .queue(Duration::from_secs(1), &Wants::default())
+            .expect("a place");
         let bell = ticket.bell().expect("it has one");
         let mut call = [0; 8];
-        assert_eq!(rustix::io::read(&bell, &mut call), Err(rustix::io::Errno::AGAIN), "nobody has called yet");
+        assert_eq!(
+            rustix::io::read(&bell, &mut call),
+            Err(rustix::io::Errno::AGAIN),
+            "nobody has called yet"
+        );
         held.release();
         assert_eq!(rustix::io::read(&bell, &mut call), Ok(1));
     }
 
     #[test]
     fn a_claim_stays_locked_whatever_this_process_reads_and_claims_later() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut first = claims(&folder);
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut first = claims(&directory);
         let held = hold(&mut first, "GPU-1");
         assert!(is_locked_for_others(&held));
-        let mut second = claims(&folder);
+        let mut second = claims(&directory);
         assert_eq!(second.live().len(), 1);
         let mut other = hold(&mut second, "GPU-2");
         assert!(is_locked_for_others(&held) && is_locked_for_others(&other));
         other.release();
-        assert_eq!(second.live().iter().map(|claim| &claim.units[0]).collect::<Vec<_>>(), ["GPU-1"]);
+        assert_eq!(
+            second
+                .live()
+                .iter()
+                .map(|claim| &claim.devices[0])
+                .collect::<Vec<_>>(),
+            ["GPU-1"]
+        );
         assert!(is_locked_for_others(&held));
     }
 
     #[test]
     fn of_the_threads_of_a_process_only_one_gets_a_gpu() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let held = hold(&mut claims(&folder), "GPU-1");
-        let holder = Holder::Process { command: String::new() };
-        assert!(claims(&folder).claim(&["GPU-1".into()], &holder).expect("it can be written").is_none());
+        let directory = tempfile::tempdir().expect("a directory");
+        let held = hold(&mut claims(&directory), "GPU-1");
+        let holder = Holder::Process {
+            command: String::new(),
+        };
+        assert!(
+            claims(&directory)
+                .claim(&["GPU-1".into()], &holder)
+                .expect("it can be written")
+                .is_none()
+        );
         drop(held);
-        assert!(claims(&folder).claim(&["GPU-1".into()], &holder).expect("it can be written").is_some());
+        assert!(
+            claims(&directory)
+                .claim(&["GPU-1".into()], &holder)
+                .expect("it can be written")
+                .is_some()
+        );
     }
 
     #[test]
     fn a_forked_child_does_not_end_its_parents_claim() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let held = hold(&mut claims(&folder), "GPU-1");
+        let directory = tempfile::tempdir().expect("a directory");
+        let held = hold(&mut claims(&directory), "GPU-1");
         // What the child of a fork has: the same, under another pid.
         let path = held.path.clone();
-        drop(Held {
+        drop(ClaimGuard {
             pid: held.pid + 1,
             name: held.name.clone(),
             path: path.clone(),

@@ -10,7 +10,7 @@ mod run;
 mod shell;
 mod signals;
 mod status;
+mod terminal;
 mod variables;
 
-pub use args::command;
-pub use run::run;
+pub(crate) use run::run;

@@ -6,14 +6,11 @@ use std::path::PathBuf;
 
 /// Names the NVML library to load.
 const NVML_LIB: &str = "AUTOCVD_NVML_LIB";
-/// Names the folder of claims.
+/// Names the directory of claims.
 const CLAIM_DIR: &str = "AUTOCVD_CLAIM_DIR";
 /// Tells a nested autocvd what it was started inside of.
 pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
-/// The variables of ours that stand for no option.
-#[cfg(feature = "cli")]
-pub(crate) const NO_OPTIONS: [&str; 3] = [NVML_LIB, CLAIM_DIR, INSIDE];
-/// The folder of claims where none is named: one for all users of the machine.
+/// The directory of claims where none is named: one for all users of the machine.
 const DEFAULT_CLAIM_DIR: &str = "/tmp/autocvd";
 /// What batch systems set in a job: Slurm, PBS, LSF.
 const BATCH_JOBS: [&str; 3] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
@@ -23,23 +20,23 @@ const BATCH_JOBS: [&str; 3] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
 pub struct Environment {
     /// `AUTOCVD_NVML_LIB`: the NVML library to load.
     pub nvml_library: Option<OsString>,
-    /// `AUTOCVD_CLAIM_DIR`: the folder of claims. Without a slash at its end, behind which a link would be followed.
+    /// `AUTOCVD_CLAIM_DIR`: the directory of claims. Without a slash at its end, behind which a link would be followed.
     pub claim_dir: PathBuf,
     /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
     pub cuda_visible_devices: Option<String>,
     /// The variable of the batch job that this is part of.
     pub batch_job: Option<&'static str>,
     /// The launch that this process was started inside of.
-    pub inside: Option<Inside>,
+    pub inside: Option<ParentLaunch>,
 }
 
 /// `autocvd -n 4 -- …`, seen from within.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Inside {
+pub struct ParentLaunch {
     /// The names of its claim and of those around it, the outermost first; empty if it made none.
     pub claims: Vec<String>,
     /// The keys of its GPUs.
-    pub units: Vec<String>,
+    pub devices: Vec<String>,
 }
 
 impl Environment {
@@ -49,42 +46,39 @@ impl Environment {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
         Self {
             nvml_library: set(NVML_LIB),
-            claim_dir: set(CLAIM_DIR)
-                .map_or_else(|| DEFAULT_CLAIM_DIR.into(), |path| PathBuf::from(path).components().collect()),
-            cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES").map(|value| value.to_string_lossy().into_owned()),
+            claim_dir: set(CLAIM_DIR).map_or_else(
+                || DEFAULT_CLAIM_DIR.into(),
+                |path| PathBuf::from(path).components().collect(),
+            ),
+            cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES")
+                .map(|value| value.to_string_lossy().into_owned()),
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
-            inside: set(INSIDE).and_then(|value| Inside::parse(value.to_str()?)),
+            inside: set(INSIDE).and_then(|value| ParentLaunch::parse(value.to_str()?)),
         }
     }
 }
 
-impl Inside {
+impl ParentLaunch {
     /// Reads `CLAIM/CLAIM:UNIT,UNIT`.
     fn parse(value: &str) -> Option<Self> {
-        let (claims, units) = value.split_once(':')?;
-        let list = |text: &str, by: char| text.split(by).filter(|part| !part.is_empty()).map(str::to_owned).collect();
-        Some(Self { claims: list(claims, '/'), units: list(units, ',') })
+        let (claims, devices) = value.split_once(':')?;
+        let list = |text: &str, by: char| {
+            text.split(by)
+                .filter(|part| !part.is_empty())
+                .map(str::to_owned)
+                .collect()
+        };
+        Some(Self {
+            claims: list(claims, '/'),
+            devices: list(devices, ','),
+        })
     }
 }
 
-impl std::fmt::Display for Inside {
+impl std::fmt::Display for ParentLaunch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.claims.join("/"), self.units.join(","))
+        write!(f, "{}:{}", self.claims.join("/"), self.devices.join(","))
     }
-}
-
-/// `COLUMNS`: how wide the output is to be where it is not a terminal.
-#[cfg(feature = "cli")]
-pub(crate) fn columns() -> Option<usize> {
-    env::var("COLUMNS").ok()?.parse().ok().filter(|columns| *columns > 0)
-}
-
-/// Whether a terminal may be written to in colours: neither `NO_COLOR` (<https://no-color.org>) nor a
-/// terminal that has none.
-#[cfg(feature = "cli")]
-pub(crate) fn allows_color() -> bool {
-    env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 #[cfg(test)]
@@ -94,11 +88,17 @@ mod tests {
     #[test]
     fn what_is_told_to_a_nested_launch_is_read_back() {
         for inside in [
-            Inside { claims: vec!["1-2".into(), "3-4".into()], units: vec!["GPU-1".into(), "GPU-2".into()] },
-            Inside { claims: vec![], units: vec!["00000000:01:00.0".into()] },
+            ParentLaunch {
+                claims: vec!["1-2".into(), "3-4".into()],
+                devices: vec!["GPU-1".into(), "GPU-2".into()],
+            },
+            ParentLaunch {
+                claims: vec![],
+                devices: vec!["00000000:01:00.0".into()],
+            },
         ] {
-            assert_eq!(Inside::parse(&inside.to_string()), Some(inside));
+            assert_eq!(ParentLaunch::parse(&inside.to_string()), Some(inside));
         }
-        assert_eq!(Inside::parse("nonsense"), None);
+        assert_eq!(ParentLaunch::parse("nonsense"), None);
     }
 }

@@ -28,7 +28,10 @@ pub struct Error {
 impl Error {
     /// An error of `kind` whose text is `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self {
+            kind,
+            message: message.into(),
+        }
     }
 
     /// What kind of failure this is.

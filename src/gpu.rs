@@ -21,7 +21,11 @@ pub enum Source {
 
 /// Which processes the driver's lists can name (`process_view` in JSON).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(Serialize, Deserialize),
+    serde(rename_all = "snake_case")
+)]
 pub enum ProcessView {
     /// All of them: this process lives in the host's PID namespace.
     #[default]
@@ -67,10 +71,16 @@ pub struct Gpu {
     #[cfg_attr(feature = "serde", serde(default))]
     pub utilization: Utilization,
     /// Who may create contexts on it.
-    #[cfg_attr(feature = "serde", serde(default, with = "crate::probe::file::compute_mode"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, with = "crate::probe::file::compute_mode")
+    )]
     pub compute_mode: Option<ComputeMode>,
     /// The MIG devices it is divided into, where MIG is enabled.
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::probe::file::mig"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, deserialize_with = "crate::probe::file::mig")
+    )]
     pub mig: Option<Mig>,
     /// The processes that have a context on it; `None` where the list cannot be read.
     #[cfg_attr(feature = "serde", serde(default))]
@@ -149,9 +159,14 @@ impl ComputeMode {
 
     /// The mode of that name, in NVML's or nvidia-smi's spelling (`Exclusive_Process`).
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Default, Self::ExclusiveThread, Self::Prohibited, Self::ExclusiveProcess]
-            .into_iter()
-            .find(|mode| mode.name().eq_ignore_ascii_case(name))
+        [
+            Self::Default,
+            Self::ExclusiveThread,
+            Self::Prohibited,
+            Self::ExclusiveProcess,
+        ]
+        .into_iter()
+        .find(|mode| mode.name().eq_ignore_ascii_case(name))
     }
 }
 
@@ -164,7 +179,7 @@ pub struct Mig {
     pub devices: Vec<MigDevice>,
 }
 
-/// One MIG device: the unit that a process can use of a MIG-enabled GPU.
+/// One MIG device: the device that a process can use of a MIG-enabled GPU.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct MigDevice {
@@ -218,7 +233,10 @@ pub struct Process {
     #[cfg_attr(feature = "serde", serde(default))]
     pub used_memory: Option<u64>,
     /// When it started: Unix time in seconds.
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::probe::file::time"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, deserialize_with = "crate::probe::file::time")
+    )]
     pub started: Option<u64>,
 }
 
@@ -271,13 +289,20 @@ pub struct ClaimInfo {
     #[cfg_attr(feature = "serde", serde(default))]
     pub command: Option<String>,
     /// When it was made: Unix time in seconds.
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::probe::file::time"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, deserialize_with = "crate::probe::file::time")
+    )]
     pub since: Option<u64>,
 }
 
 /// What can be done with a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(Serialize, Deserialize),
+    serde(rename_all = "lowercase")
+)]
 pub enum State {
     /// Nobody uses it.
     Free,
@@ -300,13 +325,17 @@ pub struct Link {
     pub nvlinks: u32,
     /// Their nearest common PCIe ancestor.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub ancestor: Option<Ancestor>,
+    pub ancestor: Option<TopologyLevel>,
 }
 
 /// NVML's nvmlGpuTopologyLevel_t: the nearer, the smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
-pub enum Ancestor {
+#[cfg_attr(
+    feature = "serde",
+    derive(Serialize, Deserialize),
+    serde(rename_all = "lowercase")
+)]
+pub enum TopologyLevel {
     /// The same board.
     Internal,
     /// A single PCIe switch.

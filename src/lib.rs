@@ -4,10 +4,10 @@
 //! library neither prints nor exits; the program `autocvd` is its first user.
 //!
 //! ```no_run
-//! use autocvd::{Environment, Request, Unobserved, acquire};
+//! use autocvd::{Environment, Request, NoObserver, acquire};
 //!
 //! let request = Request { num_gpus: 2, ..Request::default() };
-//! let found = acquire(&request, &Environment::read(), &mut Unobserved)?;
+//! let found = acquire(&request, &Environment::read(), &mut NoObserver)?;
 //! for (name, value) in found.variables() {
 //!     println!("{name}={value}"); // CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES=2,3
 //! }
@@ -21,21 +21,19 @@
 pub mod acquire;
 pub mod amount;
 pub mod claim;
-#[cfg(feature = "cli")]
-pub mod cli;
 pub mod environment;
 pub mod error;
+mod fork_local;
 pub mod gpu;
 pub mod ids;
-pub mod machine;
-mod per_process;
 pub mod probe;
 pub mod proc;
 pub mod select;
+pub mod status;
 #[cfg(feature = "text")]
 pub mod text;
 pub mod wait;
 
-pub use acquire::{Acquisition, Claiming, Observer, Request, Unobserved, Waiting, acquire};
+pub use acquire::{Acquisition, ClaimPolicy, NoObserver, Observer, Request, Waiting, acquire};
 pub use environment::Environment;
 pub use error::{Error, ErrorKind, Result};

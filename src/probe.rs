@@ -50,7 +50,7 @@ pub trait Probe {
     fn links(&mut self, indices: &[u32]) -> Vec<Link>;
 
     /// The CPU cores near the GPU with this index; empty where unknown.
-    fn near_cores(&mut self, index: u32) -> Vec<usize>;
+    fn cpu_affinity(&mut self, index: u32) -> Vec<usize>;
 
     /// Whether another look can have another answer.
     fn is_live(&self) -> bool {
@@ -75,16 +75,20 @@ pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn P
             }
             Err(why) => {
                 tracing::info!("{why}; trying nvidia-smi");
-                let smi = smi::NvidiaSmi::open().map_err(|also| no_gpu(format!("{why}; and {also}")))?;
+                let smi =
+                    smi::NvidiaSmi::open().map_err(|also| no_gpu(format!("{why}; and {also}")))?;
                 tracing::info!("reading the GPUs through nvidia-smi");
                 Ok(Box::new(smi))
             }
         },
         #[cfg(feature = "serde")]
-        ProbeChoice::File(path) => Ok(Box::new(file::Recorded(file::read(path)?))),
+        ProbeChoice::File(path) => Ok(Box::new(file::FileProbe(file::read(path)?))),
         #[cfg(not(feature = "serde"))]
         ProbeChoice::File(path) => {
-            let text = format!("'{}' cannot be read: built without the feature 'serde'", path.display());
+            let text = format!(
+                "'{}' cannot be read: built without the feature 'serde'",
+                path.display()
+            );
             Err(Error::new(ErrorKind::WrongValue, text))
         }
     }
@@ -103,7 +107,10 @@ pub fn process_view() -> ProcessView {
 }
 
 /// Why not one of the GPUs of a live machine can be read, if that is so.
-pub(crate) fn none_can_be_read<'a>(source: Source, gpus: impl IntoIterator<Item = &'a Gpu>) -> Option<String> {
+pub(crate) fn none_can_be_read<'a>(
+    source: Source,
+    gpus: impl IntoIterator<Item = &'a Gpu>,
+) -> Option<String> {
     let source = match source {
         Source::Nvml => "NVML",
         Source::NvidiaSmi => "nvidia-smi",

@@ -24,7 +24,9 @@ impl ProcessId {
 
     /// This process; `None` where /proc is that of another PID namespace, in which its pid is another's.
     pub fn own() -> Option<Self> {
-        shows_this_namespace().then(|| Self::of(std::process::id())).flatten()
+        shows_this_namespace()
+            .then(|| Self::of(std::process::id()))
+            .flatten()
     }
 
     /// Whether it still runs. A zombie does not, unless it is a leader whose other threads do.
@@ -58,13 +60,25 @@ impl Stat {
         let end = text.iter().rposition(|byte| *byte == b')')?;
         let before = String::from_utf8_lossy(&text[..end]);
         let (pid, comm) = before.split_once(" (")?;
-        let mut fields = std::str::from_utf8(&text[end + 1..]).ok()?.strip_prefix(' ')?.split(' ');
+        let mut fields = std::str::from_utf8(&text[end + 1..])
+            .ok()?
+            .strip_prefix(' ')?
+            .split(' ');
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
         let threads = fields.nth(15)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
-        let id = ProcessId { pid: pid.parse().ok()?, start };
-        Some(Self { id, comm: comm.to_owned(), state, parent, threads })
+        let id = ProcessId {
+            pid: pid.parse().ok()?,
+            start,
+        };
+        Some(Self {
+            id,
+            comm: comm.to_owned(),
+            state,
+            parent,
+            threads,
+        })
     }
 
     /// Whether the process has not ended.
@@ -90,7 +104,10 @@ fn open(path: &str) -> Option<std::os::fd::OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
-fn read_some<B: rustix::buffer::Buffer<u8>>(file: impl std::os::fd::AsFd, buffer: B) -> Option<B::Output> {
+fn read_some<B: rustix::buffer::Buffer<u8>>(
+    file: impl std::os::fd::AsFd,
+    buffer: B,
+) -> Option<B::Output> {
     rustix::io::read(file, buffer).ok()
 }
 
@@ -112,7 +129,10 @@ pub fn is_unprintable(c: char) -> bool {
 /// Bytes as one line that can be shown on a terminal.
 pub fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let line: String = text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
+    let line: String = text
+        .chars()
+        .map(|c| if is_unprintable(c) { ' ' } else { c })
+        .collect();
     line.trim().to_owned()
 }
 
@@ -132,40 +152,47 @@ pub fn user_name(uid: u32) -> String {
 
 /// What can be told of a variable of another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variable {
+pub enum Environ {
     /// The process was started with this value.
     Set,
     /// It was started without it, or with another value.
     NotSet,
     /// The environment is empty: the process is in the midst of an exec, for a moment.
-    NotYet,
+    Execing,
     /// It cannot be read: another user's process, or one that has written over it.
     Hidden,
 }
 
 /// Whether the process was started with this variable set to this value.
-pub fn variable(pid: u32, name: &str, value: &str) -> Variable {
+pub fn variable(pid: u32, name: &str, value: &str) -> Environ {
     // Almost always in one call: between two, an exec would take the rest away.
     let mut environment = Vec::with_capacity(64 << 10);
     let file = fs::File::open(format!("/proc/{pid}/environ"));
-    if file.and_then(|mut file| file.read_to_end(&mut environment)).is_err() {
-        return Variable::Hidden;
+    if file
+        .and_then(|mut file| file.read_to_end(&mut environment))
+        .is_err()
+    {
+        return Environ::Hidden;
     }
     if environment.is_empty() {
-        return Variable::NotYet;
+        return Environ::Execing;
     }
     let wanted = format!("{name}={value}");
     let whole = environment.strip_suffix(b"\0").unwrap_or(&environment);
     let mut entries = whole.split(|byte| *byte == 0);
     if entries.clone().any(|entry| entry == wanted.as_bytes()) {
-        return Variable::Set;
+        return Environ::Set;
     }
     // A program that rewrites its title (setproctitle, perl's $0) does so over its variables.
     let is_variable = |entry: &[u8]| {
         let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
         !name.is_empty() && name.len() < entry.len() && !name.contains(&b' ')
     };
-    if entries.all(is_variable) { Variable::NotSet } else { Variable::Hidden }
+    if entries.all(is_variable) {
+        Environ::NotSet
+    } else {
+        Environ::Hidden
+    }
 }
 
 /// The children of `pid`, of all its threads.
@@ -177,7 +204,7 @@ pub fn children(pid: u32) -> Vec<u32> {
 fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
     let tasks = format!("/proc/{pid}/task");
     let mut found = Vec::new();
-    // The kernel counts the threads among the folder's links; the only one has the process's own number.
+    // The kernel counts the threads among the directory's links; the only one has the process's own number.
     if rustix::fs::stat(&*tasks).ok()?.st_nlink == 2 + 1 {
         add_children(&format!("{tasks}/{pid}/children"), &mut found)?;
         return Some(found);
@@ -209,12 +236,20 @@ fn add_children(path: &str, found: &mut Vec<u32>) -> Option<()> {
 
 /// All processes that /proc shows.
 fn all() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).collect()
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .collect()
 }
 
 fn children_by_scan(parent: u32) -> Vec<u32> {
-    all().into_iter().filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent)).collect()
+    all()
+        .into_iter()
+        .filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent))
+        .collect()
 }
 
 /// Whether `pid` is this process or one that it descends from.
@@ -224,7 +259,9 @@ pub fn is_ancestor(pid: u32) -> bool {
         if current == pid {
             return true;
         }
-        let Some(stat) = Stat::read(current) else { return false };
+        let Some(stat) = Stat::read(current) else {
+            return false;
+        };
         current = stat.parent;
     }
     false
@@ -243,7 +280,11 @@ pub fn pid_namespace() -> Option<u64> {
     }
     // The link says `pid:[INODE]`; to follow it would take the kernel longer.
     let link = fs::read_link("/proc/self/ns/pid").ok()?;
-    link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+    link.to_str()?
+        .strip_prefix("pid:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
 }
 
 /// Names this boot of the machine: a file that outlives it tells of pids that mean nothing any more.
@@ -254,7 +295,12 @@ pub fn boot_id() -> String {
 
 /// Whether there is a process with this pid in this namespace, hidden or not.
 pub fn exists(pid: u32) -> bool {
-    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+    let Some(pid) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    else {
+        return false;
+    };
     rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH)
 }
 
@@ -269,7 +315,10 @@ pub fn started(id: ProcessId) -> Option<u64> {
     let ticks = rustix::param::clock_ticks_per_second();
     let age = since_boot().checked_sub(Duration::from_millis(id.start * 1000 / ticks))?;
     let start = SystemTime::now().checked_sub(age)?;
-    start.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
+    start
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .map(|time| time.as_secs())
 }
 
 /// The pipe that this process's standard output is; `None` where it is none.
@@ -292,16 +341,21 @@ impl Pipe {
     }
 
     fn from_stat(stat: &rustix::fs::Stat) -> Option<Self> {
-        let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
-        is_pipe.then_some(Self { device: stat.st_dev, inode: stat.st_ino })
+        let is_pipe =
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
+        is_pipe.then_some(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
     }
 }
 
 /// Opens a file for reading unless it is a link, a device or a FIFO, all of which may be traps in a
-/// folder that everybody may write to.
-pub(crate) fn open_plain(folder: impl std::os::fd::AsFd, name: &str) -> Option<fs::File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = fs::File::from(rustix::fs::openat(folder, name, flags, Mode::empty()).ok()?);
+/// directory that everybody may write to.
+pub(crate) fn open_regular(directory: impl std::os::fd::AsFd, name: &str) -> Option<fs::File> {
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = fs::File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
     file.metadata().ok()?.is_file().then_some(file)
 }
 
@@ -313,14 +367,29 @@ mod tests {
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
         let line = "42 (a) (b c) T 7 42 7 34816 42 4194304 1 2 3 4 5 6 7 8 20 0 3 0 98765 1000 20";
         let stat = Stat::parse(line.as_bytes()).expect("well formed");
-        assert_eq!(stat.id, ProcessId { pid: 42, start: 98765 });
-        assert_eq!((stat.comm.as_str(), stat.state, stat.parent, stat.threads), ("a) (b c", 'T', 7, 3));
+        assert_eq!(
+            stat.id,
+            ProcessId {
+                pid: 42,
+                start: 98765
+            }
+        );
+        assert_eq!(
+            (stat.comm.as_str(), stat.state, stat.parent, stat.threads),
+            ("a) (b c", 'T', 7, 3)
+        );
         assert!(stat.is_stopped() && stat.runs());
     }
 
     #[test]
     fn what_is_not_a_stat_line_is_none() {
-        for text in ["", "42", "42 (x", "42 (x) S", "42 (x) S x 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"] {
+        for text in [
+            "",
+            "42",
+            "42 (x",
+            "42 (x) S",
+            "42 (x) S x 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
+        ] {
             assert_eq!(Stat::parse(text.as_bytes()), None, "{text}");
         }
     }
@@ -330,13 +399,19 @@ mod tests {
         let own = Stat::read(std::process::id()).expect("/proc shows this process");
         assert!(own.id.is_alive() && own.runs() && !own.is_stopped());
         assert!(is_ancestor(own.parent) && exists(own.parent));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("after 1970")
+            .as_secs();
         assert!((now - started(own.id).expect("started before now")) < 3600);
     }
 
     #[test]
     fn a_child_is_listed_until_it_has_ended_and_a_zombie_is_not_alive() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep runs");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep runs");
         let id = ProcessId::of(child.id()).expect("it runs");
         assert!(children(std::process::id()).contains(&id.pid));
         assert!(children_by_scan(std::process::id()).contains(&id.pid));
@@ -351,12 +426,16 @@ mod tests {
 
     #[test]
     fn a_variable_of_a_process_is_compared_whole() {
-        let mut child = std::process::Command::new("sleep").arg("60").env("SOME_IDS", "1,2").spawn().expect("runs");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .env("SOME_IDS", "1,2")
+            .spawn()
+            .expect("runs");
         while command(child.id()).as_deref() != Some("sleep 60") {
             std::thread::yield_now();
         }
-        assert_eq!(variable(child.id(), "SOME_IDS", "1,2"), Variable::Set);
-        assert_eq!(variable(child.id(), "SOME_IDS", "1"), Variable::NotSet);
+        assert_eq!(variable(child.id(), "SOME_IDS", "1,2"), Environ::Set);
+        assert_eq!(variable(child.id(), "SOME_IDS", "1"), Environ::NotSet);
         child.kill().expect("it can be killed");
         child.wait().expect("it is ours");
     }
@@ -364,6 +443,9 @@ mod tests {
     #[test]
     fn what_is_shown_is_one_line() {
         assert_eq!(printable(b"python\0a\nb\x1b[31m\0"), "python a b [31m");
-        assert_eq!(printable("\u{1b}[2Jrm\u{9b}1m\n\u{202e}x\u{7f}".as_bytes()), "[2Jrm 1m  x");
+        assert_eq!(
+            printable("\u{1b}[2Jrm\u{9b}1m\n\u{202e}x\u{7f}".as_bytes()),
+            "[2Jrm 1m  x"
+        );
     }
 }

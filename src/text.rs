@@ -25,55 +25,81 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// What to give instead; the value itself is left to the caller to quote.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<bytesize::ByteSize>();
-    parsed.map(|size| size.as_u64()).map_err(|_| "give a size such as 10GiB, 10G or 500MiB".into())
+    parsed
+        .map(|size| size.as_u64())
+        .map_err(|_| "give a size such as 10GiB, 10G or 500MiB".into())
 }
 
 /// What is waited for, how many are free and who is on the rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Picture {
+pub struct WaitSummary {
     head: String,
-    taken: Vec<Taken>,
+    taken: Vec<BlockedDevice>,
 }
 
-/// A unit that is not to be had now.
+/// A device that is not to be had now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Taken {
+struct BlockedDevice {
     label: String,
     reason: String,
     /// Unix time in seconds.
     since: Option<u64>,
 }
 
-/// The least that is shown of a unit where there is little room, in columns.
+/// The least that is shown of a device where there is little room, in columns.
 const LEAST: usize = 32;
 
-impl Picture {
+impl WaitSummary {
     /// What a waiter sees.
     pub fn of(waiting: &Waiting) -> Self {
         let all = waiting.allowed.len();
-        let gpus = if waiting.num_gpus == 1 { "a GPU".to_owned() } else { format!("{} GPUs", waiting.num_gpus) };
-        let mut head = format!("autocvd: waiting for {gpus}; {} of {all} free", waiting.free.len());
+        let gpus = if waiting.num_gpus == 1 {
+            "a GPU".to_owned()
+        } else {
+            format!("{} GPUs", waiting.num_gpus)
+        };
+        let mut head = format!(
+            "autocvd: waiting for {gpus}; {} of {all} free",
+            waiting.free.len()
+        );
         if waiting.behind > 0 {
             head += &format!(", {} waiting before", waiting.behind);
         }
         let snapshot = waiting.snapshot;
-        let taken = waiting.allowed.iter().rev().filter_map(|unit| {
-            let verdict = select::judge(*unit, snapshot);
+        let taken = waiting.allowed.iter().rev().filter_map(|device| {
+            let verdict = select::judge(*device, snapshot);
             let reason = match verdict.state() {
-                State::Free => select::too_little(*unit, snapshot, waiting.min_free_memory)?,
+                State::Free => {
+                    select::memory_shortfall(*device, snapshot, waiting.min_free_memory)?
+                }
                 _ => verdict.reason()?.to_owned(),
             };
-            Some(Taken { label: unit.label(snapshot), reason, since: select::since(*unit, snapshot) })
+            Some(BlockedDevice {
+                label: device.label(snapshot),
+                reason,
+                since: select::since(*device, snapshot),
+            })
         });
-        Self { head, taken: taken.collect() }
+        Self {
+            head,
+            taken: taken.collect(),
+        }
     }
 
     /// All of it, with times as [`clock`] writes them.
     pub fn line(&self) -> String {
-        let taken = self.taken.iter().map(|Taken { label, reason, since }| {
-            let since = since.map(|time| format!(" since {}", clock(time))).unwrap_or_default();
-            format!("; {label} {reason}{since}")
-        });
+        let taken = self.taken.iter().map(
+            |BlockedDevice {
+                 label,
+                 reason,
+                 since,
+             }| {
+                let since = since
+                    .map(|time| format!(" since {}", clock(time)))
+                    .unwrap_or_default();
+                format!("; {label} {reason}{since}")
+            },
+        );
         self.head.clone() + &taken.collect::<String>()
     }
 
@@ -82,20 +108,39 @@ impl Picture {
         let mut line = self.head.clone();
         if let Some(left) = left {
             // A countdown has no fractions, as far as it has seconds.
-            let left = if left.as_secs() > 0 { Duration::from_secs(left.as_secs()) } else { left };
+            let left = if left.as_secs() > 0 {
+                Duration::from_secs(left.as_secs())
+            } else {
+                left
+            };
             line += &format!("; gives up in {}", duration(left));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let taken = self.taken.iter().map(|Taken { label, reason, since }| {
-            let age = since.map(|since| now.saturating_sub(since)).filter(|seconds| *seconds > 0);
-            let age = age.map(|seconds| format!(" for {}", duration(Duration::from_secs(seconds))));
-            format!("; {label}{}: {reason}", age.unwrap_or_default())
-        });
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        let taken = self.taken.iter().map(
+            |BlockedDevice {
+                 label,
+                 reason,
+                 since,
+             }| {
+                let age = since
+                    .map(|since| now.saturating_sub(since))
+                    .filter(|seconds| *seconds > 0);
+                let age =
+                    age.map(|seconds| format!(" for {}", duration(Duration::from_secs(seconds))));
+                format!("; {label}{}: {reason}", age.unwrap_or_default())
+            },
+        );
         let taken: Vec<String> = taken.collect();
         let room = columns.saturating_sub(width(&line)) / taken.len().max(1);
         let fits = taken.iter().map(|text| width(text)).sum::<usize>() <= room * taken.len();
         for text in taken {
-            line += &if fits { text } else { cut(&text, room.max(LEAST)) };
+            line += &if fits {
+                text
+            } else {
+                cut(&text, room.max(LEAST))
+            };
         }
         cut(&line, columns)
     }
@@ -139,7 +184,11 @@ mod tests {
 
     #[test]
     fn durations_are_seconds_or_what_humantime_reads() {
-        let ms = |text: &str| parse_duration(text).map(|duration| duration.as_millis()).ok();
+        let ms = |text: &str| {
+            parse_duration(text)
+                .map(|duration| duration.as_millis())
+                .ok()
+        };
         for (text, expected) in [
             ("90", Some(90_000)),
             ("0", Some(0)),
@@ -167,13 +216,15 @@ mod tests {
 
     #[test]
     fn a_picture_takes_no_more_columns_than_there_are() {
-        let taken = Taken {
+        let taken = BlockedDevice {
             label: "GPU 1".into(),
             reason: "used by pid 7 (訓練: 訓練する訓練する訓練する)".into(),
             since: None,
         };
-        let picture =
-            Picture { head: "autocvd: waiting for a GPU; 0 of 2 free".into(), taken: vec![taken.clone(), taken] };
+        let picture = WaitSummary {
+            head: "autocvd: waiting for a GPU; 0 of 2 free".into(),
+            taken: vec![taken.clone(), taken],
+        };
         for columns in 20..160 {
             let line = picture.line_within(Some(Duration::from_secs(90)), columns);
             assert!(width(&line) <= columns, "{columns}: {line}");

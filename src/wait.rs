@@ -3,7 +3,7 @@
 //! # Design
 //! One poll over everything that can free a GPU: the exits of processes (pidfd), a call from somebody who
 //! ended a claim or found a GPU that this process came first for (the bell of its place in the queue),
-//! claims that end out of sight (inotify on the folder of claims, where there are such, and a glance at their locks
+//! claims that end out of sight (inotify on the directory of claims, where there are such, and a glance at their locks
 //! now and then), and the time. Nothing else is done in between. Where a descriptor cannot be had (old kernels,
 //! another user's process in a sandbox), the interval covers it.
 
@@ -28,7 +28,7 @@ const MAX_PIDFDS: usize = 256;
 
 /// What may free a GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Watch {
+pub struct WakeSources {
     /// Processes whose exit may.
     pub pids: Vec<u32>,
     /// Times at which something may have ended.
@@ -37,7 +37,7 @@ pub struct Watch {
     pub out_of_sight: Vec<String>,
 }
 
-impl Watch {
+impl WakeSources {
     /// Adds a time; the earliest counts.
     pub fn add_time(&mut self, at: Instant) {
         self.at = Some(self.at.map_or(at, |known| known.min(at)));
@@ -46,7 +46,7 @@ impl Watch {
 
 /// Why the sleep ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Woken {
+pub enum WakeReason {
     /// Something may have changed.
     Changed,
     /// The given time came, or a signal.
@@ -54,11 +54,11 @@ pub enum Woken {
 }
 
 /// A sleeper and what it keeps between sleeps.
-pub struct Sleeper {
+pub struct WakeLoop {
     exits: HashMap<u32, OwnedFd>,
     /// Processes that had ended before they could be watched, or that live in another namespace.
     gone: HashSet<u32>,
-    /// The folder of claims.
+    /// The directory of claims.
     claims: Option<PathBuf>,
     notify: Option<OwnedFd>,
     bell: Option<OwnedFd>,
@@ -66,11 +66,18 @@ pub struct Sleeper {
     due: Vec<Instant>,
 }
 
-impl Sleeper {
-    /// A sleeper that can also watch the folder of claims, where there is one.
+impl WakeLoop {
+    /// A sleeper that can also watch the directory of claims, where there is one.
     pub fn new(claims: Option<&Path>) -> Self {
         let claims = claims.map(Path::to_owned);
-        Self { exits: HashMap::new(), gone: HashSet::new(), claims, notify: None, bell: None, due: Vec::new() }
+        Self {
+            exits: HashMap::new(),
+            gone: HashSet::new(),
+            claims,
+            notify: None,
+            bell: None,
+            due: Vec::new(),
+        }
     }
 
     /// Also wakes when somebody calls this place in the queue.
@@ -86,22 +93,27 @@ impl Sleeper {
     }
 
     /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
-    pub fn sleep(&mut self, watch: &Watch, until: Option<Instant>) -> Woken {
+    pub fn sleep(&mut self, watch: &WakeSources, until: Option<Instant>) -> WakeReason {
         self.follow(&watch.pids);
         if !watch.out_of_sight.is_empty() && self.notify.is_none() && self.claims.is_some() {
             self.notify = self.claims.take().as_deref().and_then(watch_folder);
             if self.notify.is_some() {
                 // What happened before is seen by another look.
-                return Woken::Changed;
+                return WakeReason::Changed;
             }
         }
-        let changes = [watch.at, self.due.iter().min().copied()].into_iter().flatten().min();
+        let changes = [watch.at, self.due.iter().min().copied()]
+            .into_iter()
+            .flatten()
+            .min();
         let end = [changes, until].into_iter().flatten().min();
         let limit = end.map(|end| end.saturating_duration_since(Instant::now()));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let pids: Vec<u32> = self.exits.keys().copied().collect();
-        let mut fds: Vec<PollFd> =
-            pids.iter().map(|pid| PollFd::from_borrowed_fd(self.exits[pid].as_fd(), PollFlags::IN)).collect();
+        let mut fds: Vec<PollFd> = pids
+            .iter()
+            .map(|pid| PollFd::from_borrowed_fd(self.exits[pid].as_fd(), PollFlags::IN))
+            .collect();
         let others = [&self.notify, &self.bell].into_iter().flatten();
         fds.extend(others.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
         let woken = poll(&mut fds, limit.as_ref());
@@ -110,7 +122,11 @@ impl Sleeper {
         match woken {
             Ok(0) | Err(_) => {
                 let passed = changes.is_some_and(|time| time <= Instant::now());
-                return if passed { Woken::Changed } else { Woken::Tick };
+                return if passed {
+                    WakeReason::Changed
+                } else {
+                    WakeReason::Tick
+                };
             }
             Ok(_) => {}
         }
@@ -123,19 +139,26 @@ impl Sleeper {
         if ready[pids.len()..].contains(&true) {
             changed |= self.drain();
         }
-        if changed { Woken::Changed } else { Woken::Tick }
+        if changed {
+            WakeReason::Changed
+        } else {
+            WakeReason::Tick
+        }
     }
 
     /// Whether another look is due at once: what is seen between a process's exit and the driver's taking note
     /// of it is worth no words.
-    pub fn is_settling(&self) -> bool {
+    pub fn recheck_imminent(&self) -> bool {
         let soon = Instant::now() + SETTLING;
         self.due.iter().any(|due| *due <= soon)
     }
 
     fn look_after_exit(&mut self) {
         let now = Instant::now();
-        self.due = AFTER_EXIT.iter().map(|after| now + Duration::from_millis(*after)).collect();
+        self.due = AFTER_EXIT
+            .iter()
+            .map(|after| now + Duration::from_millis(*after))
+            .collect();
     }
 
     /// Watches these processes and no others.
@@ -146,7 +169,9 @@ impl Sleeper {
             if self.exits.contains_key(pid) {
                 continue;
             }
-            let Some(process) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else { continue };
+            let Some(process) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else {
+                continue;
+            };
             match pidfd_open(process, PidfdFlags::empty()) {
                 Ok(pidfd) if !has_exited(&pidfd) => {
                     self.exits.insert(*pid, pidfd);
@@ -171,11 +196,16 @@ impl Sleeper {
                 matters = true;
             }
         }
-        let Some(notify) = &self.notify else { return matters };
+        let Some(notify) = &self.notify else {
+            return matters;
+        };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(notify, &mut buffer);
         while let Ok(event) = reader.next() {
-            let name = event.file_name().map(|name| name.to_bytes()).unwrap_or_default();
+            let name = event
+                .file_name()
+                .map(|name| name.to_bytes())
+                .unwrap_or_default();
             matters |= !name.starts_with(b".") && !event.events().contains(ReadFlags::ISDIR);
         }
         matters
@@ -183,12 +213,16 @@ impl Sleeper {
 }
 
 fn has_exited(pidfd: &OwnedFd) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
 fn watch_folder(path: &Path) -> Option<OwnedFd> {
-    let notify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).ok()?;
+    let notify =
+        inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).ok()?;
     inotify::add_watch(&notify, path, WatchFlags::CLOSE_WRITE | WatchFlags::DELETE).ok()?;
     Some(notify)
 }

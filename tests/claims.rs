@@ -6,7 +6,9 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until};
+use common::{
+    AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until,
+};
 use rustix::process::Signal;
 
 /// A COMMAND that runs under autocvd, once it does.
@@ -19,7 +21,9 @@ fn command_running(machine: &Machine, options: &[&str], command: &[&str]) -> Run
 
 fn command_line(pid: u32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ")
+    String::from_utf8_lossy(&line)
+        .trim_end_matches('\0')
+        .replace('\0', " ")
 }
 
 #[test]
@@ -33,12 +37,21 @@ fn a_command_in_another_namespace_ends_its_claim_though_a_child_of_its_lives_on(
     let (input, output) = std::io::pipe().expect("a pipe");
     let inside = start(inside.stdin(input));
     wait_until("the COMMAND runs", || inside.stdout() == "\n");
-    let waiting = start(machine.autocvd().args(["-i", "1h", "-t", "60", "--", "true"]));
-    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    let waiting = start(
+        machine
+            .autocvd()
+            .args(["-i", "1h", "-t", "60", "--", "true"]),
+    );
+    wait_until("it waits", || {
+        waiting.stderr().contains("waiting for a GPU")
+    });
     let ended = Instant::now();
     drop(output);
     assert_eq!(waiting.finish().code, Some(0));
-    assert!(ended.elapsed() < Duration::from_secs(50), "not at the deadline, when it looks for the last time");
+    assert!(
+        ended.elapsed() < Duration::from_secs(50),
+        "not at the deadline, when it looks for the last time"
+    );
 }
 
 #[test]
@@ -47,7 +60,10 @@ fn a_command_holds_its_gpu_until_it_ends() {
     let command = command_running(&machine, &[], &["sleep", "60"]);
     let refused = look(&machine);
     assert_eq!(refused.code, Some(4), "{refused:#?}");
-    assert!(refused.stderr.contains("sleep 60"), "the holder is named: {refused:#?}");
+    assert!(
+        refused.stderr.contains("sleep 60"),
+        "the holder is named: {refused:#?}"
+    );
     command.signal(Signal::KILL);
     let ended = command.finish();
     assert_eq!(ended.signal, Some(9));
@@ -64,12 +80,27 @@ fn claims_count_across_pid_namespaces_both_ways() {
         return;
     }
     let outside = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
-    let own = [AUTOCVD, "-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"];
+    let own = [
+        AUTOCVD,
+        "-q",
+        "-t",
+        "0",
+        "--",
+        "printenv",
+        "CUDA_VISIBLE_DEVICES",
+    ];
     assert_eq!(run(&mut in_namespace(&machine, &own)).success(), "0\n");
-    let inside = start(&mut in_namespace(&machine, &[AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"]));
+    let inside = start(&mut in_namespace(
+        &machine,
+        &[AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"],
+    ));
     wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
     assert_eq!(look(&machine).code, Some(4));
-    assert_eq!(run(&mut in_namespace(&machine, &own)).code, Some(4), "nor in a third namespace");
+    assert_eq!(
+        run(&mut in_namespace(&machine, &own)).code,
+        Some(4),
+        "nor in a third namespace"
+    );
     drop(inside);
     wait_until("its claim has ended", || look(&machine).stdout == "0\n");
     drop(outside);
@@ -84,24 +115,53 @@ fn a_command_that_asks_for_itself_keeps_its_claim_for_other_namespaces() {
         return;
     }
     // By exec they are one process, which must not open and close what it has locked.
-    let nested = [AUTOCVD, "-q", "-n", "2", "--", AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"];
+    let nested = [
+        AUTOCVD,
+        "-q",
+        "-n",
+        "2",
+        "--",
+        AUTOCVD,
+        "-q",
+        "--",
+        "sh",
+        "-c",
+        "echo; sleep 60",
+    ];
     let inside = start(&mut in_namespace(&machine, &nested));
     wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
     assert_eq!(look(&machine).code, Some(4));
-    let nested = [AUTOCVD, "-q", "-n", "2", "--", AUTOCVD, "status", "--watch=600"];
+    let nested = [
+        AUTOCVD,
+        "-q",
+        "-n",
+        "2",
+        "--",
+        AUTOCVD,
+        "status",
+        "--watch=600",
+    ];
     drop(inside);
     wait_until("it has ended", || is_free(&machine));
     let inside = start(&mut in_namespace(&machine, &nested));
-    wait_until("it shows the machine", || inside.stdout().contains("0 of 2 free"));
+    wait_until("it shows the machine", || {
+        inside.stdout().contains("0 of 2 free")
+    });
     assert_eq!(look(&machine).code, Some(4));
 }
 
 #[test]
 fn the_machine_is_shown_with_the_claims_around() {
     let machine = Machine::gpus(2);
-    for command in [&["autocvd", "status"][..], &["sh", "-c", "autocvd status; :"]] {
+    for command in [
+        &["autocvd", "status"][..],
+        &["sh", "-c", "autocvd status; :"],
+    ] {
         let shown = run(machine.autocvd().args(["-q", "--"]).args(command)).success();
-        assert!(shown.contains("1 of 2 free") && shown.contains("claimed"), "{shown}");
+        assert!(
+            shown.contains("1 of 2 free") && shown.contains("claimed"),
+            "{shown}"
+        );
     }
 }
 
@@ -114,16 +174,27 @@ fn a_namespace_that_shows_the_pids_of_another_one_claims_all_the_same() {
     // Without a /proc of its own: what it finds there under its own pid is another process.
     let within = |command: &[&str]| {
         let mut inside = machine.command("unshare");
-        inside.args(["--pid", "--fork", "--kill-child"]).args(command);
+        inside
+            .args(["--pid", "--fork", "--kill-child"])
+            .args(command);
         inside
     };
-    let inside = start(&mut within(&[AUTOCVD, "-q", "--", "sh", "-c", "echo; sleep 60"]));
+    let inside = start(&mut within(&[
+        AUTOCVD,
+        "-q",
+        "--",
+        "sh",
+        "-c",
+        "echo; sleep 60",
+    ]));
     wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
     let own = [AUTOCVD, "-q", "-t", "0", "--", "true"];
     assert_eq!(look(&machine).code, Some(4));
     assert_eq!(run(&mut within(&own)).code, Some(4));
     drop(inside);
-    wait_until("its claim has ended for all", || is_free(&machine) && run(&mut within(&own)).code == Some(0));
+    wait_until("its claim has ended for all", || {
+        is_free(&machine) && run(&mut within(&own)).code == Some(0)
+    });
     let outside = command_running(&machine, &[], &["sleep", "60"]);
     assert_eq!(run(&mut within(&own)).code, Some(4));
     drop(outside);
@@ -133,7 +204,11 @@ fn a_namespace_that_shows_the_pids_of_another_one_claims_all_the_same() {
 fn a_child_that_the_command_leaves_behind_does_not_keep_the_claim() {
     let machine = Machine::gpus(1);
     let script = "sleep 8 >/dev/null 2>&1 & echo $!";
-    let child: u32 = run(machine.autocvd().args(["--", "sh", "-c", script])).success().trim().parse().expect("a pid");
+    let child: u32 = run(machine.autocvd().args(["--", "sh", "-c", script]))
+        .success()
+        .trim()
+        .parse()
+        .expect("a pid");
     wait_until("it has become sleep", || command_line(child) == "sleep 8");
     assert!(is_free(&machine));
     if has_namespaces(&machine) {
@@ -151,7 +226,10 @@ fn a_command_that_closes_its_descriptors_keeps_its_gpu() {
     assert!(!is_free(&machine));
     if has_namespaces(&machine) {
         // Nothing tells that namespace of the claim, but it must not take it from those who know.
-        run(&mut in_namespace(&machine, &[AUTOCVD, "-q", "-t", "0", "--", "true"]));
+        run(&mut in_namespace(
+            &machine,
+            &[AUTOCVD, "-q", "-t", "0", "--", "true"],
+        ));
         assert!(!is_free(&machine));
     }
     drop(command);
@@ -161,8 +239,14 @@ fn a_command_that_closes_its_descriptors_keeps_its_gpu() {
 #[test]
 fn a_command_may_become_another_one_and_another_one() {
     let machine = Machine::gpus(1);
-    let command = start(machine.autocvd().args(["--", "sh", "-c", "exec sh -c 'exec sleep 61'"]));
-    wait_until("it has become sleep", || command_line(command.pid()) == "sleep 61");
+    let command = start(
+        machine
+            .autocvd()
+            .args(["--", "sh", "-c", "exec sh -c 'exec sleep 61'"]),
+    );
+    wait_until("it has become sleep", || {
+        command_line(command.pid()) == "sleep 61"
+    });
     assert!(!is_free(&machine));
     drop(command);
     assert!(is_free(&machine));
@@ -172,13 +256,18 @@ fn a_command_may_become_another_one_and_another_one() {
 fn a_command_that_cannot_be_run_leaves_no_claim() {
     let machine = Machine::gpus(1);
     machine.install("broken", "#!/nonexistent/interpreter");
-    assert_eq!(run(machine.autocvd().args(["--", "broken"])).code, Some(127));
+    assert_eq!(
+        run(machine.autocvd().args(["--", "broken"])).code,
+        Some(127)
+    );
     assert_eq!(claim_files(&machine), [] as [String; 0]);
 }
 
 /// The files of claims.
 fn claim_files(machine: &Machine) -> Vec<String> {
-    let entries = fs::read_dir(machine.claims()).expect("the folder is there").flatten();
+    let entries = fs::read_dir(machine.claims())
+        .expect("the directory is there")
+        .flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| name != "queue").collect()
 }
@@ -191,7 +280,15 @@ fn least_used_passes_over_claimed_gpus_and_takes_them_rather_than_fail() {
     let _first = command_running(&machine, &["--only", "2"], &["sleep", "60"]);
     let _second = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
     let least = |n: &str| {
-        let outcome = run(machine.autocvd().args(["-q", "-l", "-n", n, "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+        let outcome = run(machine.autocvd().args([
+            "-q",
+            "-l",
+            "-n",
+            n,
+            "--",
+            "printenv",
+            "CUDA_VISIBLE_DEVICES",
+        ]));
         outcome.success()
     };
     // GPU 0 is the one with the least free memory, but nobody has claimed it.
@@ -206,7 +303,10 @@ fn least_used_passes_over_claimed_gpus_and_takes_them_rather_than_fail() {
 fn without_claims_none_are_heeded_or_made() {
     let machine = Machine::gpus(1);
     let _holder = command_running(&machine, &[], &["sleep", "60"]);
-    let free = run(machine.autocvd().args(["-q", "--no-claim", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+    let free =
+        run(machine
+            .autocvd()
+            .args(["-q", "--no-claim", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
     assert_eq!(free.success(), "0\n");
     let other = Machine::gpus(1);
     let _job = command_running(&other, &["--no-claim"], &["sleep", "60"]);
@@ -220,11 +320,17 @@ fn without_claims_none_are_heeded_or_made() {
 fn a_nested_autocvd_chooses_among_the_gpus_around_it() {
     let machine = Machine::gpus(8);
     let nested = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -o -t 0; autocvd -q -o -n 4 -t 0; autocvd -q -o -n 5; echo $?";
-    let told = run(machine.autocvd().args(["-q", "-n", "4", "--", "sh", "-c", nested])).success();
+    let told = run(machine
+        .autocvd()
+        .args(["-q", "-n", "4", "--", "sh", "-c", nested]))
+    .success();
     let lines: Vec<&str> = told.lines().collect();
     let around: Vec<&str> = lines[0].split(',').collect();
     assert!(around.contains(&lines[1]), "{told}");
-    assert_eq!(lines[2], lines[0], "a lease ends when the shell asks again: {told}");
+    assert_eq!(
+        lines[2], lines[0],
+        "a lease ends when the shell asks again: {told}"
+    );
     assert_eq!(lines[3], "3", "five of four can never be had: {told}");
 }
 
@@ -232,23 +338,46 @@ fn a_nested_autocvd_chooses_among_the_gpus_around_it() {
 fn nested_claims_are_among_siblings_and_outsiders_heed_both() {
     let machine = Machine::gpus(4);
     machine.install("worker", LOCKING_JOB);
-    fs::create_dir(machine.path().join("locks")).expect("our own folder");
+    fs::create_dir(machine.path().join("locks")).expect("our own directory");
     // Eight of them on two GPUs: they wait for each other.
     let nested = "for i in 1 2 3 4 5 6 7 8; do autocvd -q -i 60s -- worker 0 0.1 & done; wait; echo; exec sleep 60";
-    let outer = start(machine.autocvd().args(["-q", "-n", "2", "--", "sh", "-c", nested]));
+    let outer = start(
+        machine
+            .autocvd()
+            .args(["-q", "-n", "2", "--", "sh", "-c", nested]),
+    );
     let outside = machine.path().join("locks");
-    wait_until("the nested ones have run", || outer.stdout().lines().filter(|line| line.is_empty()).count() == 1);
+    wait_until("the nested ones have run", || {
+        outer
+            .stdout()
+            .lines()
+            .filter(|line| line.is_empty())
+            .count()
+            == 1
+    });
     let told = outer.stdout();
     let mut used: Vec<&str> = told.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(used.len(), 8, "{told}");
     used.sort_unstable();
     used.dedup();
     assert_eq!(used.len(), 2, "{told}");
-    assert!(!outside.join("collision").exists(), "two at once on one GPU");
+    assert!(
+        !outside.join("collision").exists(),
+        "two at once on one GPU"
+    );
     // The others are had by outsiders, and no more.
     let all = run(machine.autocvd().args(["-q", "-n", "2", "-o", "-t", "0"])).success();
-    assert!(!all.trim().split(',').any(|id| used.contains(&id)), "{all} {told}");
-    assert_eq!(run(machine.autocvd().args(["-q", "-n", "3", "-t", "0", "--", "true"])).code, Some(4));
+    assert!(
+        !all.trim().split(',').any(|id| used.contains(&id)),
+        "{all} {told}"
+    );
+    assert_eq!(
+        run(machine
+            .autocvd()
+            .args(["-q", "-n", "3", "-t", "0", "--", "true"]))
+        .code,
+        Some(4)
+    );
 }
 
 /// `worker DELAY SECONDS`: a program that shows up on its GPU only after a while, and tells when it is not
@@ -269,9 +398,17 @@ fn nesting_may_go_deeper() {
     let innermost = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; autocvd -q -n 3 -t 0 -- true; echo $?";
     machine.install("innermost", &format!("#!/bin/sh\n{innermost}\n"));
     let inner = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- innermost";
-    let told = run(machine.autocvd().args(["-q", "-n", "4", "--", "sh", "-c", inner])).success();
+    let told = run(machine
+        .autocvd()
+        .args(["-q", "-n", "4", "--", "sh", "-c", inner]))
+    .success();
     let lines: Vec<&str> = told.lines().collect();
-    assert!(lines[1].split(',').all(|id| lines[0].split(',').any(|around| around == id)), "{told}");
+    assert!(
+        lines[1]
+            .split(',')
+            .all(|id| lines[0].split(',').any(|around| around == id)),
+        "{told}"
+    );
     assert_eq!((lines[1].split(',').count(), lines[2]), (2, "3"), "{told}");
 }
 
@@ -281,7 +418,10 @@ fn what_outlives_an_inner_launch_is_still_inside_the_outer_one() {
     let survivor = "sleep 0.5; autocvd -q -o -n 4 -t 0; autocvd -q -o -n 5 -t 0; echo $?; meet 2";
     machine.install("survivor", &format!("#!/bin/sh\n{survivor}\n"));
     let outer = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -t 0 -- sh -c 'survivor &'; meet 2";
-    let told = run(machine.autocvd().args(["-q", "-n", "4", "--", "sh", "-c", outer])).success();
+    let told = run(machine
+        .autocvd()
+        .args(["-q", "-n", "4", "--", "sh", "-c", outer]))
+    .success();
     let lines: Vec<&str> = told.lines().collect();
     assert_eq!((lines[1], lines[2]), (lines[0], "3"), "{told}");
 }
@@ -291,9 +431,9 @@ fn surroundings_that_are_not_here_are_ignored() {
     let machine = Machine::gpus(2);
     let _holder = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
     let claim = claim_files(&machine).remove(0);
-    let unit = "GPU-00000000-0000-0000-0000-000000000000";
+    let device = "GPU-00000000-0000-0000-0000-000000000000";
     for inside in [
-        format!("1-1:{unit}"),
+        format!("1-1:{device}"),
         ":GPU-elsewhere".into(),
         "1-1/2-2:GPU-elsewhere".into(),
         "nonsense".into(),
@@ -307,10 +447,14 @@ fn surroundings_that_are_not_here_are_ignored() {
             run(machine.shell("sh", &script).env("AUTOCVD_INSIDE", &inside))
         };
         assert_eq!(among("1").success(), "0\n", "{inside}");
-        assert_eq!(among("2").code, Some(4), "the claim on GPU 1 is heeded: {inside}");
+        assert_eq!(
+            among("2").code,
+            Some(4),
+            "the claim on GPU 1 is heeded: {inside}"
+        );
     }
     // A claim that stands tells itself what it is on.
-    let inside = format!("{claim}:{unit}");
+    let inside = format!("{claim}:{device}");
     let mut within = machine.shell("sh", "autocvd -q -o -t 0; exit $?");
     assert_eq!(run(within.env("AUTOCVD_INSIDE", inside)).success(), "1\n");
 }

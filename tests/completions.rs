@@ -10,7 +10,9 @@ use common::{Machine, run};
 
 /// Whether a program is there; says so if not.
 fn has(program: &str) -> bool {
-    let there = Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program]).output();
+    let there = Command::new("sh")
+        .args(["-c", "command -v \"$1\"", "sh", program])
+        .output();
     let there = there.is_ok_and(|output| output.status.success());
     if !there {
         common::skip(&format!("needs {program}"));
@@ -45,7 +47,10 @@ fn bash_completes_options_subcommands_and_values() {
     "#;
     let outcome = run(&mut machine.shell("bash", script));
     assert_eq!(outcome.stderr, "");
-    assert_eq!(outcome.success(), "--exclude\nstatus\nfish\n--json\npowershell\n");
+    assert_eq!(
+        outcome.success(),
+        "--exclude\nstatus\nfish\n--json\npowershell\n"
+    );
 }
 
 #[test]
@@ -74,7 +79,10 @@ fn zsh_completes_options_and_subcommands() {
         zpty -d line
         echo completed
     "#;
-    assert_eq!(run(machine.shell("zsh", script).env("TERM", "xterm")).success(), "completed\n");
+    assert_eq!(
+        run(machine.shell("zsh", script).env("TERM", "xterm")).success(),
+        "completed\n"
+    );
 }
 
 #[test]
@@ -90,7 +98,10 @@ fn fish_completes_options_and_subcommands() {
         end";
     let outcome = run(machine.shell("fish", script).env("TERM", "xterm"));
     assert_eq!(outcome.stderr, "");
-    assert_eq!(outcome.success(), "--exclude\nstatus\n--shell=fish\n--json\n");
+    assert_eq!(
+        outcome.success(),
+        "--exclude\nstatus\n--shell=fish\n--json\n"
+    );
 }
 
 #[test]
@@ -98,7 +109,10 @@ fn the_other_shells_get_completions_too() {
     let machine = Machine::gpus(1);
     for shell in ["elvish", "powershell"] {
         let outcome = run(machine.autocvd().args(["completions", shell]));
-        assert!(outcome.stdout.contains("--exclude") && outcome.stderr.is_empty(), "{shell}: {outcome:?}");
+        assert!(
+            outcome.stdout.contains("--exclude") && outcome.stderr.is_empty(),
+            "{shell}: {outcome:?}"
+        );
         outcome.success();
     }
 }
@@ -117,7 +131,11 @@ fn a_shell_that_is_not_known_is_a_wrong_value() {
     let machine = Machine::gpus(1);
     for args in [&["completions", "nosuchshell"][..], &["completions"]] {
         let outcome = run(machine.autocvd().args(args));
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{outcome:?}");
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(2), ""),
+            "{outcome:?}"
+        );
         assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
     }
 }
@@ -126,7 +144,7 @@ fn a_shell_that_is_not_known_is_a_wrong_value() {
 fn the_manual_page_is_read_without_a_warning() {
     let machine = Machine::gpus(1);
     let file = machine.path().join("autocvd.1");
-    fs::write(&file, page(&machine)).expect("our own folder");
+    fs::write(&file, page(&machine)).expect("our own directory");
     let readers = [
         ("groff", "groff -man -ww -Tascii -P-cbou autocvd.1"),
         ("man", "man --warnings=w -l autocvd.1"),
@@ -135,10 +153,16 @@ fn the_manual_page_is_read_without_a_warning() {
     for (program, line) in readers {
         if has(program) {
             let mut reader = machine.shell("sh", line);
-            let outcome = run(reader.current_dir(machine.path()).env("MANWIDTH", "80").env("LC_ALL", "C.UTF-8"));
+            let outcome = run(reader
+                .current_dir(machine.path())
+                .env("MANWIDTH", "80")
+                .env("LC_ALL", "C.UTF-8"));
             assert_eq!(outcome.stderr, "", "{line}");
             let text = outcome.success();
-            assert!(program == "mandoc" || text.contains("ENVIRONMENT"), "{text}");
+            assert!(
+                program == "mandoc" || text.contains("ENVIRONMENT"),
+                "{text}"
+            );
         }
     }
 }
@@ -147,7 +171,10 @@ fn the_manual_page_is_read_without_a_warning() {
 fn the_manual_page_has_what_a_manual_page_has() {
     let machine = Machine::gpus(1);
     let page = page(&machine);
-    let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
+    let sections: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(".SH "))
+        .collect();
     let expected = [
         "NAME",
         "SYNOPSIS",
@@ -160,9 +187,14 @@ fn the_manual_page_has_what_a_manual_page_has() {
         "SEE ALSO",
     ];
     assert_eq!(sections, expected);
-    for text in
-        ["AUTOCVD_NUM_GPUS", "AUTOCVD_NVML_LIB", "AUTOCVD_CLAIM_DIR", "autocvd status", "128+N", "eval $(autocvd"]
-    {
+    for text in [
+        "AUTOCVD_NUM_GPUS",
+        "AUTOCVD_NVML_LIB",
+        "AUTOCVD_CLAIM_DIR",
+        "autocvd status",
+        "128+N",
+        "eval $(autocvd",
+    ] {
         assert!(page.contains(text), "{text}");
     }
 }

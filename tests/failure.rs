@@ -24,7 +24,10 @@ fn assert_told(outcome: &Outcome, code: i32, says: &str) {
     assert_eq!(outcome.code, Some(code), "{outcome:#?}");
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
     assert!(outcome.stderr.starts_with("autocvd: "), "{outcome:#?}");
-    assert!(outcome.stderr.ends_with('\n') && outcome.stderr.contains(says), "no '{says}' in {outcome:#?}");
+    assert!(
+        outcome.stderr.ends_with('\n') && outcome.stderr.contains(says),
+        "no '{says}' in {outcome:#?}"
+    );
     for word in ["panicked", "internal error", "RUST_BACKTRACE", "Usage:"] {
         assert!(!outcome.stderr.contains(word), "{outcome:#?}");
     }
@@ -41,22 +44,32 @@ fn assert_fails(command: &dyn Fn() -> Command, code: i32, says: &str) {
         (&["--json"], String::new()),
         (&["--", "touch", "ran"], String::new()),
     ] {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let mut command = command();
-        let outcome = run(command.args(form).current_dir(folder.path()));
+        let outcome = run(command.args(form).current_dir(directory.path()));
         assert_told(&outcome, code, says);
         assert_eq!(outcome.stdout, stdout, "{form:?}: {outcome:#?}");
-        assert!(!folder.path().join("ran").exists(), "{form:?}: {outcome:#?}");
+        assert!(
+            !directory.path().join("ran").exists(),
+            "{form:?}: {outcome:#?}"
+        );
     }
 }
 
 /// The names of claims and of places in the queue.
 fn left_behind(machine: &Machine) -> Vec<String> {
-    let names = |folder: &Path| -> Vec<String> {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name != "queue").collect()
+    let names = |directory: &Path| -> Vec<String> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name != "queue")
+            .collect()
     };
-    [names(&machine.claims()), names(&machine.claims().join("queue"))].concat()
+    [
+        names(&machine.claims()),
+        names(&machine.claims().join("queue")),
+    ]
+    .concat()
 }
 
 #[test]
@@ -194,7 +207,10 @@ fn bad_recordings(whole: &str) -> Vec<(String, &'static str)> {
         (with("/source", json!("guess")), ""),
         (with("/gpus", json!({})), ""),
         (with("/gpus", json!([null])), ""),
-        (with("/gpus", json!([{"index": 0}, {"index": 0}])), "two GPUs have index 0"),
+        (
+            with("/gpus", json!([{"index": 0}, {"index": 0}])),
+            "two GPUs have index 0",
+        ),
         (with("/gpus/0/index", json!(-1)), ""),
         (with("/gpus/0/index", json!(1u64 << 40)), ""),
         (with("/gpus/0/uuid", json!(7)), ""),
@@ -202,17 +218,38 @@ fn bad_recordings(whole: &str) -> Vec<(String, &'static str)> {
         (with("/gpus/0/memory/used", json!("0 MiB")), ""),
         (with("/gpus/0/memory/used", json!(-1)), ""),
         (with("/gpus/0/memory/used", json!(1.5)), ""),
-        (with("/gpus/0/compute_mode", json!("SOMETIMES")), "'SOMETIMES'"),
+        (
+            with("/gpus/0/compute_mode", json!("SOMETIMES")),
+            "'SOMETIMES'",
+        ),
         (with("/gpus/0/state", json!("tired")), ""),
-        (with("/gpus/0/processes", json!([{"pid": 1, "type": "X"}])), ""),
+        (
+            with("/gpus/0/processes", json!([{"pid": 1, "type": "X"}])),
+            "",
+        ),
         (with("/gpus/0/processes", json!([{"type": "C"}])), ""),
-        (whole.replacen("\"total\": 85899345920", "\"total\": 1e400", 1), ""),
-        (whole.replacen("\"total\": 85899345920", "\"total\": 99999999999999999999", 1), ""),
+        (
+            whole.replacen("\"total\": 85899345920", "\"total\": 1e400", 1),
+            "",
+        ),
+        (
+            whole.replacen(
+                "\"total\": 85899345920",
+                "\"total\": 99999999999999999999",
+                1,
+            ),
+            "",
+        ),
     ];
     // Wherever the writing of it was cut off.
     let end = whole.trim_end().len();
-    let cuts = (0..40).map(|part| end * part / 40).filter(|at| whole.is_char_boundary(*at));
-    bad.extend(cuts.chain([1, end - 1]).map(|at| (whole[..at].to_owned(), "")));
+    let cuts = (0..40)
+        .map(|part| end * part / 40)
+        .filter(|at| whole.is_char_boundary(*at));
+    bad.extend(
+        cuts.chain([1, end - 1])
+            .map(|at| (whole[..at].to_owned(), "")),
+    );
     bad
 }
 
@@ -223,7 +260,7 @@ fn a_file_that_holds_no_machine_is_a_wrong_value() {
     let file = machine.path().join("recorded.json");
     for (text, says) in bad_recordings(&whole) {
         assert_ne!(text, whole);
-        fs::write(&file, &text).expect("our own folder");
+        fs::write(&file, &text).expect("our own directory");
         let outcome = run(machine.autocvd().arg("--from").arg(&file));
         let start: String = text.chars().take(60).collect();
         assert_eq!(outcome.stdout, guard(2), "{start}");
@@ -231,23 +268,34 @@ fn a_file_that_holds_no_machine_is_a_wrong_value() {
         assert!(outcome.stderr.contains("recorded.json"), "{outcome:#?}");
     }
     // In the other forms too.
-    fs::write(&file, &whole[..whole.len() / 2]).expect("our own folder");
+    fs::write(&file, &whole[..whole.len() / 2]).expect("our own directory");
     let command = || {
         let mut command = machine.autocvd();
         command.arg("--from").arg(&file);
         command
     };
     assert_fails(&command, 2, "recorded.json");
-    fs::write(&file, b"\xff\xfe{}").expect("our own folder");
+    fs::write(&file, b"\xff\xfe{}").expect("our own directory");
     assert_fails(&command, 2, "recorded.json");
-    assert_told(&run(machine.autocvd().args(["status", "--json", "--from"]).arg(&file)), 2, "recorded.json");
+    assert_told(
+        &run(machine
+            .autocvd()
+            .args(["status", "--json", "--from"])
+            .arg(&file)),
+        2,
+        "recorded.json",
+    );
 }
 
 #[test]
 fn a_wrong_value_with_line_breaks_is_told_in_one_line() {
     let machine = Machine::gpus(1);
     let outcome = run(machine.autocvd().args(["-n", "1\nFor more information x"]));
-    assert_told(&outcome, 2, "invalid value '1 For more information x' for '--num-gpus <N>': give a whole number");
+    assert_told(
+        &outcome,
+        2,
+        "invalid value '1 For more information x' for '--num-gpus <N>': give a whole number",
+    );
     let outcome = run(machine.autocvd().args(["-n", "\n"]));
     assert_told(
         &outcome,
@@ -262,13 +310,23 @@ fn what_is_wrong_with_a_subcommand_is_told_by_its_own_help() {
     for (words, help, hint) in [
         (&["status", "extra"][..], "autocvd status --help", false),
         (&["status", "--watch=0"], "autocvd status --help", false),
-        (&["completions", "nosuch"], "autocvd completions --help", false),
+        (
+            &["completions", "nosuch"],
+            "autocvd completions --help",
+            false,
+        ),
         (&["help", "nosuch"], "autocvd --help", false),
         (&["nosuch"], "autocvd --help", true),
     ] {
         let outcome = run(machine.autocvd().args(words));
         assert_told(&outcome, 2, &format!("; see '{help}'\n"));
-        assert_eq!(outcome.stderr.contains("to run a command: autocvd -- nosuch"), hint, "{outcome:#?}");
+        assert_eq!(
+            outcome
+                .stderr
+                .contains("to run a command: autocvd -- nosuch"),
+            hint,
+            "{outcome:#?}"
+        );
     }
 }
 
@@ -276,12 +334,20 @@ fn what_is_wrong_with_a_subcommand_is_told_by_its_own_help() {
 fn what_cannot_be_warned_of_keeps_nothing_from_being_shown() {
     let machine = Machine::gpus(1);
     let file = machine.path().join("file");
-    fs::write(&file, "").expect("our own folder");
+    fs::write(&file, "").expect("our own directory");
     let mut status = machine.autocvd();
     status.env("AUTOCVD_CLAIM_DIR", &file).arg("status");
-    status.stderr(File::options().write(true).open("/dev/full").expect("/dev/full is everywhere"));
+    status.stderr(
+        File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("/dev/full is everywhere"),
+    );
     let output = status.output().expect("it runs");
-    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+    assert!(
+        output.status.success() && !output.stdout.is_empty(),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -289,7 +355,8 @@ fn a_fifo_that_nobody_writes_to_does_not_hang() {
     let machine = Machine::gpus(1);
     let fifo = machine.path().join("fifo");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("our own folder");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("our own directory");
     assert_told(&run(machine.autocvd().arg("--from").arg(&fifo)), 2, "empty");
 }
 
@@ -297,28 +364,63 @@ fn a_fifo_that_nobody_writes_to_does_not_hang() {
 fn huge_numbers_are_numbers() {
     let machine = Machine::gpus(1);
     let mut job = machine.job(0);
-    let mut waiting =
-        start(machine.autocvd().args(["--no-claim", "-i", "10000000000000000000", "-t", "10000000000000000000"]));
-    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    let mut waiting = start(machine.autocvd().args([
+        "--no-claim",
+        "-i",
+        "10000000000000000000",
+        "-t",
+        "10000000000000000000",
+    ]));
+    wait_until("it waits", || {
+        waiting.stderr().contains("waiting for a GPU")
+    });
     assert!(waiting.is_running());
     job.kill();
-    assert!(waiting.finish().success().ends_with("CUDA_VISIBLE_DEVICES=0\n"));
+    assert!(
+        waiting
+            .finish()
+            .success()
+            .ends_with("CUDA_VISIBLE_DEVICES=0\n")
+    );
     // A hold without end holds.
-    let holder = start(&mut machine.shell("dash", "autocvd -o --hold 10000000000000000000; sleep 60; :"));
+    let holder = start(&mut machine.shell(
+        "dash",
+        "autocvd -o --hold 10000000000000000000; sleep 60; :",
+    ));
     wait_until("it holds", || holder.stdout() == "0\n");
     let held = run(machine.autocvd().args(["-o", "-t", "0"]));
-    assert!(held.code == Some(4) && held.stderr.contains("claimed by"), "{held:#?}");
+    assert!(
+        held.code == Some(4) && held.stderr.contains("claimed by"),
+        "{held:#?}"
+    );
     let file = machine.path().join("recorded.json");
     let huge = json!({"total": u64::MAX, "used": u64::MAX, "free": u64::MAX});
-    let process = json!({"pid": u32::MAX, "type": "G", "used_memory": u64::MAX, "started": u64::MAX});
+    let process =
+        json!({"pid": u32::MAX, "type": "G", "used_memory": u64::MAX, "started": u64::MAX});
     let gpu = json!({"index": 0, "compute_mode": "DEFAULT", "memory": huge, "processes": [process, process]});
-    fs::write(&file, json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string()).expect("our own folder");
-    for words in [&["-o"][..], &["-o", "-l"], &["-o", "-v"], &["-o", "-t", "0"]] {
-        assert_eq!(run(machine.autocvd().arg("--from").arg(&file).args(words)).success(), "0\n");
+    fs::write(
+        &file,
+        json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string(),
+    )
+    .expect("our own directory");
+    for words in [
+        &["-o"][..],
+        &["-o", "-l"],
+        &["-o", "-v"],
+        &["-o", "-t", "0"],
+    ] {
+        assert_eq!(
+            run(machine.autocvd().arg("--from").arg(&file).args(words)).success(),
+            "0\n"
+        );
     }
     let shown = run(machine.autocvd().args(["status", "--from"]).arg(&file)).success();
     assert!(shown.contains("9999-12-31 23:59Z"), "{shown}");
-    let watching = start(machine.autocvd().args(["status", "--watch=10000000000000000000"]));
+    let watching = start(
+        machine
+            .autocvd()
+            .args(["status", "--watch=10000000000000000000"]),
+    );
     wait_until("it shows the machine", || watching.stdout().contains("GPU"));
     watching.signal(Signal::TERM);
     assert_eq!(watching.finish().code, Some(143));
@@ -342,7 +444,7 @@ fn nothing_that_a_recorded_machine_holds_is_given_to_the_shell_to_run() {
         let memory = json!({"total": 1 << 30, "used": 0, "free": 1 << 30});
         let gpu = json!({"index": 1, "uuid": uuid, "compute_mode": "DEFAULT", "memory": memory, "processes": []});
         let text = json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string();
-        fs::write(&file, text).expect("our own folder");
+        fs::write(&file, text).expect("our own directory");
         // The only GPU has index 1: its index cannot be what CUDA calls it.
         for words in [&[][..], &["--uuid"], &["-s"], &["-o"], &["-v"]] {
             let outcome = run(machine.autocvd().arg("--from").arg(&file).args(words));
@@ -350,7 +452,10 @@ fn nothing_that_a_recorded_machine_holds_is_given_to_the_shell_to_run() {
                 continue;
             }
             assert_eq!(outcome.code, Some(2), "{uuid:?} {words:?}: {outcome:#?}");
-            assert!(outcome.stdout.is_empty() || outcome.stdout == guard(2), "{outcome:#?}");
+            assert!(
+                outcome.stdout.is_empty() || outcome.stdout == guard(2),
+                "{outcome:#?}"
+            );
         }
         let script = "eval $(autocvd --from recorded.json) true; eval \"$(autocvd -s --from recorded.json)\"";
         run(machine.shell("bash", script).current_dir(machine.path()));
@@ -364,10 +469,17 @@ fn what_a_recorded_machine_says_of_processes_stays_one_line() {
     let file = machine.path().join("recorded.json");
     let process = json!({"pid": 1, "type": "C", "user": "a\nb", "command": "x\ny\u{1b}[2J\rz"});
     let gpu = json!({"index": 0, "compute_mode": "DEFAULT", "processes": [process]});
-    fs::write(&file, json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string()).expect("our own folder");
+    fs::write(
+        &file,
+        json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string(),
+    )
+    .expect("our own directory");
     let outcome = run(machine.autocvd().arg("--from").arg(&file));
     assert_told(&outcome, 4, "used by pid 1");
-    assert!(!outcome.stderr.contains('\u{1b}') && !outcome.stderr.contains('\r'), "{outcome:#?}");
+    assert!(
+        !outcome.stderr.contains('\u{1b}') && !outcome.stderr.contains('\r'),
+        "{outcome:#?}"
+    );
 }
 
 /// A machine without nvidia-smi, whatever the one that runs the tests has.
@@ -382,7 +494,7 @@ fn without_nvidia_smi(machine: &Machine) -> Command {
 fn without_a_library_each_source_is_told_of_in_one_line() {
     let machine = Machine::gpus(1);
     let text = machine.path().join("text.so");
-    fs::write(&text, "no library").expect("our own folder");
+    fs::write(&text, "no library").expect("our own directory");
     let libc = [
         "/lib/x86_64-linux-gnu/libm.so.6",
         "/lib64/libm.so.6",
@@ -391,7 +503,15 @@ fn without_a_library_each_source_is_told_of_in_one_line() {
     ];
     let other = libc.iter().map(Path::new).find(|path| path.exists());
     let missing = Path::new("/nonexistent/libnvidia-ml.so.1");
-    for library in [Some(text.as_path()), Some(missing), Some(machine.path()), other].into_iter().flatten() {
+    for library in [
+        Some(text.as_path()),
+        Some(missing),
+        Some(machine.path()),
+        other,
+    ]
+    .into_iter()
+    .flatten()
+    {
         let command = || {
             let mut command = without_nvidia_smi(&machine);
             command.env("AUTOCVD_NVML_LIB", library);
@@ -442,7 +562,11 @@ fn a_driver_that_cannot_be_initialized_is_told_of_with_what_helps() {
     machine.set("/gpus", json!([{"errors": {"handle": 4}}]));
     let outcome = run(&mut without_nvidia_smi(&machine));
     assert_eq!((outcome.code, outcome.stdout), (Some(5), guard(5)));
-    assert!(outcome.stderr.contains("no permission"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("no permission"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 /// How scripts start a program on what was found, `OPTIONS` being the program's. All of them start it only
@@ -462,9 +586,11 @@ fn a_shell_that_evaluates_a_failure_runs_nothing_and_ends_in_its_code() {
     let busy = Machine::gpus(1);
     let _job = busy.job(0);
     let broken = Machine::gpus(1);
-    broken.set("/init/code", json!(18)).install("nvidia-smi", "#!/bin/sh\nexit 18\n");
+    broken
+        .set("/init/code", json!(18))
+        .install("nvidia-smi", "#!/bin/sh\nexit 18\n");
     let text = busy.path().join("text");
-    fs::write(&text, "no machine").expect("our own folder");
+    fs::write(&text, "no machine").expect("our own directory");
     let from = format!("--from {}", text.display());
     for (machine, options, code) in [
         (&busy, "-n 0", 2),
@@ -480,10 +606,19 @@ fn a_shell_that_evaluates_a_failure_runs_nothing_and_ends_in_its_code() {
     ] {
         for (shell, form) in FORMS {
             let ran = machine.path().join("ran");
-            let outcome = run(machine.shell(shell, &form.replace("OPTIONS", options)).current_dir(machine.path()));
-            assert_eq!(outcome.code, Some(code), "{shell}: {form} {options}: {outcome:#?}");
+            let outcome = run(machine
+                .shell(shell, &form.replace("OPTIONS", options))
+                .current_dir(machine.path()));
+            assert_eq!(
+                outcome.code,
+                Some(code),
+                "{shell}: {form} {options}: {outcome:#?}"
+            );
             assert!(!ran.exists(), "{shell}: {form} {options}: {outcome:#?}");
-            assert!(outcome.stderr.starts_with("autocvd: "), "{shell}: {form} {options}: {outcome:#?}");
+            assert!(
+                outcome.stderr.starts_with("autocvd: "),
+                "{shell}: {form} {options}: {outcome:#?}"
+            );
         }
     }
 }
@@ -511,15 +646,31 @@ fn a_signal_ends_a_wait_at_once_and_nothing_is_left_behind() {
     for (signal, code, name) in SIGNALS {
         let machine = Machine::gpus(1);
         let _job = machine.job(0);
-        for (words, stdout) in
-            [(&[][..], guard(code)), (&["-s"], guard(code)), (&["-o"], String::new()), (&["--", "true"], String::new())]
-        {
+        for (words, stdout) in [
+            (&[][..], guard(code)),
+            (&["-s"], guard(code)),
+            (&["-o"], String::new()),
+            (&["--", "true"], String::new()),
+        ] {
             let waiting = start(machine.autocvd().args(words));
-            wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+            wait_until("it waits", || {
+                waiting.stderr().contains("waiting for a GPU")
+            });
             waiting.signal(signal);
             let outcome = waiting.finish();
-            assert_eq!((outcome.code, &outcome.stdout), (Some(code), &stdout), "{words:?}: {outcome:#?}");
-            assert!(outcome.stderr.lines().last().is_some_and(|line| line.contains(name)), "{outcome:#?}");
+            assert_eq!(
+                (outcome.code, &outcome.stdout),
+                (Some(code), &stdout),
+                "{words:?}: {outcome:#?}"
+            );
+            assert!(
+                outcome
+                    .stderr
+                    .lines()
+                    .last()
+                    .is_some_and(|line| line.contains(name)),
+                "{outcome:#?}"
+            );
             assert_eq!(left_behind(&machine), [""; 0]);
         }
     }
@@ -528,14 +679,20 @@ fn a_signal_ends_a_wait_at_once_and_nothing_is_left_behind() {
 #[test]
 fn a_signal_ends_a_call_of_a_driver_that_hangs() {
     let machine = Machine::gpus(1);
-    for (function, pointer) in
-        [("nvmlInit_v2", "/init/delay_ms"), ("nvmlDeviceGetMemoryInfo_v2", "/delays_ms/nvmlDeviceGetMemoryInfo_v2")]
-    {
+    for (function, pointer) in [
+        ("nvmlInit_v2", "/init/delay_ms"),
+        (
+            "nvmlDeviceGetMemoryInfo_v2",
+            "/delays_ms/nvmlDeviceGetMemoryInfo_v2",
+        ),
+    ] {
         machine.set(pointer, json!(60_000));
         for (signal, code, name) in SIGNALS {
             machine.forget_calls();
             let hanging = start(&mut machine.autocvd());
-            wait_until("the driver hangs", || machine.calls().iter().any(|call| call == function));
+            wait_until("the driver hangs", || {
+                machine.calls().iter().any(|call| call == function)
+            });
             let signalled = Instant::now();
             hanging.signal(signal);
             let outcome = hanging.finish();
@@ -553,9 +710,14 @@ fn many_signals_at_once_are_as_good_as_one() {
     let machine = Machine::gpus(1);
     let _job = machine.job(0);
     let waiting = start(&mut machine.autocvd());
-    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    wait_until("it waits", || {
+        waiting.stderr().contains("waiting for a GPU")
+    });
     waiting.signal(Signal::STOP);
-    for (signal, ..) in SIGNALS.into_iter().chain([(Signal::USR2, 0, ""), (Signal::ALARM, 0, "")]) {
+    for (signal, ..) in SIGNALS
+        .into_iter()
+        .chain([(Signal::USR2, 0, ""), (Signal::ALARM, 0, "")])
+    {
         waiting.signal(signal);
     }
     waiting.signal(Signal::CONT);
@@ -571,10 +733,19 @@ fn a_library_that_ends_the_process_starts_nothing() {
     let ran = machine.path().join("ran");
     for (ending, code) in [("crash", 139), ("abort", 134), ("exit", 1)] {
         machine.set("/init/ends", json!(ending));
-        for form in ["eval $(autocvd) touch ran", ". <(autocvd -s) && touch ran", "autocvd -- touch ran"] {
-            let outcome = run(machine.shell("bash", &format!("{form}; exit")).current_dir(machine.path()));
+        for form in [
+            "eval $(autocvd) touch ran",
+            ". <(autocvd -s) && touch ran",
+            "autocvd -- touch ran",
+        ] {
+            let outcome = run(machine
+                .shell("bash", &format!("{form}; exit"))
+                .current_dir(machine.path()));
             assert_eq!(outcome.code, Some(code), "{ending} {form}: {outcome:#?}");
-            assert!(outcome.stderr.contains("the NVIDIA driver's library"), "{ending} {form}: {outcome:#?}");
+            assert!(
+                outcome.stderr.contains("the NVIDIA driver's library"),
+                "{ending} {form}: {outcome:#?}"
+            );
             assert!(!ran.exists(), "{ending} {form}: {outcome:#?}");
         }
     }
@@ -587,10 +758,13 @@ fn a_shell_whose_wait_is_interrupted_runs_nothing() {
         let _job = machine.job(0);
         let script = "echo $$ >shell; eval $(sh -c 'echo $$ >asking; exec autocvd') touch ran";
         let waiting = start(machine.shell("dash", script).current_dir(machine.path()));
-        wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
-        let asking = fs::read_to_string(machine.path().join("asking")).expect("written before");
-        let asking = rustix::process::Pid::from_raw(asking.trim().parse().expect("a pid")).expect("not 0");
-        rustix::process::kill_process(asking, signal).expect("our own process");
+        wait_until("it waits", || {
+            waiting.stderr().contains("waiting for a GPU")
+        });
+        let requester = fs::read_to_string(machine.path().join("asking")).expect("written before");
+        let requester = rustix::process::Pid::from_raw(requester.trim().parse().expect("a pid"))
+            .expect("not 0");
+        rustix::process::kill_process(requester, signal).expect("our own process");
         let outcome = waiting.finish();
         assert_eq!(outcome.code, Some(code), "{outcome:#?}");
         assert!(!machine.path().join("ran").exists(), "{outcome:#?}");
@@ -602,7 +776,9 @@ fn a_signal_that_was_ignored_stays_ignored() {
     let machine = Machine::gpus(1);
     let mut job = machine.job(0);
     let waiting = start(&mut machine.shell("dash", "trap '' INT HUP; exec autocvd -o"));
-    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    wait_until("it waits", || {
+        waiting.stderr().contains("waiting for a GPU")
+    });
     waiting.signal(Signal::INT);
     waiting.signal(Signal::HUP);
     job.kill();
@@ -612,13 +788,29 @@ fn a_signal_that_was_ignored_stays_ignored() {
 #[test]
 fn output_that_cannot_be_written_is_a_failure_and_leaves_no_claim() {
     let machine = Machine::gpus(1);
-    let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("/dev/full is everywhere"));
+    let full = || {
+        Stdio::from(
+            File::options()
+                .write(true)
+                .open("/dev/full")
+                .expect("/dev/full is everywhere"),
+        )
+    };
     for words in [&[][..], &["-s"], &["-o"], &["--json"]] {
         let mut command = machine.autocvd();
-        let output = command.args(words).stdout(full()).stderr(Stdio::piped()).output().expect("it runs");
+        let output = command
+            .args(words)
+            .stdout(full())
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it runs");
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{words:?}: {told}");
-        assert!(told.starts_with("autocvd: cannot write to standard output: ") && told.lines().count() == 1, "{told}");
+        assert!(
+            told.starts_with("autocvd: cannot write to standard output: ")
+                && told.lines().count() == 1,
+            "{told}"
+        );
         assert_eq!(left_behind(&machine), [""; 0]);
 
         // Closed; and nothing that is opened later may take its place.
@@ -634,7 +826,12 @@ fn output_that_cannot_be_written_is_a_failure_and_leaves_no_claim() {
         // A pipe that nobody reads.
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
-        let status = machine.autocvd().args(words).stdout(writer).status().expect("it runs");
+        let status = machine
+            .autocvd()
+            .args(words)
+            .stdout(writer)
+            .status()
+            .expect("it runs");
         assert_ne!(status.code(), Some(0), "{words:?}");
         assert_eq!(left_behind(&machine), [""; 0]);
     }
@@ -647,8 +844,7 @@ fn a_closed_standard_error_gets_into_no_file() {
     let outcome = run(&mut machine.shell("dash", "autocvd -vv -t 50ms 2>&-"));
     assert_eq!((outcome.code, outcome.stdout), (Some(4), guard(4)));
     // And what the program becomes finds its descriptors as they were.
-    let script =
-        "autocvd -l -- sh -c 'for n in 0 1 2; do test -e /proc/self/fd/$n && exit 9; done; exit 7' <&- >&- 2>&-";
+    let script = "autocvd -l -- sh -c 'for n in 0 1 2; do test -e /proc/self/fd/$n && exit 9; done; exit 7' <&- >&- 2>&-";
     assert_eq!(run(&mut machine.shell("dash", script)).code, Some(7));
 }
 
@@ -663,15 +859,26 @@ fn a_driver_that_hangs_does_not_outlast_the_timeout() {
         command
     };
     assert_fails(&command, 4, "did not answer in time (300 ms)");
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
     // A call that hangs only while it waits.
     machine.set("/init/delay_ms", json!(0));
     let _job = machine.job(0);
     let waiting = start(machine.autocvd().args(["-t", "2", "-i", "100ms"]));
-    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    wait_until("it waits", || {
+        waiting.stderr().contains("waiting for a GPU")
+    });
     machine.set("/delays_ms/nvmlDeviceGetMemoryInfo_v2", json!(60_000));
     let outcome = waiting.finish();
-    assert_eq!((outcome.code, outcome.stdout), (Some(4), guard(4)), "{}", outcome.stderr);
+    assert_eq!(
+        (outcome.code, outcome.stdout),
+        (Some(4), guard(4)),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(left_behind(&machine), [""; 0]);
 }
 
@@ -681,9 +888,17 @@ fn a_driver_that_is_silent_for_long_is_told_of() {
     machine.set("/init/delay_ms", json!(5_500));
     let quiet = start(machine.autocvd().args(["-q", "--no-claim"]));
     let outcome = run(machine.autocvd().arg("--no-claim"));
-    assert!(outcome.stderr.starts_with("autocvd: the NVIDIA driver has not answered for 5 s"), "{outcome:#?}");
+    assert!(
+        outcome
+            .stderr
+            .starts_with("autocvd: the NVIDIA driver has not answered for 5 s"),
+        "{outcome:#?}"
+    );
     assert_eq!(outcome.stderr.lines().count(), 1);
-    assert_eq!(outcome.success(), "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0\n");
+    assert_eq!(
+        outcome.success(),
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0\n"
+    );
     let quiet = quiet.finish();
     assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(0), ""));
 }
@@ -693,19 +908,30 @@ fn a_single_look_lets_a_slow_driver_answer() {
     let machine = Machine::gpus(1);
     machine.set("/init/delay_ms", json!(2_000));
     let outcome = run(machine.autocvd().args(["-t", "0", "-o"]));
-    assert_eq!((outcome.code, outcome.stdout.as_str(), outcome.stderr.as_str()), (Some(0), "0\n", ""));
+    assert_eq!(
+        (
+            outcome.code,
+            outcome.stdout.as_str(),
+            outcome.stderr.as_str()
+        ),
+        (Some(0), "0\n", "")
+    );
 }
 
 #[test]
 fn a_command_that_cannot_be_run_is_told_before_anything_is_asked() {
     let machine = Machine::gpus(1);
     let file = machine.path().join("data");
-    fs::write(&file, "data").expect("our own folder");
-    let folder = machine.path().to_str().expect("plain").to_owned();
+    fs::write(&file, "data").expect("our own directory");
+    let directory = machine.path().to_str().expect("plain").to_owned();
     let file = file.to_str().expect("plain").to_owned();
-    for (program, code) in
-        [("no-such-program", 127), ("/no/such/program", 127), ("", 127), (folder.as_str(), 126), (file.as_str(), 126)]
-    {
+    for (program, code) in [
+        ("no-such-program", 127),
+        ("/no/such/program", 127),
+        ("", 127),
+        (directory.as_str(), 126),
+        (file.as_str(), 126),
+    ] {
         let outcome = run(machine.autocvd().args(["--", program]));
         assert_told(&outcome, code, &format!("'{program}'"));
         assert_eq!(outcome.stdout, "");

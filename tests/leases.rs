@@ -8,7 +8,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until};
+use common::{
+    AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until,
+};
 use rustix::process::Signal;
 
 /// A shell that runs a script on the machine, once it has written its first line. `pause` blocks the shell
@@ -16,18 +18,29 @@ use rustix::process::Signal;
 fn shell_that_asked(machine: &Machine, shell: &str, script: &str) -> Running {
     let fifo = machine.path().join("fifo");
     if !fifo.exists() {
-        assert!(Command::new("mkfifo").arg(&fifo).status().expect("it is everywhere").success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .expect("it is everywhere")
+                .success()
+        );
     }
     install_told(machine);
     let script = format!("pause() {{ read -r _ <>\"$FAKE_NVML/fifo\"; }}; {script}");
     let running = start(&mut machine.shell(shell, &script));
-    wait_until("the shell has its answer", || running.stdout().contains('\n'));
+    wait_until("the shell has its answer", || {
+        running.stdout().contains('\n')
+    });
     running
 }
 
 /// A program that tells which GPUs it was given, and becomes another one.
 fn install_told(machine: &Machine) {
-    machine.install("told", "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\"\nexec \"$@\"\n");
+    machine.install(
+        "told",
+        "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\"\nexec \"$@\"\n",
+    );
 }
 
 /// A launch that waits and is woken by nothing but the end of claims.
@@ -38,11 +51,19 @@ fn waiter(machine: &Machine) -> Running {
 #[test]
 fn a_lease_lasts_for_its_hold_where_nothing_is_started() {
     let machine = Machine::gpus(1);
-    let shell = shell_that_asked(&machine, "bash", "eval $(autocvd -q --hold 2s); echo; pause");
+    let shell = shell_that_asked(
+        &machine,
+        "bash",
+        "eval $(autocvd -q --hold 2s); echo; pause",
+    );
     assert!(!is_free(&machine));
     let asked = Instant::now();
     waiter(&machine).finish().success();
-    assert!(asked.elapsed() > Duration::from_secs(1), "not before: {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() > Duration::from_secs(1),
+        "not before: {:?}",
+        asked.elapsed()
+    );
     drop(shell);
 }
 
@@ -58,8 +79,11 @@ fn a_lease_lasts_as_long_as_the_program() {
         assert!(running.is_running());
         thread::sleep(Duration::from_millis(200));
         let program = children(running.pid())[0];
-        rustix::process::kill_process(rustix::process::Pid::from_raw(program as i32).expect("a pid"), Signal::KILL)
-            .expect("it runs");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(program as i32).expect("a pid"),
+            Signal::KILL,
+        )
+        .expect("it runs");
         // The shell lives on.
         waiting.finish().success();
     }
@@ -71,7 +95,9 @@ fn comm(pid: u32) -> String {
 
 fn children(pid: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
-    list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
+    list.split_whitespace()
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect()
 }
 
 #[test]
@@ -81,7 +107,11 @@ fn a_lease_ends_with_the_program_though_the_shell_goes_on_to_other_things() {
     let shell = shell_that_asked(&machine, "bash", script);
     let asked = Instant::now();
     waiter(&machine).finish().success();
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        asked.elapsed()
+    );
     drop(shell);
 }
 
@@ -89,15 +119,29 @@ fn a_lease_ends_with_the_program_though_the_shell_goes_on_to_other_things() {
 fn a_waiter_that_came_before_the_program_started_sees_its_end() {
     let machine = Machine::gpus(1);
     let script = "set -- $(autocvd -q --hold 60s); echo; read -r _ <\"$FAKE_NVML/go\"; eval \"$@\" occupy 2; pause";
-    assert!(Command::new("mkfifo").arg(machine.path().join("go")).status().expect("it is everywhere").success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(machine.path().join("go"))
+            .status()
+            .expect("it is everywhere")
+            .success()
+    );
     let shell = shell_that_asked(&machine, "bash", script);
     let waiting = waiter(&machine);
     thread::sleep(Duration::from_millis(500));
     fs::write(machine.path().join("go"), "\n").expect("the shell reads it");
     let started = Instant::now();
     waiting.finish().success();
-    assert!(started.elapsed() > Duration::from_millis(1500), "{:?}", started.elapsed());
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() > Duration::from_millis(1500),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
     drop(shell);
 }
 
@@ -120,12 +164,17 @@ fn a_lease_ends_with_the_shell_that_started_nothing() {
 #[test]
 fn a_program_that_outlives_its_shell_keeps_its_gpu() {
     let machine = Machine::gpus(1);
-    let pid = run(&mut machine.shell("bash", "eval $(autocvd -q) nohup sleep 60 >/dev/null 2>&1 & echo $!")).success();
+    let pid = run(&mut machine.shell(
+        "bash",
+        "eval $(autocvd -q) nohup sleep 60 >/dev/null 2>&1 & echo $!",
+    ))
+    .success();
     wait_until("nohup has become sleep", || !is_free(&machine));
     let mut waiting = waiter(&machine);
     thread::sleep(Duration::from_millis(500));
     assert!(!is_free(&machine) && waiting.is_running());
-    let program = rustix::process::Pid::from_raw(pid.trim().parse().expect("a pid")).expect("not 0");
+    let program =
+        rustix::process::Pid::from_raw(pid.trim().parse().expect("a pid")).expect("not 0");
     rustix::process::kill_process(program, Signal::KILL).expect("it runs");
     waiting.finish().success();
 }
@@ -133,7 +182,11 @@ fn a_program_that_outlives_its_shell_keeps_its_gpu() {
 #[test]
 fn a_shell_that_becomes_the_program_keeps_its_gpu() {
     let machine = Machine::gpus(1);
-    let shell = shell_that_asked(&machine, "bash", "eval $(autocvd -q --hold 300ms) exec told sleep 60");
+    let shell = shell_that_asked(
+        &machine,
+        "bash",
+        "eval $(autocvd -q --hold 300ms) exec told sleep 60",
+    );
     thread::sleep(Duration::from_millis(600));
     assert!(!is_free(&machine));
     drop(shell);
@@ -145,14 +198,20 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
     for shell in ["bash", "dash", "zsh", "ksh", "mksh", "busybox"] {
         let machine = Machine::gpus(1);
         let list = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20";
-        let script = format!("for i in {list}; do eval $(autocvd -q -t 20) true || exit 9; done; autocvd -q -o -t 20");
-        assert_eq!(run(&mut machine.shell(shell, &script)).success(), "0\n", "{shell}");
+        let script = format!(
+            "for i in {list}; do eval $(autocvd -q -t 20) true || exit 9; done; autocvd -q -o -t 20"
+        );
+        assert_eq!(
+            run(&mut machine.shell(shell, &script)).success(),
+            "0\n",
+            "{shell}"
+        );
     }
     let machine = Machine::gpus(1);
     let fish = "for i in (seq 10); eval (autocvd -q -t 20) true; or exit 9; end";
     run(&mut machine.shell("fish", fish)).success();
     let tcsh = "foreach i (1 2 3 4 5 6 7 8 9 10)\neval `autocvd -q -t 20 --shell csh` true || exit 9\nend\n";
-    fs::write(machine.path().join("loop"), tcsh).expect("our own folder");
+    fs::write(machine.path().join("loop"), tcsh).expect("our own directory");
     run(machine.command("tcsh").arg(machine.path().join("loop"))).success();
     for source in [
         "eval $(autocvd -q) true; autocvd -q -t 20 -- true",
@@ -172,8 +231,14 @@ fn the_end_of_a_lease_because_its_shell_asks_again_wakes_who_waits_for_it() {
     // In vain, so that no new claim wakes them.
     let script = "autocvd -q -o --only 1 --hold 600s; pause; autocvd -q -o -n 2 -t 0; pause";
     let shell = shell_that_asked(&machine, "bash", script);
-    let waiting = start(machine.autocvd().args(["-i", "600s", "--only", "1", "--", "true"]));
-    wait_until("it waits", || waiting.stderr().contains("waiting for a GPU"));
+    let waiting = start(
+        machine
+            .autocvd()
+            .args(["-i", "600s", "--only", "1", "--", "true"]),
+    );
+    wait_until("it waits", || {
+        waiting.stderr().contains("waiting for a GPU")
+    });
     fs::write(machine.path().join("fifo"), "\n").expect("the shell reads it");
     waiting.finish().success();
     drop(shell);
@@ -184,7 +249,11 @@ fn inside_a_leases_program_only_a_wait_without_end_gets_what_it_holds() {
     let machine = Machine::gpus(1);
     machine.install("inner", "#!/bin/sh\nautocvd -q -o \"$@\"\necho $?\n");
     for (options, told) in [("-t 1", "4\n"), ("", "0\n0\n")] {
-        assert_eq!(run(&mut machine.shell("bash", &format!("eval $(autocvd -q) inner {options}; :"))).success(), told);
+        assert_eq!(
+            run(&mut machine.shell("bash", &format!("eval $(autocvd -q) inner {options}; :")))
+                .success(),
+            told
+        );
     }
 }
 
@@ -196,11 +265,21 @@ fn a_program_that_rewrites_its_title_keeps_its_gpu() {
     }
     let machine = Machine::gpus(1);
     // The title goes over what the environment was.
-    machine.install("titled", "#!/bin/sh\nexec perl -e '$0 = \"workerx\" . \" lr=0.1\" x $ARGV[0]; sleep 60' \"$@\"\n");
-    for script in ["eval \"$(autocvd -q -s)\"; exec titled 2000", "eval $(autocvd -q --hold 2s) titled 12; pause"] {
+    machine.install(
+        "titled",
+        "#!/bin/sh\nexec perl -e '$0 = \"workerx\" . \" lr=0.1\" x $ARGV[0]; sleep 60' \"$@\"\n",
+    );
+    for script in [
+        "eval \"$(autocvd -q -s)\"; exec titled 2000",
+        "eval $(autocvd -q --hold 2s) titled 12; pause",
+    ] {
         let shell = shell_that_asked(&machine, "bash", &format!("echo; {script}"));
-        let titled = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"workerx"));
-        wait_until("it has its title", || titled(shell.pid()) || children(shell.pid()).into_iter().any(titled));
+        let titled = |pid: u32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"workerx"))
+        };
+        wait_until("it has its title", || {
+            titled(shell.pid()) || children(shell.pid()).into_iter().any(titled)
+        });
         assert!(!is_free(&machine), "{script}");
         drop(shell);
         wait_until("it is free", || is_free(&machine));
@@ -216,7 +295,8 @@ fn what_a_shell_starts_after_the_hold_counts_while_a_program_of_the_lease_runs()
     ] {
         let machine = Machine::gpus(1);
         let first = if one_runs { "sleep 600 & " } else { "" };
-        let script = format!("{asks}; {first}echo; read -r _ <>\"$FAKE_NVML/fifo\"; sleep 60 & echo; pause");
+        let script =
+            format!("{asks}; {first}echo; read -r _ <>\"$FAKE_NVML/fifo\"; sleep 60 & echo; pause");
         let shell = shell_that_asked(&machine, "bash", &script);
         let is = |pid: &u32, line: &str| {
             fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words == line.as_bytes())
@@ -247,7 +327,11 @@ fn a_lease_that_is_over_does_not_come_back() {
         "eval $(autocvd -q --hold 1s) true; sleep 2; env -i sleep 30 & sleep 0.3; bash -c 'autocvd -q -o -t 1; exit $?'",
     ] {
         let machine = Machine::gpus(1);
-        assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n", "{script}");
+        assert_eq!(
+            run(&mut machine.shell("bash", script)).success(),
+            "0\n",
+            "{script}"
+        );
     }
 }
 
@@ -285,10 +369,17 @@ ask = lambda: subprocess.Popen(['autocvd', '-q', '-o'], stdout=subprocess.PIPE, 
 first = ask(); time.sleep(0.5); all = [first] + [ask() for _ in range(3)]
 for p in all: os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)
 print(*sorted(p.communicate()[0].strip() for p in all))";
-    assert_eq!(run(machine.command("python3").args(["-c", script])).success(), "0 1 2 3\n");
+    assert_eq!(
+        run(machine.command("python3").args(["-c", script])).success(),
+        "0 1 2 3\n"
+    );
     let machine = Machine::gpus(4);
     machine.set("/init/delay_ms", 1000.into());
-    let told = run(&mut machine.shell("sh", "printf '%s\\n' -q -q -q -q | xargs -P 4 -n 1 autocvd -o")).success();
+    let told = run(&mut machine.shell(
+        "sh",
+        "printf '%s\\n' -q -q -q -q | xargs -P 4 -n 1 autocvd -o",
+    ))
+    .success();
     let mut ids: Vec<&str> = told.lines().collect();
     ids.sort_unstable();
     assert_eq!(ids, ["0", "1", "2", "3"]);
@@ -315,8 +406,16 @@ fn a_shell_that_cannot_be_seen_holds_for_its_hold_alone() {
     waiter(&machine).finish().success();
     // Those who see its program still heed it.
     let bash = children(inside.pid())[0].to_string();
-    let among = |command: &[&str]| run(machine.command("nsenter").args(["-t", &bash, "-p", "-m"]).args(command));
-    assert_eq!(among(&[AUTOCVD, "-q", "-t", "0", "--", "true"]).code, Some(4));
+    let among = |command: &[&str]| {
+        run(machine
+            .command("nsenter")
+            .args(["-t", &bash, "-p", "-m"])
+            .args(command))
+    };
+    assert_eq!(
+        among(&[AUTOCVD, "-q", "-t", "0", "--", "true"]).code,
+        Some(4)
+    );
 }
 
 #[test]
@@ -325,9 +424,18 @@ fn times_beyond_the_clock_are_for_ever() {
     let script = "eval $(autocvd -q --hold 18446744073709551615s); echo; pause";
     let shell = shell_that_asked(&machine, "bash", script);
     assert!(!is_free(&machine));
-    let mut waiting = start(machine.autocvd().args(["-q", "-i", "18446744073709551615s", "--", "true"]));
+    let mut waiting =
+        start(
+            machine
+                .autocvd()
+                .args(["-q", "-i", "18446744073709551615s", "--", "true"]),
+        );
     thread::sleep(Duration::from_millis(300));
-    assert!(waiting.is_running(), "{waiting:?}", waiting = waiting.stderr());
+    assert!(
+        waiting.is_running(),
+        "{waiting:?}",
+        waiting = waiting.stderr()
+    );
     drop(shell);
     waiting.finish().success();
 }
@@ -335,8 +443,14 @@ fn times_beyond_the_clock_are_for_ever() {
 #[test]
 fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
     let machine = Machine::gpus(1);
-    machine.install("chain", "#!/bin/sh\n[ $1 = 0 ] && exec sleep 60\nexec chain $(($1 - 1))\n");
-    for script in ["eval $(autocvd -q) exec chain 400", "eval $(autocvd -q) chain 400; pause"] {
+    machine.install(
+        "chain",
+        "#!/bin/sh\n[ $1 = 0 ] && exec sleep 60\nexec chain $(($1 - 1))\n",
+    );
+    for script in [
+        "eval $(autocvd -q) exec chain 400",
+        "eval $(autocvd -q) chain 400; pause",
+    ] {
         let shell = shell_that_asked(&machine, "bash", &format!("echo; {script}"));
         let sleeps = |pid: u32| comm(pid) == "sleep\n";
         wait_until("it has asked", || !is_free(&machine));
@@ -352,7 +466,8 @@ fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
 }
 
 #[test]
-fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_without_end_and_others_go_first() {
+fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_without_end_and_others_go_first()
+ {
     let inner = "eval $(autocvd -q --hold 0) printenv CUDA_VISIBLE_DEVICES; :";
     for (gpus, given) in [(1, "0\n"), (2, "0\n")] {
         let machine = Machine::gpus(gpus);
@@ -363,17 +478,26 @@ fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_without_e
             "eval $(autocvd -q --hold 1) inner; :",
             "autocvd -o --hold 1 >/dev/null; inner; :",
         ] {
-            assert_eq!(run(&mut machine.shell("bash", outer)).success(), given, "{gpus} GPUs: {outer}");
+            assert_eq!(
+                run(&mut machine.shell("bash", outer)).success(),
+                given,
+                "{gpus} GPUs: {outer}"
+            );
         }
         machine.install("bounded", "#!/bin/sh\nautocvd -q -o -t 0 --only 0\n");
-        assert_eq!(run(&mut machine.shell("bash", "eval $(autocvd -q --only 0) bounded")).code, Some(4));
+        assert_eq!(
+            run(&mut machine.shell("bash", "eval $(autocvd -q --only 0) bounded")).code,
+            Some(4)
+        );
     }
 }
 
 #[test]
 fn a_launch_of_a_command_does_not_wait_for_its_own_shells_idle_lease() {
     let machine = Machine::gpus(1);
-    let script =
-        "eval $(autocvd -q) true; autocvd -q -t 0 -- echo ran; autocvd -o >/dev/null; autocvd -q -t 0 -- echo again";
-    assert_eq!(run(&mut machine.shell("bash", script)).success(), "ran\nagain\n");
+    let script = "eval $(autocvd -q) true; autocvd -q -t 0 -- echo ran; autocvd -o >/dev/null; autocvd -q -t 0 -- echo again";
+    assert_eq!(
+        run(&mut machine.shell("bash", script)).success(),
+        "ran\nagain\n"
+    );
 }

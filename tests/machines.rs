@@ -31,7 +31,14 @@ fn row(
     expected: Result<&'static str, i32>,
     tells: &'static str,
 ) -> Row {
-    Row { name, machine, without: &[], args, expected, tells }
+    Row {
+        name,
+        machine,
+        without: &[],
+        args,
+        expected,
+        tells,
+    }
 }
 
 fn check(row: &Row, wrap: impl Fn(Command) -> Command) {
@@ -40,14 +47,27 @@ fn check(row: &Row, wrap: impl Fn(Command) -> Command) {
         machine.without(row.without);
     }
     let mut command = machine.autocvd();
-    command.args(["-o", "-v", "-t", "0", "--probe", "nvml"]).args(row.args);
+    command
+        .args(["-o", "-v", "-t", "0", "--probe", "nvml"])
+        .args(row.args);
     let outcome = run(&mut wrap(command));
     let (code, stdout) = match row.expected {
         Ok(ids) => (0, format!("{ids}\n")),
         Err(code) => (code, String::new()),
     };
-    assert_eq!((outcome.code, &outcome.stdout), (Some(code), &stdout), "{}: {outcome:?}", row.name);
-    assert!(outcome.stderr.contains(row.tells), "{}: no '{}' in {}", row.name, row.tells, outcome.stderr);
+    assert_eq!(
+        (outcome.code, &outcome.stdout),
+        (Some(code), &stdout),
+        "{}: {outcome:?}",
+        row.name
+    );
+    assert!(
+        outcome.stderr.contains(row.tells),
+        "{}: no '{}' in {}",
+        row.name,
+        row.tells,
+        outcome.stderr
+    );
 }
 
 /// One GPU with one process on it.
@@ -218,7 +238,13 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
             Ok("0"),
             "PROHIBITED",
         ),
-        row("nothing but PROHIBITED", json!({"gpus": [{"compute_mode": "PROHIBITED"}]}), &["-l"], Err(3), "PROHIBITED"),
+        row(
+            "nothing but PROHIBITED",
+            json!({"gpus": [{"compute_mode": "PROHIBITED"}]}),
+            &["-l"],
+            Err(3),
+            "PROHIBITED",
+        ),
         row(
             "EXCLUSIVE_PROCESS is about CUDA's contexts: graphics leave it free",
             json!({"gpus": [free, {"compute_mode": "EXCLUSIVE_PROCESS", "processes": [{"pid": 1, "type": "G", "memory": MIB}]}]}),
@@ -268,7 +294,13 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
             Ok("MIG-aaaaaaaa-0000-0000-0000-000000000001"),
             "passed over GPU 0 MIG 1: GPU is lost",
         ),
-        row("MIG enabled without devices", json!({"gpus": [mig(json!([]))]}), &[], Err(3), "has no MIG devices"),
+        row(
+            "MIG enabled without devices",
+            json!({"gpus": [mig(json!([]))]}),
+            &[],
+            Err(3),
+            "has no MIG devices",
+        ),
         row(
             "MIG beside whole GPUs: UUIDs, for MIG shifts the ordinals",
             json!({"gpus": [mig(json!([a_mig])), free]}),
@@ -334,41 +366,87 @@ fn old_drivers_with_fewer_functions_and_other_structs_are_read_alike() {
     let mut other_struct = machine("535.54.03");
     other_struct["process_info_layout"] = json!("535.43");
     for (name, machine, without) in [
-        ("470: _v2 lists, memory v1", machine("470.223.02"), BEFORE_R510),
-        ("418: unversioned lists, no MIG", machine("418.226.00"), BEFORE_R470),
-        ("535.43 to 535.86: another struct behind the _v3 names", other_struct, &[]),
+        (
+            "470: _v2 lists, memory v1",
+            machine("470.223.02"),
+            BEFORE_R510,
+        ),
+        (
+            "418: unversioned lists, no MIG",
+            machine("418.226.00"),
+            BEFORE_R470,
+        ),
+        (
+            "535.43 to 535.86: another struct behind the _v3 names",
+            other_struct,
+            &[],
+        ),
         ("535.98 on: the usual struct", machine("535.98"), &[]),
     ] {
-        let row = Row { name, machine, without, args: &[], expected: Ok("0"), tells: "and 2 more" };
-        let row = Row { tells: if without == BEFORE_R470 { "used by pid 1" } else { row.tells }, ..row };
+        let row = Row {
+            name,
+            machine,
+            without,
+            args: &[],
+            expected: Ok("0"),
+            tells: "and 2 more",
+        };
+        let row = Row {
+            tells: if without == BEFORE_R470 {
+                "used by pid 1"
+            } else {
+                row.tells
+            },
+            ..row
+        };
         check(&row, |command| command);
     }
 }
 
 #[test]
 fn a_list_longer_than_the_first_buffer_is_read_whole() {
-    let processes: Vec<Value> = (1..=1000).map(|pid| json!({"pid": pid, "type": "C", "memory": 1024})).collect();
-    let row = row("1,000 processes", json!({"gpus": [{}, {"processes": processes}]}), &[], Ok("0"), "and 999 more");
+    let processes: Vec<Value> = (1..=1000)
+        .map(|pid| json!({"pid": pid, "type": "C", "memory": 1024}))
+        .collect();
+    let row = row(
+        "1,000 processes",
+        json!({"gpus": [{}, {"processes": processes}]}),
+        &[],
+        Ok("0"),
+        "and 999 more",
+    );
     check(&row, |command| command);
 }
 
 #[test]
 fn libraries_that_answer_the_question_for_the_length_with_success_do_not_hide_processes() {
     let machine = json!({"null_count_success": true, "gpus": [{}, used_by("C")]});
-    check(&row("a busy GPU", machine, &[], Ok("0"), "used by pid 1"), |command| command);
+    check(
+        &row("a busy GPU", machine, &[], Ok("0"), "used by pid 1"),
+        |command| command,
+    );
 }
 
 /// The same command in a PID namespace of its own, as in a container; `None` where that is not permitted.
 fn in_a_container() -> Option<impl Fn(Command) -> Command> {
-    let permitted = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
+    let permitted = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "true"])
+        .output();
     if !permitted.is_ok_and(|output| output.status.success()) {
         common::skip("needs unshare(1) and the right to make PID namespaces");
         return None;
     }
     Some(|command: Command| {
         let mut wrapped = Command::new("unshare");
-        wrapped.args(["--pid", "--fork", "--mount-proc"]).arg(command.get_program()).args(command.get_args());
-        wrapped.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        wrapped
+            .args(["--pid", "--fork", "--mount-proc"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        wrapped.env_clear().envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
         wrapped
     })
 }
@@ -412,7 +490,13 @@ fn in_a_container_an_empty_list_proves_nothing() {
             Err(4),
             "unknown",
         ),
-        row("a listed process is busy as ever", json!({"gpus": [{}, used_by("C")]}), &[], Ok("0"), "used by pid 1"),
+        row(
+            "a listed process is busy as ever",
+            json!({"gpus": [{}, used_by("C")]}),
+            &[],
+            Ok("0"),
+            "used by pid 1",
+        ),
         row(
             "drivers from 535.113 on leave the host's processes out of the list",
             json!({"list_pid_namespace": true, "gpus": [{}, {"processes": [{"pid": 4_000_000, "type": "C", "memory": 2000 * MIB}]}]}),
@@ -428,13 +512,16 @@ fn in_a_container_an_empty_list_proves_nothing() {
 /// Runs on a machine without NVML whose nvidia-smi prints a fixture and ends with `code`.
 fn with_nvidia_smi(fixture: &str, code: i32, args: &[&str]) -> common::Outcome {
     let machine = Machine::gpus(1);
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi");
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi");
     let script = format!(
-        "#!/bin/sh\ncase $1 in -L) cat '{folder}/list.txt';; *) cat '{folder}/{fixture}';; esac\nexit {code}\n"
+        "#!/bin/sh\ncase $1 in -L) cat '{directory}/list.txt';; *) cat '{directory}/{fixture}';; esac\nexit {code}\n"
     );
     machine.install("nvidia-smi", &script);
     let mut command = machine.autocvd();
-    command.env("AUTOCVD_NVML_LIB", "/nonexistent/libnvidia-ml.so.1").args(["-o", "-v", "-t", "0"]).args(args);
+    command
+        .env("AUTOCVD_NVML_LIB", "/nonexistent/libnvidia-ml.so.1")
+        .args(["-o", "-v", "-t", "0"])
+        .args(args);
     run(&mut command)
 }
 
@@ -449,8 +536,20 @@ fn nvidia_smi_serves_where_nvml_cannot_be_loaded() {
         ("580.xml", 0, &[], Ok("0"), "used by pid"),
         ("590.xml", 0, &[], Err(4), "used by pid"),
         ("580.xml", 14, &[], Ok("0"), "chose GPU 0"),
-        ("lost.xml", 15, &[], Ok("GPU-33333333-1111-2222-3333-444455556666"), "lost"),
-        ("permissions.xml", 0, &[], Err(4), "the process list cannot be read"),
+        (
+            "lost.xml",
+            15,
+            &[],
+            Ok("GPU-33333333-1111-2222-3333-444455556666"),
+            "lost",
+        ),
+        (
+            "permissions.xml",
+            0,
+            &[],
+            Err(4),
+            "the process list cannot be read",
+        ),
         ("wsl.xml", 0, &[], Err(4), "the process list cannot be read"),
         ("mig.xml", 0, &["-n", "2"], Err(3), "one MIG device alone"),
         ("empty.xml", 6, &[], Err(5), "nvidia-smi"),
@@ -460,8 +559,16 @@ fn nvidia_smi_serves_where_nvml_cannot_be_loaded() {
             Ok(ids) => (0, format!("{ids}\n")),
             Err(exit) => (exit, String::new()),
         };
-        assert_eq!((outcome.code, &outcome.stdout), (Some(exit), &stdout), "{fixture}: {outcome:?}");
-        assert!(outcome.stderr.contains(tells), "{fixture}: no '{tells}' in {}", outcome.stderr);
+        assert_eq!(
+            (outcome.code, &outcome.stdout),
+            (Some(exit), &stdout),
+            "{fixture}: {outcome:?}"
+        );
+        assert!(
+            outcome.stderr.contains(tells),
+            "{fixture}: no '{tells}' in {}",
+            outcome.stderr
+        );
         assert!(
             outcome.stderr.contains("/nonexistent/libnvidia-ml.so.1"),
             "{fixture}: why not NVML: {}",
@@ -476,24 +583,43 @@ fn nvidia_smi_serves_where_nvml_can_read_none_of_the_gpus() {
     let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/535.xml");
     machine.install("nvidia-smi", &format!("#!/bin/sh\ncat '{fixture}'\n"));
     let outcome = run(machine.autocvd().args(["-o", "-v", "-t", "0"]));
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "1\n"), "{outcome:?}");
-    assert!(outcome.stderr.contains("NVML can read none of the GPUs"), "{outcome:?}");
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "1\n"),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.stderr.contains("NVML can read none of the GPUs"),
+        "{outcome:?}"
+    );
     machine.install("nvidia-smi", "#!/bin/sh\nexit 255\n");
     let outcome = run(machine.autocvd().args(["-o", "-t", "0"]));
-    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(5), 1), "{outcome:?}");
-    assert!(outcome.stderr.contains("NVML can read none of the GPUs"), "{outcome:?}");
+    assert_eq!(
+        (outcome.code, outcome.stderr.lines().count()),
+        (Some(5), 1),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.stderr.contains("NVML can read none of the GPUs"),
+        "{outcome:?}"
+    );
 }
 
 #[test]
 fn a_nvidia_smi_that_hangs_ends_with_the_program_that_asked_it() {
     let machine = Machine::gpus(1);
     machine.set("/init/code", json!(9));
-    machine.install("nvidia-smi", "#!/bin/sh\necho $$ >\"$FAKE_NVML/asked\"\nexec sleep 60\n");
+    machine.install(
+        "nvidia-smi",
+        "#!/bin/sh\necho $$ >\"$FAKE_NVML/asked\"\nexec sleep 60\n",
+    );
     assert_eq!(run(machine.autocvd().args(["-o", "-t", "1"])).code, Some(4));
     let pid = std::fs::read_to_string(machine.path().join("asked")).expect("it was asked");
     let stat = format!("/proc/{}/stat", pid.trim());
     // A zombie that its new parent has not reaped yet is dead too.
-    wait_until("it has ended", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+    wait_until("it has ended", || {
+        std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
+    });
 }
 
 #[test]
@@ -511,10 +637,20 @@ fn when_both_fail_each_says_why_and_what_helps() {
         "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n",
     );
     let outcome = run(&mut machine.autocvd());
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), "sh -c 'exit 5' autocvd\n"), "{outcome:?}");
-    assert!(outcome.stderr.starts_with("autocvd: ") && outcome.stderr.lines().count() == 1, "{outcome:?}");
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(5), "sh -c 'exit 5' autocvd\n"),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.stderr.starts_with("autocvd: ") && outcome.stderr.lines().count() == 1,
+        "{outcome:?}"
+    );
     for source in outcome.stderr.split("; and nvidia-smi") {
-        assert!(source.contains("mismatch") && source.contains("reboot"), "{source}");
+        assert!(
+            source.contains("mismatch") && source.contains("reboot"),
+            "{source}"
+        );
     }
 }
 
@@ -524,11 +660,21 @@ fn the_probe_that_is_forced_is_the_one_that_is_asked() {
     machine.install("nvidia-smi", "#!/bin/sh\ntouch \"$HOME/asked\"\nexit 9\n");
     let mut nvml = machine.autocvd();
     assert_eq!(run(nvml.args(["-o", "--probe", "nvml"])).success(), "1\n");
-    assert_eq!(run(machine.autocvd().arg("-o")).code, Some(0), "NVML goes first");
+    assert_eq!(
+        run(machine.autocvd().arg("-o")).code,
+        Some(0),
+        "NVML goes first"
+    );
     machine.set("/init/code", json!(9));
-    let outcome = run(machine.autocvd().args(["-o", "--probe", "nvml", "--no-claim"]));
+    let outcome = run(machine
+        .autocvd()
+        .args(["-o", "--probe", "nvml", "--no-claim"]));
     assert_eq!(outcome.code, Some(5), "{outcome:?}");
-    assert_eq!(outcome.stderr.lines().count(), 1, "nvidia-smi was not asked: {outcome:?}");
+    assert_eq!(
+        outcome.stderr.lines().count(),
+        1,
+        "nvidia-smi was not asked: {outcome:?}"
+    );
     let outcome = run(machine.autocvd().args(["-o", "--probe", "nvidia-smi"]));
     assert_eq!(outcome.code, Some(5), "{outcome:?}");
     assert!(outcome.stderr.contains("modprobe nvidia"), "{outcome:?}");

@@ -14,32 +14,40 @@ use tempfile::TempDir;
 static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     // What is on PATH may be a wrapper that needs more of the environment than the tests leave it.
     let mut ask = Command::new("python3");
-    let output = ask.args(["-c", "import sys; print(sys.executable)"]).stdin(Stdio::null()).output().ok()?;
+    let output = ask
+        .args(["-c", "import sys; print(sys.executable)"])
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
     let path = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| path.trim().into())
 });
 
-/// A folder with the package as pip would lay it out.
+/// A directory with the package as pip would lay it out.
 fn package() -> TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let package = folder.path().join("autocvd");
-    fs::create_dir(&package).expect("a new folder");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let package = directory.path().join("autocvd");
+    fs::create_dir(&package).expect("a new directory");
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/autocvd");
     for entry in fs::read_dir(&sources).expect("the package's sources") {
-        let entry = entry.expect("a readable folder");
+        let entry = entry.expect("a readable directory");
         if entry.path().is_file() {
             symlink(entry.path(), package.join(entry.file_name())).expect("a new link");
         }
     }
     symlink(built("lib_autocvd.so"), package.join("_autocvd.abi3.so")).expect("a new link");
-    folder
+    directory
 }
 
 /// A shared object that is built with the tests, as a dev-dependency: it lies beside them.
 fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its program");
     let library = test.with_file_name(name);
-    assert!(library.exists(), "{} does not exist: cargo has put it elsewhere", library.display());
+    assert!(
+        library.exists(),
+        "{} does not exist: cargo has put it elsewhere",
+        library.display()
+    );
     library
 }
 
@@ -59,7 +67,11 @@ fn passes(module: &str) {
         .stdin(Stdio::null())
         .output()
         .expect("an interpreter that has just run");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]

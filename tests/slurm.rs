@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 /// A cluster of this one machine, with four GPUs as generic resources; it ends with the test.
 struct Cluster {
-    folder: PathBuf,
+    directory: PathBuf,
     daemons: Vec<Child>,
 }
 
@@ -27,10 +27,19 @@ impl Drop for Cluster {
 
 /// What the test lacks here, if anything.
 fn lacks() -> Option<&'static str> {
-    let found = |program: &str| ["/usr/sbin", "/usr/bin"].iter().any(|folder| Path::new(folder).join(program).exists());
-    match ["slurmctld", "slurmd", "munged", "srun"].iter().all(|program| found(program)) {
+    let found = |program: &str| {
+        ["/usr/sbin", "/usr/bin"]
+            .iter()
+            .any(|directory| Path::new(directory).join(program).exists())
+    };
+    match ["slurmctld", "slurmd", "munged", "srun"]
+        .iter()
+        .all(|program| found(program))
+    {
         false => Some("slurm-wlm and munge"),
-        true if !rustix::process::geteuid().is_root() => Some("root, who may make device files and run slurmd"),
+        true if !rustix::process::geteuid().is_root() => {
+            Some("root, who may make device files and run slurmd")
+        }
         true => None,
     }
 }
@@ -42,19 +51,28 @@ fn port() -> u16 {
 
 impl Cluster {
     /// `None` where device files cannot be made.
-    fn start(folder: PathBuf) -> Option<Self> {
+    fn start(directory: PathBuf) -> Option<Self> {
         for part in ["state", "spool", "dev", "munge"] {
-            fs::create_dir_all(folder.join(part)).expect("a folder of the test's own");
+            fs::create_dir_all(directory.join(part)).expect("a directory of the test's own");
         }
         for gpu in 0..4 {
-            let path = folder.join(format!("dev/nvidia{gpu}"));
+            let path = directory.join(format!("dev/nvidia{gpu}"));
             // The numbers of /dev/null: Slurm wants device files and never opens them here.
-            let made = Command::new("mknod").arg(path).args(["c", "1", "3"]).status();
+            let made = Command::new("mknod")
+                .arg(path)
+                .args(["c", "1", "3"])
+                .status();
             made.ok().filter(|status| status.success())?;
         }
-        let host = Command::new("hostname").arg("-s").output().expect("hostname runs");
-        let host = String::from_utf8(host.stdout).expect("a name").trim().to_owned();
-        let (at, controller, daemon) = (folder.display(), port(), port());
+        let host = Command::new("hostname")
+            .arg("-s")
+            .output()
+            .expect("hostname runs");
+        let host = String::from_utf8(host.stdout)
+            .expect("a name")
+            .trim()
+            .to_owned();
+        let (at, controller, daemon) = (directory.display(), port(), port());
         let config = format!(
             "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\nSlurmdUser=root\n\
              SlurmctldPort={controller}\nSlurmdPort={daemon}\nAuthType=auth/munge\nAuthInfo=socket={at}/munge/socket\n\
@@ -66,41 +84,82 @@ impl Cluster {
              NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=100 Gres=gpu:4 State=UNKNOWN\n\
              SlurmdParameters=config_overrides\nPartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
         );
-        fs::write(folder.join("slurm.conf"), config).expect("the folder is ours");
-        fs::write(folder.join("gres.conf"), format!("Name=gpu File={at}/dev/nvidia[0-3]\n"))
-            .expect("the folder is ours");
-        fs::write(folder.join("munge/key"), [7; 128]).expect("the folder is ours");
-        Command::new("chmod").arg("600").arg(folder.join("munge/key")).status().expect("chmod runs");
-        let mut cluster = Self { folder: folder.clone(), daemons: Vec::new() };
-        let munge = ["key-file=key", "socket=socket", "pid-file=pid", "log-file=log", "seed-file=seed"].map(|option| {
+        fs::write(directory.join("slurm.conf"), config).expect("the directory is ours");
+        fs::write(
+            directory.join("gres.conf"),
+            format!("Name=gpu File={at}/dev/nvidia[0-3]\n"),
+        )
+        .expect("the directory is ours");
+        fs::write(directory.join("munge/key"), [7; 128]).expect("the directory is ours");
+        Command::new("chmod")
+            .arg("600")
+            .arg(directory.join("munge/key"))
+            .status()
+            .expect("chmod runs");
+        let mut cluster = Self {
+            directory: directory.clone(),
+            daemons: Vec::new(),
+        };
+        let munge = [
+            "key-file=key",
+            "socket=socket",
+            "pid-file=pid",
+            "log-file=log",
+            "seed-file=seed",
+        ]
+        .map(|option| {
             let (name, file) = option.split_once('=').expect("as written above");
             format!("--{name}={at}/munge/{file}")
         });
-        cluster.run("/usr/sbin/munged", &[&["--force".to_owned(), "--foreground".to_owned()], &munge[..]].concat());
-        wait_until("munged listens", || folder.join("munge/socket").exists());
+        cluster.run(
+            "/usr/sbin/munged",
+            &[
+                &["--force".to_owned(), "--foreground".to_owned()],
+                &munge[..],
+            ]
+            .concat(),
+        );
+        wait_until("munged listens", || directory.join("munge/socket").exists());
         let config = format!("{at}/slurm.conf");
-        cluster.run("/usr/sbin/slurmctld", &["-D".into(), "-f".into(), config.clone()]);
+        cluster.run(
+            "/usr/sbin/slurmctld",
+            &["-D".into(), "-f".into(), config.clone()],
+        );
         cluster.run("/usr/sbin/slurmd", &["-D".into(), "-f".into(), config]);
-        wait_until("the node is idle", || cluster.output("sinfo", &["-h", "-o", "%t"]).trim() == "idle");
+        wait_until("the node is idle", || {
+            cluster.output("sinfo", &["-h", "-o", "%t"]).trim() == "idle"
+        });
         Some(cluster)
     }
 
     fn run(&mut self, program: &str, args: &[String]) {
         let mut command = Command::new(program);
-        command.args(args).env("SLURM_CONF", self.folder.join("slurm.conf"));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        command
+            .args(args)
+            .env("SLURM_CONF", self.directory.join("slurm.conf"));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         self.daemons.push(child.expect("the daemon starts"));
     }
 
     fn output(&self, program: &str, args: &[&str]) -> String {
-        let output = Command::new(program).args(args).env("SLURM_CONF", self.folder.join("slurm.conf")).output();
+        let output = Command::new(program)
+            .args(args)
+            .env("SLURM_CONF", self.directory.join("slurm.conf"))
+            .output();
         String::from_utf8_lossy(&output.expect("the program runs").stdout).into_owned()
     }
 
     /// A script as a job, on `machine`.
     fn srun(&self, machine: &Machine, args: &[&str], script: &str) -> String {
         let mut command = machine.command("srun");
-        command.args(args).args(["bash", "-c", script]).env("SLURM_CONF", self.folder.join("slurm.conf"));
+        command
+            .args(args)
+            .args(["bash", "-c", script])
+            .env("SLURM_CONF", self.directory.join("slurm.conf"));
         run(&mut command).success()
     }
 }
@@ -125,7 +184,11 @@ fn in_an_allocation_only_what_slurm_granted_is_chosen() {
     assert_eq!(lines.len(), 2, "{chosen}");
     assert_eq!(lines[0], lines[1], "both of the two that were granted");
 
-    let refused = cluster.srun(&machine, &["--gres=gpu:1"], "autocvd -n 2 -o 2> /dev/null; echo $?");
+    let refused = cluster.srun(
+        &machine,
+        &["--gres=gpu:1"],
+        "autocvd -n 2 -o 2> /dev/null; echo $?",
+    );
     assert_eq!(refused, "3\n", "two are more than the one that was granted");
 
     // Tasks of one step share its GPUs, and each gets its own.
@@ -140,10 +203,20 @@ fn in_an_allocation_only_what_slurm_granted_is_chosen() {
         common::AUTOCVD
     );
     let mut salloc = machine.command("salloc");
-    salloc.args(["--quiet", "--gres=gpu:2", "--ntasks=2", "bash", "-c", &steps]);
-    salloc.env("SLURM_CONF", cluster.folder.join("slurm.conf"));
+    salloc.args([
+        "--quiet",
+        "--gres=gpu:2",
+        "--ntasks=2",
+        "bash",
+        "-c",
+        &steps,
+    ]);
+    salloc.env("SLURM_CONF", cluster.directory.join("slurm.conf"));
     let steps = run(&mut salloc).success();
     let distinct: HashSet<&str> = steps.lines().collect();
     assert_eq!((steps.lines().count(), distinct.len()), (2, 2), "{steps}");
-    assert!(distinct.iter().all(|id| ["0", "1"].contains(id)), "only the granted ones: {steps}");
+    assert!(
+        distinct.iter().all(|id| ["0", "1"].contains(id)),
+        "only the granted ones: {steps}"
+    );
 }

@@ -31,17 +31,23 @@ fn status_json(machine: &Machine) -> Value {
 #[track_caller]
 fn assert_valid(schema: &str, value: &Value) {
     let path = in_repository(&format!("schema/{schema}.schema.json"));
-    let schema: Value = serde_json::from_str(&fs::read_to_string(path).expect("a schema")).expect("JSON");
+    let schema: Value =
+        serde_json::from_str(&fs::read_to_string(path).expect("a schema")).expect("JSON");
     let validator = jsonschema::draft202012::new(&schema).expect("a valid schema");
-    let errors: Vec<String> =
-        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    let errors: Vec<String> = validator
+        .iter_errors(value)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
     assert!(errors.is_empty(), "{errors:#?}\n{value:#}");
 }
 
 fn examples() -> Vec<PathBuf> {
-    let entries =
-        fs::read_dir(in_repository("examples")).expect("a folder").map(|entry| entry.expect("readable").path());
-    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "json")).collect();
+    let entries = fs::read_dir(in_repository("examples"))
+        .expect("a directory")
+        .map(|entry| entry.expect("readable").path());
+    let mut files: Vec<PathBuf> = entries
+        .filter(|path| path.extension().is_some_and(|end| end == "json"))
+        .collect();
     files.sort();
     assert!(files.len() >= 5, "{files:?}");
     files
@@ -49,7 +55,12 @@ fn examples() -> Vec<PathBuf> {
 
 /// Claims a GPU for as long as the answer lives.
 fn claim(machine: &Machine, args: &[&str]) -> Running {
-    let holder = start(machine.autocvd().args(args).args(["--", "sh", "-c", "echo started; exec sleep 600"]));
+    let holder = start(machine.autocvd().args(args).args([
+        "--",
+        "sh",
+        "-c",
+        "echo started; exec sleep 600",
+    ]));
     wait_until("the GPU is claimed", || holder.stdout() == "started\n");
     holder
 }
@@ -78,22 +89,54 @@ fn what_is_printed_as_json_is_what_the_schema_says() {
     let _claim = claim(&machine, &["--only", "2"]);
     let status = status_json(&machine);
     assert_valid("status", &status);
-    let states: Vec<_> = status["gpus"].as_array().expect("a list").iter().map(|gpu| gpu["state"].clone()).collect();
-    assert_eq!(states, ["free", "busy", "claimed", "unavailable", "busy", "free", "busy"], "{status:#}");
+    let states: Vec<_> = status["gpus"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|gpu| gpu["state"].clone())
+        .collect();
+    assert_eq!(
+        states,
+        [
+            "free",
+            "busy",
+            "claimed",
+            "unavailable",
+            "busy",
+            "free",
+            "busy"
+        ],
+        "{status:#}"
+    );
     let job = &status["gpus"][1]["processes"][0];
     assert_eq!(
         (&job["type"], &job["command"], &job["used_memory"]),
         (&json!("C+G"), &json!("sleep 600"), &json!(1_000_000_000))
     );
-    let age =
-        SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() - job["started"].as_u64().expect("a time");
+    let age = SystemTime::UNIX_EPOCH
+        .elapsed()
+        .expect("after 1970")
+        .as_secs()
+        - job["started"].as_u64().expect("a time");
     assert!(job["user"].is_string() && age < 600, "{job}");
     let claim = &status["gpus"][2]["claims"][0];
     assert_eq!(claim["command"], "sh -c echo started; exec sleep 600");
-    assert!(claim["since"].is_u64() && claim["user"] == job["user"], "{claim}");
-    let parts = status["gpus"][4]["mig"]["devices"].as_array().expect("a list");
-    let states: Vec<_> = parts.iter().map(|part| (&part["index"], &part["state"])).collect();
-    assert_eq!(states, [(&json!(0), &json!("busy")), (&json!(2), &json!("busy"))], "{status:#}");
+    assert!(
+        claim["since"].is_u64() && claim["user"] == job["user"],
+        "{claim}"
+    );
+    let parts = status["gpus"][4]["mig"]["devices"]
+        .as_array()
+        .expect("a list");
+    let states: Vec<_> = parts
+        .iter()
+        .map(|part| (&part["index"], &part["state"]))
+        .collect();
+    assert_eq!(
+        states,
+        [(&json!(0), &json!("busy")), (&json!(2), &json!("busy"))],
+        "{status:#}"
+    );
 }
 
 #[test]
@@ -104,15 +147,27 @@ fn what_is_unknown_is_null_and_not_zero() {
     assert_eq!(status["gpus"][6]["memory"], nothing);
     assert_eq!(status["gpus"][3]["memory"], nothing);
     assert_eq!(status["gpus"][3]["processes"], Value::Null);
-    assert_eq!(status["gpus"][5]["utilization"], json!({"gpu": null, "memory": null}));
+    assert_eq!(
+        status["gpus"][5]["utilization"],
+        json!({"gpu": null, "memory": null})
+    );
     assert_eq!(status["gpus"][5]["name"], Value::Null);
 }
 
 #[test]
 fn a_choice_printed_as_json_is_what_the_schema_says() {
     let machine = varied();
-    for args in [&["--only", "1"][..], &["--only", "0,1,2", "-n", "2"], &["--only", "5"], &["--only", "4"]] {
-        let found = run(machine.autocvd().args(["--json", "-l", "--hold", "0"]).args(args)).success();
+    for args in [
+        &["--only", "1"][..],
+        &["--only", "0,1,2", "-n", "2"],
+        &["--only", "5"],
+        &["--only", "4"],
+    ] {
+        let found = run(machine
+            .autocvd()
+            .args(["--json", "-l", "--hold", "0"])
+            .args(args))
+        .success();
         assert_valid("choice", &serde_json::from_str(&found).expect("JSON"));
     }
 }
@@ -123,8 +178,15 @@ fn the_examples_are_what_the_schema_says_and_are_printed_back() {
     for example in examples() {
         let text = fs::read_to_string(&example).expect("a file");
         assert_valid("status", &serde_json::from_str(&text).expect("JSON"));
-        let printed = status(&machine, &["--json", "--from", example.to_str().expect("UTF-8")]);
-        assert_eq!(printed.replacen("\"file\"", "\"nvml\"", 1), text, "{example:?}");
+        let printed = status(
+            &machine,
+            &["--json", "--from", example.to_str().expect("UTF-8")],
+        );
+        assert_eq!(
+            printed.replacen("\"file\"", "\"nvml\"", 1),
+            text,
+            "{example:?}"
+        );
     }
 }
 
@@ -133,7 +195,12 @@ fn the_examples_lead_to_the_choices_that_the_manual_explains() {
     let machine = Machine::gpus(1);
     for (example, args, code, stdout) in [
         // A lost GPU makes indices mean other GPUs to CUDA: UUIDs.
-        ("shared-server", "-o", 0, "GPU-f02d1c15-ea6a-24a9-5371-6fd0937bc9cf\n"),
+        (
+            "shared-server",
+            "-o",
+            0,
+            "GPU-f02d1c15-ea6a-24a9-5371-6fd0937bc9cf\n",
+        ),
         ("shared-server", "-o -n 3 -t 0", 4, ""),
         ("shared-server", "-o -n 8", 3, ""),
         // Xorg and a compositor are no reason to wait, but the GPU without them goes first.
@@ -147,10 +214,17 @@ fn the_examples_lead_to_the_choices_that_the_manual_explains() {
         ("grace-hopper", "-o", 0, "0\n"),
     ] {
         let file = in_repository(&format!("examples/{example}.json"));
-        let outcome = run(machine.autocvd().arg("--from").arg(file).args(args.split(' ')));
+        let outcome = run(machine
+            .autocvd()
+            .arg("--from")
+            .arg(file)
+            .args(args.split(' ')));
         assert_eq!(outcome.code, Some(code), "{example} {args}: {outcome:?}");
         match stdout {
-            "MIG-" => assert!(outcome.stdout.starts_with(stdout), "{example} {args}: {outcome:?}"),
+            "MIG-" => assert!(
+                outcome.stdout.starts_with(stdout),
+                "{example} {args}: {outcome:?}"
+            ),
             _ => assert_eq!(outcome.stdout, stdout, "{example} {args}: {outcome:?}"),
         }
     }
@@ -160,19 +234,28 @@ fn the_examples_lead_to_the_choices_that_the_manual_explains() {
 fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
     let with = |gpus: Value| json!({ "gpus": gpus });
     let ring = |pairs: &[(u32, u32)]| -> Vec<Value> {
-        pairs.iter().map(|pair| json!({"gpus": [pair.0, pair.1], "nvlinks": 4, "ancestor": "node"})).collect()
+        pairs
+            .iter()
+            .map(|pair| json!({"gpus": [pair.0, pair.1], "nvlinks": 4, "ancestor": "node"}))
+            .collect()
     };
     let machines = [
         with(json!([{}, {}, {}, {}])),
         json!({"gpus": [{}, {}, {}, {}, {}], "links": ring(&[(0, 1), (2, 3)])}),
         with(json!([{}, {"errors": {"handle": 15}}, {}, {"errors": {"handle": 4}}])),
-        with(json!([{"mig": {"enabled": true, "devices": [{}, {}]}}, {}, {"mig": {"enabled": true}}])),
+        with(
+            json!([{"mig": {"enabled": true, "devices": [{}, {}]}}, {}, {"mig": {"enabled": true}}]),
+        ),
         with(json!([{"mig": {"enabled": true, "devices": [{"compute_mode": "PROHIBITED"}, {}]}}])),
-        with(json!([{"compute_mode": "PROHIBITED"}, {"compute_mode": "EXCLUSIVE_PROCESS"}, {"compute_mode": null}])),
+        with(
+            json!([{"compute_mode": "PROHIBITED"}, {"compute_mode": "EXCLUSIVE_PROCESS"}, {"compute_mode": null}]),
+        ),
         with(
             json!([{"memory": {"used": 3 * GIB}}, {"memory": {"used": 30 * GIB}}, {"memory": null}, {"processes": [{"pid": 4_000_000, "memory": null}]}]),
         ),
-        with(json!([{"numa_node": 1, "memory": {"used": 30 * GIB}}, {"memory": {"used": 60 * GIB}}, {"uuid": null}])),
+        with(
+            json!([{"numa_node": 1, "memory": {"used": 30 * GIB}}, {"memory": {"used": 60 * GIB}}, {"uuid": null}]),
+        ),
         json!({"gpus": [{"memory": {"used": GIB}}, {}, {"utilization": {"gpu": 50, "memory": 0}}], "driver_version": null,
                "errors": {"nvmlDeviceGetComputeRunningProcesses": 4, "nvmlDeviceGetComputeRunningProcesses_v2": 4, "nvmlDeviceGetComputeRunningProcesses_v3": 4}}),
     ];
@@ -202,12 +285,15 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
         let _job = machine.job(0);
         let _claim = (number < 3).then(|| claim(&machine, &["--only", "2", "-l"]));
         let recording = machine.path().join("recorded.json");
-        fs::write(&recording, status(&machine, &["--json"])).expect("our own folder");
+        fs::write(&recording, status(&machine, &["--json"])).expect("our own directory");
         for line in lines {
             let decide = |from: &str| -> Outcome {
                 // Nothing stays claimed, so that each decision is about the machine that was recorded: neither
                 // for a time, nor for what another test starts, which a shell of its own knows nothing of.
-                run(&mut machine.shell("sh", &format!("autocvd -t 0 --hold 0 {line} {from}; exit $?")))
+                run(&mut machine.shell(
+                    "sh",
+                    &format!("autocvd -t 0 --hold 0 {line} {from}; exit $?"),
+                ))
             };
             let live = decide("");
             let recorded = decide(&format!("--from {}", recording.display()));
@@ -230,8 +316,8 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
 fn assert_snapshot(name: &str, screen: &str) {
     let path = in_repository(&format!("tests/snapshots/{name}.txt"));
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        fs::create_dir_all(path.parent().expect("a folder")).expect("our own folder");
-        fs::write(&path, screen).expect("our own folder");
+        fs::create_dir_all(path.parent().expect("a directory")).expect("our own directory");
+        fs::write(&path, screen).expect("our own directory");
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();
     assert!(
@@ -243,10 +329,18 @@ fn assert_snapshot(name: &str, screen: &str) {
 /// The screen of a recorded machine.
 fn screen(file: &Path, columns: &str) -> String {
     let machine = Machine::gpus(1);
-    let outcome = run(machine.autocvd().args(["status", "--from"]).arg(file).env("COLUMNS", columns));
+    let outcome = run(machine
+        .autocvd()
+        .args(["status", "--from"])
+        .arg(file)
+        .env("COLUMNS", columns));
     let screen = outcome.success();
     let columns: usize = columns.parse().unwrap_or(80);
-    let longest = screen.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    let longest = screen
+        .lines()
+        .map(|line| line.chars().count())
+        .max()
+        .unwrap_or(0);
     // One of the machines has names that take two columns a character: they leave fewer, never more.
     assert!(longest <= columns, "{longest} columns:\n{screen}");
     screen
@@ -255,7 +349,12 @@ fn screen(file: &Path, columns: &str) -> String {
 #[test]
 fn the_screen_of_each_example_fits() {
     for example in examples() {
-        let name = example.file_stem().expect("a name").to_str().expect("UTF-8").to_owned();
+        let name = example
+            .file_stem()
+            .expect("a name")
+            .to_str()
+            .expect("UTF-8")
+            .to_owned();
         for columns in ["40", "60", "80", "120", "200"] {
             let screen = screen(&example, columns);
             if matches!(columns, "80" | "120") {
@@ -266,10 +365,10 @@ fn the_screen_of_each_example_fits() {
 }
 
 /// Writes what `status --json` would print of these GPUs.
-fn record(folder: &Path, gpus: Value) -> PathBuf {
-    let file = folder.join("machine.json");
+fn record(directory: &Path, gpus: Value) -> PathBuf {
+    let file = directory.join("machine.json");
     let all = json!({"schema": 1, "source": "nvml", "driver_version": "580.82.07", "process_view": "host", "gpus": gpus, "links": []});
-    fs::write(&file, all.to_string()).expect("our own folder");
+    fs::write(&file, all.to_string()).expect("our own directory");
     file
 }
 
@@ -283,17 +382,17 @@ fn idle(index: usize) -> Value {
 
 #[test]
 fn sixteen_gpus_stay_readable() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let mut gpus: Vec<Value> = (0..16).map(idle).collect();
     gpus[11]["processes"] = json!([{"pid": 31, "type": "C", "user": "audio", "command": "./a", "used_memory": GIB, "started": 1_772_524_800}]);
-    let screen = screen(&record(folder.path(), json!(gpus)), "80");
+    let screen = screen(&record(directory.path(), json!(gpus)), "80");
     assert_snapshot("sixteen-gpus-80", &screen);
     assert_eq!(screen.lines().count(), 4 + 16 + 1);
 }
 
 #[test]
 fn long_names_and_strange_ones_keep_their_place() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let mut gpus: Vec<Value> = (0..3).map(idle).collect();
     gpus[0]["name"] = json!("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition");
     gpus[0]["processes"] = json!([
@@ -304,27 +403,42 @@ fn long_names_and_strange_ones_keep_their_place() {
     gpus[1]["claims"] = json!([{"pid": null, "user": null, "command": "\u{1b}]0;title\u{7}", "since": 1_772_524_800}]);
     gpus[2]["state"] = json!("unavailable");
     gpus[2]["reason"] = json!("\u{1b}[2Jlost ".repeat(30));
-    let file = record(folder.path(), json!(gpus));
+    let file = record(directory.path(), json!(gpus));
     for columns in ["80", "120"] {
         let screen = screen(&file, columns);
-        assert!(!screen.chars().any(|c| c.is_control() && c != '\n'), "{screen:?}");
+        assert!(
+            !screen.chars().any(|c| c.is_control() && c != '\n'),
+            "{screen:?}"
+        );
         assert_snapshot(&format!("long-names-{columns}"), &screen);
     }
-    let json = status(&Machine::gpus(1), &["--json", "--from", file.to_str().expect("UTF-8")]);
-    assert!(!json.chars().any(|c| c.is_control() && c != '\n'), "{json:?}");
+    let json = status(
+        &Machine::gpus(1),
+        &["--json", "--from", file.to_str().expect("UTF-8")],
+    );
+    assert!(
+        !json.chars().any(|c| c.is_control() && c != '\n'),
+        "{json:?}"
+    );
 }
 
 #[test]
 fn what_is_unknown_shows_as_a_question_mark() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let mut unlisted = idle(1);
     unlisted["processes"] = Value::Null;
     let mut half = idle(2);
     half["memory"]["used"] = Value::Null;
     half["processes"] = json!([{"pid": 9, "type": "C"}]);
-    let screen = screen(&record(folder.path(), json!([{"index": 0}, unlisted, half])), "80");
+    let screen = screen(
+        &record(directory.path(), json!([{"index": 0}, unlisted, half])),
+        "80",
+    );
     assert_snapshot("unknown-80", &screen);
-    assert!(!screen.contains("0.0/?") && screen.contains("?/40.0 GiB"), "{screen}");
+    assert!(
+        !screen.contains("0.0/?") && screen.contains("?/40.0 GiB"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -333,42 +447,79 @@ fn the_screen_says_who_is_on_a_gpu_and_for_how_long() {
     let job = machine.job_that(0, "C 2147483648");
     let claim = claim(&machine, &["--only", "2"]);
     let screen = status(&machine, &[]);
-    let line = |words: &[&str]| screen.lines().find(|line| words.iter().all(|word| line.contains(word)));
-    assert!(screen.contains("driver 580.82.07, read through NVML, 2"), "{screen}");
+    let line = |words: &[&str]| {
+        screen
+            .lines()
+            .find(|line| words.iter().all(|word| line.contains(word)))
+    };
+    assert!(
+        screen.contains("driver 580.82.07, read through NVML, 2"),
+        "{screen}"
+    );
     assert!(screen.contains("\n1 of 3 free"), "{screen}");
     let of_job = line(&[&job.pid().to_string(), "sleep 600", "2.0 GiB"]).expect(&screen);
     assert!(of_job.ends_with(" s"), "{screen}");
-    assert!(line(&[&claim.pid().to_string(), "claim"]).is_some(), "{screen}");
+    assert!(
+        line(&[&claim.pid().to_string(), "claim"]).is_some(),
+        "{screen}"
+    );
     assert!(!screen.contains('\x1b'), "{screen:?}");
 }
 
 #[test]
 fn a_launch_that_has_become_its_program_is_shown_once() {
     let machine = Machine::gpus(2);
-    let holder = start(machine.shell("sh", "exec autocvd --only 1 -- occupy 600").arg(""));
-    wait_until("it computes", || machine.path().join(format!("procs/1/{}", holder.pid())).exists());
+    let holder = start(
+        machine
+            .shell("sh", "exec autocvd --only 1 -- occupy 600")
+            .arg(""),
+    );
+    wait_until("it computes", || {
+        machine
+            .path()
+            .join(format!("procs/1/{}", holder.pid()))
+            .exists()
+    });
     let screen = status(&machine, &[]);
-    let lines: Vec<&str> = screen.lines().filter(|line| line.contains(&format!(" {} ", holder.pid()))).collect();
+    let lines: Vec<&str> = screen
+        .lines()
+        .filter(|line| line.contains(&format!(" {} ", holder.pid())))
+        .collect();
     assert_eq!(lines.len(), 1, "{screen}");
-    assert!(screen.contains("claimed") && !lines[0].contains("claim"), "{screen}");
+    assert!(
+        screen.contains("claimed") && !lines[0].contains("claim"),
+        "{screen}"
+    );
 }
 
 #[test]
 fn a_folder_of_claims_that_cannot_be_used_is_told_on_stderr_alone() {
     let machine = Machine::gpus(1);
-    fs::write(machine.claims(), "no folder").expect("our own folder");
+    fs::write(machine.claims(), "no directory").expect("our own directory");
     let outcome = run(machine.autocvd().arg("status"));
-    assert!(outcome.stderr.starts_with("autocvd: warning: "), "{outcome:?}");
-    assert!(outcome.code == Some(0) && outcome.stdout.contains("1 of 1 free"), "{outcome:?}");
+    assert!(
+        outcome.stderr.starts_with("autocvd: warning: "),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.code == Some(0) && outcome.stdout.contains("1 of 1 free"),
+        "{outcome:?}"
+    );
 }
 
 #[test]
 fn without_a_gpu_it_ends_in_5_and_shows_nothing() {
     let machine = Machine::gpus(1);
-    machine.set("/init/code", json!(9)).install("nvidia-smi", "#!/bin/sh\nexit 9\n");
+    machine
+        .set("/init/code", json!(9))
+        .install("nvidia-smi", "#!/bin/sh\nexit 9\n");
     for args in [&[][..], &["--json"], &["--watch"]] {
         let outcome = run(machine.autocvd().arg("status").args(args));
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""), "{outcome:?}");
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(5), ""),
+            "{outcome:?}"
+        );
     }
 }
 
@@ -377,14 +528,29 @@ fn watching_looks_again_with_nvml_initialized_once_and_ends_by_a_signal() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let machine = Machine::gpus(2);
         let watching = start(machine.autocvd().args(["status", "--watch=0.02"]));
-        wait_until("the first screen is there", || watching.stdout().contains("2 of 2 free"));
+        wait_until("the first screen is there", || {
+            watching.stdout().contains("2 of 2 free")
+        });
         let _job = machine.job(1);
-        wait_until("the job is seen", || watching.stdout().contains("1 of 2 free"));
+        wait_until("the job is seen", || {
+            watching.stdout().contains("1 of 2 free")
+        });
         watching.signal(signal);
         let outcome = watching.finish();
-        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(code), ""), "{outcome:?}");
-        assert!(outcome.stdout.contains("free\n\n") && !outcome.stdout.contains('\x1b'), "{outcome:?}");
-        let inits = machine.calls().iter().filter(|call| call.contains("nvmlInit")).count();
+        assert_eq!(
+            (outcome.code, outcome.stderr.as_str()),
+            (Some(code), ""),
+            "{outcome:?}"
+        );
+        assert!(
+            outcome.stdout.contains("free\n\n") && !outcome.stdout.contains('\x1b'),
+            "{outcome:?}"
+        );
+        let inits = machine
+            .calls()
+            .iter()
+            .filter(|call| call.contains("nvmlInit"))
+            .count();
         assert_eq!(inits, 1);
     }
 }
@@ -404,22 +570,40 @@ fn watching_a_file_shows_what_was_written_last() {
     let machine = Machine::gpus(1);
     let file = record(machine.path(), json!([idle(0)]));
     let recorded = file.with_file_name("recorded.json");
-    fs::rename(&file, &recorded).expect("our own folder");
-    let watching = start(machine.autocvd().args(["status", "--watch=0.02", "--from"]).arg(&recorded));
-    wait_until("the first is shown", || watching.stdout().contains("1 of 1 free"));
-    fs::rename(record(machine.path(), json!([idle(0), idle(1)])), &recorded).expect("our own folder");
-    wait_until("the second is shown", || watching.stdout().contains("2 of 2 free"));
+    fs::rename(&file, &recorded).expect("our own directory");
+    let watching = start(
+        machine
+            .autocvd()
+            .args(["status", "--watch=0.02", "--from"])
+            .arg(&recorded),
+    );
+    wait_until("the first is shown", || {
+        watching.stdout().contains("1 of 1 free")
+    });
+    fs::rename(record(machine.path(), json!([idle(0), idle(1)])), &recorded)
+        .expect("our own directory");
+    wait_until("the second is shown", || {
+        watching.stdout().contains("2 of 2 free")
+    });
 }
 
 /// Starts a command line on a terminal of its own, and returns what types there. `None` without script(1).
-fn on_a_terminal(machine: &Machine, line: &str, environment: &[(&str, &str)]) -> Option<(Running, PipeWriter)> {
+fn on_a_terminal(
+    machine: &Machine,
+    line: &str,
+    environment: &[(&str, &str)],
+) -> Option<(Running, PipeWriter)> {
     if Command::new("script").arg("--version").output().is_err() {
         common::skip("needs script");
         return None;
     }
     let (input, keys) = std::io::pipe().expect("a pipe");
     let mut script = machine.command("script");
-    script.args(["-qefc", line, "/dev/null"]).stdin(input).env("TERM", "xterm").envs(environment.iter().copied());
+    script
+        .args(["-qefc", line, "/dev/null"])
+        .stdin(input)
+        .env("TERM", "xterm")
+        .envs(environment.iter().copied());
     Some((start(&mut script), keys))
 }
 
@@ -427,19 +611,38 @@ fn on_a_terminal(machine: &Machine, line: &str, environment: &[(&str, &str)]) ->
 fn a_terminal_gets_colours_unless_it_is_not_to() {
     let machine = Machine::gpus(2);
     let _job = machine.job(0);
-    for (environment, colors) in [(&[][..], true), (&[("NO_COLOR", "1")], false), (&[("TERM", "dumb")], false)] {
-        let Some((shown, _keys)) = on_a_terminal(&machine, "autocvd status", environment) else { return };
+    for (environment, colors) in [
+        (&[][..], true),
+        (&[("NO_COLOR", "1")], false),
+        (&[("TERM", "dumb")], false),
+    ] {
+        let Some((shown, _keys)) = on_a_terminal(&machine, "autocvd status", environment) else {
+            return;
+        };
         let outcome = shown.finish();
-        assert_eq!(outcome.stdout.contains("\x1b[32mfree\x1b[0m"), colors, "{outcome:?}");
-        assert_eq!(outcome.stdout.contains("\x1b[31mbusy\x1b[0m"), colors, "{outcome:?}");
+        assert_eq!(
+            outcome.stdout.contains("\x1b[32mfree\x1b[0m"),
+            colors,
+            "{outcome:?}"
+        );
+        assert_eq!(
+            outcome.stdout.contains("\x1b[31mbusy\x1b[0m"),
+            colors,
+            "{outcome:?}"
+        );
     }
 }
 
 #[test]
 fn on_a_terminal_watching_draws_in_place_and_leaves_it_in_order() {
     let machine = Machine::gpus(2);
-    let Some((watching, mut keys)) = on_a_terminal(&machine, "autocvd status --watch=0.1", &[]) else { return };
-    wait_until("it has drawn thrice", || watching.stdout().matches("\x1b[H").count() > 2);
+    let Some((watching, mut keys)) = on_a_terminal(&machine, "autocvd status --watch=0.1", &[])
+    else {
+        return;
+    };
+    wait_until("it has drawn thrice", || {
+        watching.stdout().matches("\x1b[H").count() > 2
+    });
     keys.write_all(b"\x03").expect("the terminal is there");
     let outcome = watching.finish();
     assert_eq!(outcome.code, Some(130), "{outcome:?}");

@@ -54,7 +54,7 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
     const RUN_MS: u64 = 50;
     let machine = Machine::gpus(8);
     machine.install("job", JOB);
-    fs::create_dir(machine.path().join("locks")).expect("our own folder");
+    fs::create_dir(machine.path().join("locks")).expect("our own directory");
     let mut chance = Chance(seed);
     let mut figures = Figures::default();
     let mut live: HashMap<usize, (Running, Option<Instant>)> = HashMap::new();
@@ -65,18 +65,30 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
         while next < 2 * each && live.len() < at_once {
             let delay = chance.below(delay_ms + 1);
             worked_ms += delay + RUN_MS;
-            let job = format!("job {next} {:.3} {:.3}", delay as f64 / 1000.0, RUN_MS as f64 / 1000.0);
+            let job = format!(
+                "job {next} {:.3} {:.3}",
+                delay as f64 / 1000.0,
+                RUN_MS as f64 / 1000.0
+            );
             // As many of both, in no order.
             let exec = figures.eval == each || (figures.exec < each && chance.below(2) == 0);
             let running = if exec {
                 figures.exec += 1;
-                start(machine.autocvd().args(["-q", "-t", "300", "--"]).args(job.split(' ')))
+                start(
+                    machine
+                        .autocvd()
+                        .args(["-q", "-t", "300", "--"])
+                        .args(job.split(' ')),
+                )
             } else {
                 figures.eval += 1;
-                start(&mut machine.shell("bash", &format!("eval $(autocvd -q -t 300) {job}; exit $?")))
+                start(
+                    &mut machine
+                        .shell("bash", &format!("eval $(autocvd -q -t 300) {job}; exit $?")),
+                )
             };
-            let end =
-                (chance.below(8) == 0).then(|| Instant::now() + Duration::from_millis(chance.below(delay_ms * 2)));
+            let end = (chance.below(8) == 0)
+                .then(|| Instant::now() + Duration::from_millis(chance.below(delay_ms * 2)));
             live.insert(next, (running, end));
             next += 1;
         }
@@ -96,7 +108,12 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
             let (running, _) = live.remove(&number).expect("it was live");
             let outcome = running.finish();
             if !killed.contains(&number) {
-                assert_eq!(outcome.code, Some(0), "job {number}: {outcome:#?}\n{}", collisions(&machine));
+                assert_eq!(
+                    outcome.code,
+                    Some(0),
+                    "job {number}: {outcome:#?}\n{}",
+                    collisions(&machine)
+                );
             }
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -107,7 +124,10 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
     let ran = fs::read_to_string(machine.path().join("ran")).expect("some did");
     figures.ran = ran.lines().count();
     for number in (0..2 * each).filter(|number| !killed.contains(number)) {
-        assert!(ran.lines().any(|line| line == number.to_string()), "job {number} has not run");
+        assert!(
+            ran.lines().any(|line| line == number.to_string()),
+            "job {number} has not run"
+        );
     }
     figures.busy = worked_ms * 100 / (8 * began.elapsed().as_millis() as u64);
     nothing_blocks(&machine);
@@ -118,15 +138,24 @@ fn collisions(machine: &Machine) -> String {
     fs::read_to_string(machine.path().join("collisions")).unwrap_or_default()
 }
 
-/// All GPUs can be had at once, and having looked clears the folder.
+/// All GPUs can be had at once, and having looked clears the directory.
 fn nothing_blocks(machine: &Machine) {
-    let all: Outcome = run(machine.autocvd().args(["-q", "-t", "10", "-n", "8", "--", "true"]));
+    let all: Outcome = run(machine
+        .autocvd()
+        .args(["-q", "-t", "10", "-n", "8", "--", "true"]));
     assert_eq!(all.code, Some(0), "{all:#?}");
-    run(machine.autocvd().args(["-q", "-t", "0", "-n", "8", "--", "true"])).success();
-    let left = fs::read_dir(machine.claims()).expect("it is there").flatten();
+    run(machine
+        .autocvd()
+        .args(["-q", "-t", "0", "-n", "8", "--", "true"]))
+    .success();
+    let left = fs::read_dir(machine.claims())
+        .expect("it is there")
+        .flatten();
     // The last one's own claim ends with it; what a killed writer left unfinished goes after a minute.
     let names = left.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let counted = names.filter(|name| !name.starts_with('.') && name != "queue").count();
+    let counted = names
+        .filter(|name| !name.starts_with('.') && name != "queue")
+        .count();
     assert!(counted <= 1, "{counted} claims are left");
 }
 

@@ -32,18 +32,41 @@ fn bridged() -> Machine {
 }
 
 fn chosen(machine: &Machine, args: &[&str]) -> String {
-    run(machine.autocvd().args(["-o", "--no-claim"]).args(args)).success().trim().to_owned()
+    run(machine.autocvd().args(["-o", "--no-claim"]).args(args))
+        .success()
+        .trim()
+        .to_owned()
 }
 
 #[test]
 fn nvlink_goes_before_the_higher_index_and_the_nearest_ancestor_before_a_far_one() {
     let machine = bridged();
     assert_eq!(chosen(&machine, &["-n", "1"]), "7");
-    assert_eq!(chosen(&machine, &["-n", "2"]), "4,5", "the highest pair with NVLink");
-    assert_eq!(chosen(&machine, &["-n", "2", "-x", "4"]), "2,3", "the next pair with NVLink");
-    assert_eq!(chosen(&machine, &["-n", "2", "--only", "0", "2", "4", "6", "7"]), "6,7", "the same switch");
-    assert_eq!(chosen(&machine, &["-n", "2", "--only", "0", "2", "4"]), "0,2", "the same socket");
-    assert_eq!(chosen(&machine, &["-n", "4"]), "0,1,2,3", "two bridges on one socket");
+    assert_eq!(
+        chosen(&machine, &["-n", "2"]),
+        "4,5",
+        "the highest pair with NVLink"
+    );
+    assert_eq!(
+        chosen(&machine, &["-n", "2", "-x", "4"]),
+        "2,3",
+        "the next pair with NVLink"
+    );
+    assert_eq!(
+        chosen(&machine, &["-n", "2", "--only", "0", "2", "4", "6", "7"]),
+        "6,7",
+        "the same switch"
+    );
+    assert_eq!(
+        chosen(&machine, &["-n", "2", "--only", "0", "2", "4"]),
+        "0,2",
+        "the same socket"
+    );
+    assert_eq!(
+        chosen(&machine, &["-n", "4"]),
+        "0,1,2,3",
+        "two bridges on one socket"
+    );
     assert_eq!(chosen(&machine, &["-n", "8"]), "0,1,2,3,4,5,6,7");
 }
 
@@ -57,8 +80,10 @@ fn only_free_gpus_make_a_set() {
 #[test]
 fn gpus_joined_by_nvswitch_alone_are_alike_and_the_highest_go_first() {
     let machine = Machine::gpus(4);
-    let links: Vec<Value> =
-        (0..4).flat_map(|b| (0..b).map(move |a| (a, b))).map(|(a, b)| link(a, b, 0, "node")).collect();
+    let links: Vec<Value> = (0..4)
+        .flat_map(|b| (0..b).map(move |a| (a, b)))
+        .map(|(a, b)| link(a, b, 0, "node"))
+        .collect();
     machine.set("/links", Value::Array(links));
     for gpu in 0..4 {
         machine.set(&format!("/gpus/{gpu}/nvswitch_links"), json!(18));
@@ -69,7 +94,11 @@ fn gpus_joined_by_nvswitch_alone_are_alike_and_the_highest_go_first() {
 #[test]
 fn a_driver_that_tells_nothing_of_links_leaves_the_highest() {
     let machine = Machine::gpus(4);
-    machine.without(&["nvmlDeviceGetTopologyCommonAncestor", "nvmlDeviceGetP2PStatus", "nvmlDeviceGetNvLinkState"]);
+    machine.without(&[
+        "nvmlDeviceGetTopologyCommonAncestor",
+        "nvmlDeviceGetP2PStatus",
+        "nvmlDeviceGetNvLinkState",
+    ]);
     assert_eq!(chosen(&machine, &["-n", "2"]), "2,3");
 }
 
@@ -80,8 +109,12 @@ fn links_are_asked_for_only_where_there_is_a_choice() {
     chosen(&machine, &["-n", "1"]);
     chosen(&machine, &["-n", "8"]);
     chosen(&machine, &["-l", "-n", "2"]);
-    let asked =
-        |machine: &Machine| machine.calls().iter().any(|call| call.contains("Topology") || call.contains("NvLink"));
+    let asked = |machine: &Machine| {
+        machine
+            .calls()
+            .iter()
+            .any(|call| call.contains("Topology") || call.contains("NvLink"))
+    };
     assert!(!asked(&machine));
     chosen(&machine, &["-n", "2"]);
     assert!(asked(&machine));
@@ -90,16 +123,28 @@ fn links_are_asked_for_only_where_there_is_a_choice() {
 #[test]
 fn verbose_says_what_was_weighed() {
     let outcome = run(bridged().autocvd().args(["-n", "2", "-vv", "-o"]));
-    assert!(outcome.stderr.contains("the best connected set goes first"), "{outcome:?}");
-    assert!(outcome.stderr.contains("GPU 4 and GPU 5: 4 NVLinks"), "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("the best connected set goes first"),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.stderr.contains("GPU 4 and GPU 5: 4 NVLinks"),
+        "{outcome:?}"
+    );
 }
 
 #[test]
 fn a_bound_command_runs_on_the_cores_near_its_gpus_alone() {
     let machine = Machine::gpus(2);
     machine.set("/gpus/1/cpu_affinity", json!([0]));
-    let bound =
-        run(machine.autocvd().args(["--bind", "--", "grep", "Cpus_allowed_list", "/proc/self/status"])).success();
+    let bound = run(machine.autocvd().args([
+        "--bind",
+        "--",
+        "grep",
+        "Cpus_allowed_list",
+        "/proc/self/status",
+    ]))
+    .success();
     assert_eq!(bound.split_whitespace().last(), Some("0"), "{bound}");
 }
 
@@ -107,10 +152,23 @@ fn a_bound_command_runs_on_the_cores_near_its_gpus_alone() {
 fn binding_where_nothing_is_known_of_cores_costs_a_warning_not_the_job() {
     let machine = Machine::gpus(1);
     let outcome = run(machine.autocvd().args(["--bind", "--", "echo", "ran"]));
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "ran\n"), "{outcome:?}");
-    assert!(outcome.stderr.contains("--bind") && outcome.stderr.contains("unbound"), "{outcome:?}");
-    let outcome = run(machine.autocvd().args(["-q", "--bind", "--", "echo", "ran"]));
-    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "ran\n"),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.stderr.contains("--bind") && outcome.stderr.contains("unbound"),
+        "{outcome:?}"
+    );
+    let outcome = run(machine
+        .autocvd()
+        .args(["-q", "--bind", "--", "echo", "ran"]));
+    assert_eq!(
+        (outcome.code, outcome.stderr.as_str()),
+        (Some(0), ""),
+        "{outcome:?}"
+    );
     let outcome = run(machine.autocvd().arg("--bind"));
     assert_eq!(outcome.code, Some(2), "--bind without COMMAND: {outcome:?}");
 }

@@ -14,7 +14,12 @@ use serde_json::json;
 /// A launch that waits: it is in the queue, and sleeps. Nothing but what it waits for is to wake it.
 fn waiter(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
     let mut launch = machine.autocvd();
-    launch.env("AUTOCVD_INTERVAL", "30s").arg("-q").args(options).arg("--").args(command);
+    launch
+        .env("AUTOCVD_INTERVAL", "30s")
+        .arg("-q")
+        .args(options)
+        .arg("--")
+        .args(command);
     let waiter = start(&mut launch);
     settled(machine, waiter.pid());
     waiter
@@ -27,8 +32,12 @@ fn settled(machine: &Machine, pid: u32) {
 }
 
 fn has_place(machine: &Machine, pid: u32) -> bool {
-    let Ok(places) = fs::read_dir(machine.claims().join("queue")) else { return false };
-    let mut names = places.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let Ok(places) = fs::read_dir(machine.claims().join("queue")) else {
+        return false;
+    };
+    let mut names = places
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.any(|name| !name.starts_with('.') && name.ends_with(&format!("-{pid}")))
 }
 
@@ -44,23 +53,35 @@ fn asleep(pid: u32) {
 /// How often a process went to sleep by itself.
 fn switches(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+    status.lines().find_map(|line| {
+        line.strip_prefix("voluntary_ctxt_switches:")?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 /// The CPU time of a process in clock ticks.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    let fields: Vec<&str> = stat.rsplit_once(") ").expect("well formed").1.split(' ').collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(") ")
+        .expect("well formed")
+        .1
+        .split(' ')
+        .collect();
     fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
 }
 
 /// Takes a process off a GPU while it lives on.
 fn destroy_context(machine: &Machine, device: u32, job: &Job) {
-    fs::remove_file(machine.path().join(format!("procs/{device}/{}", job.pid()))).expect("it was registered");
+    fs::remove_file(machine.path().join(format!("procs/{device}/{}", job.pid())))
+        .expect("it was registered");
 }
 
 fn runs(waiter: &Running, program: &str) -> bool {
-    fs::read_to_string(format!("/proc/{}/comm", waiter.pid())).is_ok_and(|comm| comm.trim() == program)
+    fs::read_to_string(format!("/proc/{}/comm", waiter.pid()))
+        .is_ok_and(|comm| comm.trim() == program)
 }
 
 #[test]
@@ -89,13 +110,27 @@ fn a_dead_process_that_the_driver_still_lists_costs_a_few_looks_not_a_core() {
     let waiting = waiter(&machine, &[], &["true"]);
     machine.forget_calls();
     // It stays a zombie: this process does not wait for it.
-    rustix::process::kill_process(rustix::process::Pid::from_raw(job.pid() as i32).expect("a pid"), Signal::KILL)
-        .expect("our own child");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(job.pid() as i32).expect("a pid"),
+        Signal::KILL,
+    )
+    .expect("our own child");
     let dead = Instant::now();
     waiting.finish().success();
-    assert!(dead.elapsed() >= Duration::from_millis(2400), "{:?}", dead.elapsed());
-    assert!(dead.elapsed() < Duration::from_secs(15), "the looks after an exit go on for seconds");
-    let looks = machine.calls().iter().filter(|call| call.contains("RunningProcesses")).count();
+    assert!(
+        dead.elapsed() >= Duration::from_millis(2400),
+        "{:?}",
+        dead.elapsed()
+    );
+    assert!(
+        dead.elapsed() < Duration::from_secs(15),
+        "the looks after an exit go on for seconds"
+    );
+    let looks = machine
+        .calls()
+        .iter()
+        .filter(|call| call.contains("RunningProcesses"))
+        .count();
     assert!(looks <= 20, "{looks} looks");
 }
 
@@ -131,7 +166,11 @@ fn the_exit_of_a_process_wakes_it() {
 fn the_end_of_a_claim_wakes_it_however_it_ends() {
     let machine = Machine::gpus(1);
     for signal in [Signal::TERM, Signal::KILL] {
-        let holder = start(machine.autocvd().args(["-q", "--", "sh", "-c", "echo; exec sleep 60"]));
+        let holder = start(
+            machine
+                .autocvd()
+                .args(["-q", "--", "sh", "-c", "echo; exec sleep 60"]),
+        );
         wait_until("it runs", || holder.stdout() == "\n");
         let waiting = waiter(&machine, &[], &["true"]);
         holder.signal(signal);
@@ -176,11 +215,24 @@ fn a_gpu_that_is_lost_meanwhile_makes_uuids_of_indices() {
     ] {
         let machine = Machine::gpus(3);
         for gpu in 0..3 {
-            machine.set(&format!("/gpus/{gpu}/processes"), json!([{"pid": 4_194_000}]));
+            machine.set(
+                &format!("/gpus/{gpu}/processes"),
+                json!([{"pid": 4_194_000}]),
+            );
         }
-        let waiting = waiter(&machine, &["-x", "0", "-i", "200ms"], &["printenv", "CUDA_VISIBLE_DEVICES"]);
-        machine.set("/gpus/0/errors", errors.clone()).set("/gpus/2/processes", json!([]));
-        let id = if errors == json!({}) { "2\n" } else { "GPU-20000000-0000-0000-0000-000000000002\n" };
+        let waiting = waiter(
+            &machine,
+            &["-x", "0", "-i", "200ms"],
+            &["printenv", "CUDA_VISIBLE_DEVICES"],
+        );
+        machine
+            .set("/gpus/0/errors", errors.clone())
+            .set("/gpus/2/processes", json!([]));
+        let id = if errors == json!({}) {
+            "2\n"
+        } else {
+            "GPU-20000000-0000-0000-0000-000000000002\n"
+        };
         assert_eq!(waiting.finish().success(), id, "{errors}");
     }
 }
@@ -190,12 +242,21 @@ fn a_gpu_that_does_not_answer_for_a_while_ends_no_wait() {
     for (gpus, options) in [(1, &[][..]), (2, &["--only", "0"]), (2, &["-n", "2"])] {
         let machine = Machine::gpus(gpus);
         machine.set("/gpus/0/processes", json!([{"pid": 4_194_000}]));
-        let options = [&["-i", "100ms"][..], options, &["--", "printenv", "CUDA_VISIBLE_DEVICES"]].concat();
+        let options = [
+            &["-i", "100ms"][..],
+            options,
+            &["--", "printenv", "CUDA_VISIBLE_DEVICES"],
+        ]
+        .concat();
         let waiting = start(machine.autocvd().args(options));
         wait_until("it waits", || waiting.stderr().contains("waiting for"));
         machine.set("/gpus/0/errors", json!({"handle": 999}));
-        wait_until("it tells of it", || waiting.stderr().contains("cannot be read"));
-        machine.set("/gpus/0/errors", json!({})).set("/gpus/0/processes", json!([]));
+        wait_until("it tells of it", || {
+            waiting.stderr().contains("cannot be read")
+        });
+        machine
+            .set("/gpus/0/errors", json!({}))
+            .set("/gpus/0/processes", json!([]));
         assert!(waiting.finish().success().starts_with('0'));
     }
 }
@@ -207,14 +268,22 @@ fn a_driver_that_fails_while_it_waits_is_told_of_and_may_answer_later() {
     let waiting = start(machine.autocvd().args(["-i", "100ms", "--", "true"]));
     wait_until("it waits", || waiting.stderr().contains("waiting for"));
     machine.set("/gpus/0/errors", json!({"handle": 4}));
-    wait_until("it tells of it", || waiting.stderr().contains("can read none of the GPUs"));
-    machine.set("/gpus/0/errors", json!({})).set("/gpus/0/processes", json!([]));
+    wait_until("it tells of it", || {
+        waiting.stderr().contains("can read none of the GPUs")
+    });
+    machine
+        .set("/gpus/0/errors", json!({}))
+        .set("/gpus/0/processes", json!([]));
     waiting.finish().success();
 }
 
 /// The calls by which a look begins, one for each look.
 fn looks_begun(machine: &Machine) -> usize {
-    machine.calls().iter().filter(|call| call.contains("GetHandleByIndex")).count()
+    machine
+        .calls()
+        .iter()
+        .filter(|call| call.contains("GetHandleByIndex"))
+        .count()
 }
 
 #[test]
@@ -227,7 +296,9 @@ fn a_driver_that_fails_while_it_waits_is_asked_ever_more_rarely_and_told_of_once
         machine.set("/gpus/0/errors", json!({"handle": code}));
         // What it watches ends too: looks after an exit must not go on for ever.
         job.kill();
-        wait_until("it tells of it", || waiting.stderr().contains("can read none of the GPUs"));
+        wait_until("it tells of it", || {
+            waiting.stderr().contains("can read none of the GPUs")
+        });
         machine.forget_calls();
         thread::sleep(Duration::from_secs(5));
         let looks = looks_begun(&machine);
@@ -241,7 +312,10 @@ fn a_driver_that_fails_while_it_waits_is_asked_ever_more_rarely_and_told_of_once
 
 #[test]
 fn a_driver_call_that_fails_at_a_wake_leaves_no_free_gpu_asleep() {
-    for errors in [json!({"handle": 999}), json!({"nvmlDeviceGetComputeMode": 999})] {
+    for errors in [
+        json!({"handle": 999}),
+        json!({"nvmlDeviceGetComputeMode": 999}),
+    ] {
         let machine = Machine::gpus(1);
         let mut job = machine.job(0);
         let waiting = waiter(&machine, &["-i", "10min"], &["true"]);
@@ -256,7 +330,10 @@ fn a_driver_call_that_fails_at_a_wake_leaves_no_free_gpu_asleep() {
 
 #[test]
 fn the_deadline_counts_whatever_the_driver_answers() {
-    for errors in [json!({"handle": 15}), json!({"nvmlDeviceGetMemoryInfo_v2": 15})] {
+    for errors in [
+        json!({"handle": 15}),
+        json!({"nvmlDeviceGetMemoryInfo_v2": 15}),
+    ] {
         let machine = Machine::gpus(2);
         let mut job = machine.job(0);
         let waiting = start(machine.autocvd().args(["-q", "--only", "0", "-t", "4s"]));
@@ -266,7 +343,14 @@ fn the_deadline_counts_whatever_the_driver_answers() {
         let ended = waiting.finish();
         assert_eq!(ended.code, Some(4), "{ended:#?}");
         assert_eq!(ended.stdout, "sh -c 'exit 4' autocvd\n");
-        assert!(ended.stderr.lines().last().is_some_and(|line| line.contains("4 s")), "{ended:#?}");
+        assert!(
+            ended
+                .stderr
+                .lines()
+                .last()
+                .is_some_and(|line| line.contains("4 s")),
+            "{ended:#?}"
+        );
     }
 }
 
@@ -281,13 +365,20 @@ fn a_gpu_that_was_lost_and_comes_back_is_given() {
             if lost_at_start {
                 machine.set("/gpus/1/errors", errors.clone());
             }
-            let waiting = waiter(&machine, &["-i", "1s"], &["printenv", "CUDA_VISIBLE_DEVICES"]);
+            let waiting = waiter(
+                &machine,
+                &["-i", "1s"],
+                &["printenv", "CUDA_VISIBLE_DEVICES"],
+            );
             machine.set("/gpus/1/errors", errors.clone());
             second.kill();
             thread::sleep(Duration::from_millis(1500));
             machine.set("/gpus/1/errors", json!({}));
             let given = waiting.finish().success();
-            assert!(["1\n", "GPU-10000000-0000-0000-0000-000000000001\n"].contains(&&*given), "{given}: {errors}");
+            assert!(
+                ["1\n", "GPU-10000000-0000-0000-0000-000000000001\n"].contains(&&*given),
+                "{given}: {errors}"
+            );
         }
     }
 }
@@ -297,17 +388,27 @@ fn an_nvidia_smi_that_fails_while_it_waits_is_run_ever_more_rarely() {
     let machine = Machine::gpus(1);
     let xml = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/535.xml");
     let busy = fs::read_to_string(xml).expect("a fixture");
-    fs::write(machine.path().join("busy.xml"), busy).expect("our own folder");
+    fs::write(machine.path().join("busy.xml"), busy).expect("our own directory");
     machine.install(
         "nvidia-smi",
         "#!/bin/sh\necho run >>\"$FAKE_NVML/runs\"\n[ -e \"$FAKE_NVML/fails\" ] && { echo 'GPU is lost'; exit 15; }\n\
          cat \"$FAKE_NVML/busy.xml\"\n",
     );
-    let runs = || fs::read_to_string(machine.path().join("runs")).map_or(0, |runs| runs.lines().count());
-    let options = ["--probe", "nvidia-smi", "--only", "0", "-t", "8s", "--", "true"];
+    let runs =
+        || fs::read_to_string(machine.path().join("runs")).map_or(0, |runs| runs.lines().count());
+    let options = [
+        "--probe",
+        "nvidia-smi",
+        "--only",
+        "0",
+        "-t",
+        "8s",
+        "--",
+        "true",
+    ];
     let waiting = start(machine.autocvd().args(options));
     settled(&machine, waiting.pid());
-    fs::write(machine.path().join("fails"), "").expect("our own folder");
+    fs::write(machine.path().join("fails"), "").expect("our own directory");
     // Its place in the queue is called, as by somebody whose claim ends.
     let before = runs();
     let ended = waiting.finish();
@@ -324,13 +425,29 @@ fn the_deadline_ends_it_and_says_who_holds_what() {
     let began = Instant::now();
     let late = run(machine.autocvd().args(["-q", "-t", "500ms"]));
     assert!(began.elapsed() >= Duration::from_millis(450));
-    assert_eq!((late.code, late.stdout.as_str()), (Some(4), "sh -c 'exit 4' autocvd\n"));
+    assert_eq!(
+        (late.code, late.stdout.as_str()),
+        (Some(4), "sh -c 'exit 4' autocvd\n")
+    );
     assert_eq!(late.stderr.lines().count(), 1, "{late:#?}");
-    for said in ["500 ms", "GPU 0", "GPU 1", &job.pid().to_string(), "sleep 61", "--timeout"] {
+    for said in [
+        "500 ms",
+        "GPU 0",
+        "GPU 1",
+        &job.pid().to_string(),
+        "sleep 61",
+        "--timeout",
+    ] {
         assert!(late.stderr.contains(said), "{said}: {late:#?}");
     }
     // The place in the queue is given up.
-    assert!(!has_place(&machine, 0) && fs::read_dir(machine.claims().join("queue")).expect("it is there").count() == 0);
+    assert!(
+        !has_place(&machine, 0)
+            && fs::read_dir(machine.claims().join("queue"))
+                .expect("it is there")
+                .count()
+                == 0
+    );
 }
 
 // The order.
@@ -344,7 +461,9 @@ fn waiters_run_in_the_order_in_which_they_came() {
         .map(|number: u32| {
             let options = ["-q", "-i", "30s", "--", "note", &number.to_string()];
             let waiting = start(machine.autocvd().args(options));
-            wait_until("it has a place in the queue", || has_place(&machine, waiting.pid()));
+            wait_until("it has a place in the queue", || {
+                has_place(&machine, waiting.pid())
+            });
             waiting
         })
         .collect();
@@ -352,7 +471,10 @@ fn waiters_run_in_the_order_in_which_they_came() {
     job.kill();
     waiters.into_iter().for_each(ends_soon);
     let order = fs::read_to_string(machine.path().join("order")).expect("they ran");
-    assert_eq!(order.lines().collect::<Vec<_>>(), (0..20).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert_eq!(
+        order.lines().collect::<Vec<_>>(),
+        (0..20).map(|number| number.to_string()).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -363,7 +485,9 @@ fn a_request_that_cannot_be_met_holds_up_no_other() {
     let one = waiter(&machine, &[], &["true"]);
     second.kill();
     ends_soon(one);
-    ends_soon(start(machine.autocvd().args(["-q", "-t", "0", "--", "true"])));
+    ends_soon(start(
+        machine.autocvd().args(["-q", "-t", "0", "--", "true"]),
+    ));
     assert!(two.is_running());
 }
 
@@ -418,18 +542,36 @@ print(flush=True); time.sleep(60)";
 fn elsewhere_than_on_a_terminal_it_tells_of_changes_alone() {
     let machine = Machine::gpus(2);
     let (mut first, second) = (machine.job(0), machine.job(1));
-    let waiting = start(machine.autocvd().args(["-i", "200ms", "-n", "2", "-t", "100", "--", "true"]));
-    wait_until("it says what it waits for", || waiting.stderr().lines().count() == 1);
+    let waiting = start(
+        machine
+            .autocvd()
+            .args(["-i", "200ms", "-n", "2", "-t", "100", "--", "true"]),
+    );
+    wait_until("it says what it waits for", || {
+        waiting.stderr().lines().count() == 1
+    });
     thread::sleep(Duration::from_secs(1));
     let said = waiting.stderr();
     assert_eq!(said.lines().count(), 1, "{said}");
-    for part in ["2 GPUs", "0 of 2 free", "sleep 600", "since 2", &second.pid().to_string(), "1 min 40 s"] {
+    for part in [
+        "2 GPUs",
+        "0 of 2 free",
+        "sleep 600",
+        "since 2",
+        &second.pid().to_string(),
+        "1 min 40 s",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     first.kill();
-    wait_until("it tells of the change", || waiting.stderr().lines().count() == 2);
+    wait_until("it tells of the change", || {
+        waiting.stderr().lines().count() == 2
+    });
     let said = waiting.stderr();
-    assert!(said.lines().last().expect("two").contains("1 of 2 free"), "{said}");
+    assert!(
+        said.lines().last().expect("two").contains("1 of 2 free"),
+        "{said}"
+    );
     drop(second);
     assert_eq!(waiting.finish().stderr, said);
 }
@@ -448,14 +590,36 @@ fn quiet_is_quiet() {
 fn on_a_terminal_one_line_in_place_tells_the_time_left() {
     let machine = occupied();
     let command = "stty cols 200; exec autocvd -t 3 -o";
-    let outcome = run(machine.command("script").args(["-qec", command, "/dev/null"]));
+    let outcome = run(machine
+        .command("script")
+        .args(["-qec", command, "/dev/null"]));
     assert_eq!(outcome.code, Some(4), "{outcome:#?}");
     let lines: Vec<&str> = outcome.stdout.split("\r\x1b[K").collect();
-    assert!(lines[1].contains("waiting for a GPU; 0 of 1 free") && lines[1].contains("4194000"), "{outcome:#?}");
-    assert!(lines.iter().filter(|line| line.contains("gives up in")).count() >= 2, "{outcome:#?}");
-    assert!(lines[1..lines.len() - 1].iter().all(|line| !line.contains('\n')), "{outcome:#?}");
+    assert!(
+        lines[1].contains("waiting for a GPU; 0 of 1 free") && lines[1].contains("4194000"),
+        "{outcome:#?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .filter(|line| line.contains("gives up in"))
+            .count()
+            >= 2,
+        "{outcome:#?}"
+    );
+    assert!(
+        lines[1..lines.len() - 1]
+            .iter()
+            .all(|line| !line.contains('\n')),
+        "{outcome:#?}"
+    );
     // The line is gone when the reason comes.
-    assert!(lines.last().is_some_and(|line| line.starts_with("autocvd: no GPU is free within 3 s")), "{outcome:#?}");
+    assert!(
+        lines
+            .last()
+            .is_some_and(|line| line.starts_with("autocvd: no GPU is free within 3 s")),
+        "{outcome:#?}"
+    );
 }
 
 #[test]
@@ -465,8 +629,15 @@ fn a_narrow_terminal_and_one_of_unknown_size_are_told_what_matters_first() {
         let (_first, _second) = (machine.job(0), machine.job(1));
         thread::sleep(Duration::from_millis(1100));
         let command = format!("stty cols {columns}; exec autocvd -t 90 -o");
-        let waiting = start(machine.command("script").args(["-qefc", &command, "/dev/null"]).env_remove("COLUMNS"));
-        wait_until("the line was drawn", || waiting.stdout().matches("\r\x1b[K").count() > 1);
+        let waiting = start(
+            machine
+                .command("script")
+                .args(["-qefc", &command, "/dev/null"])
+                .env_remove("COLUMNS"),
+        );
+        wait_until("the line was drawn", || {
+            waiting.stdout().matches("\r\x1b[K").count() > 1
+        });
         let drawn = waiting.stdout();
         let line = drawn.split("\r\x1b[K").nth(1).expect("a line");
         for part in ["0 of 2 free", "gives up in 1 min ", "GPU 1 for "] {
@@ -485,14 +656,27 @@ fn signals_end_it_at_once_also_as_pid_1() {
         let waiting = waiter(&machine, &[], &["true"]);
         waiting.signal(signal);
         let ended = waiting.finish();
-        assert_eq!((ended.code, ended.stderr.lines().count()), (Some(code), 1), "{ended:#?}");
+        assert_eq!(
+            (ended.code, ended.stderr.lines().count()),
+            (Some(code), 1),
+            "{ended:#?}"
+        );
     }
-    assert_eq!(fs::read_dir(machine.claims().join("queue")).expect("it is there").count(), 0);
-    for options in [&["--pid", "--fork", "--mount-proc"][..], &["--pid", "--fork"]] {
+    assert_eq!(
+        fs::read_dir(machine.claims().join("queue"))
+            .expect("it is there")
+            .count(),
+        0
+    );
+    for options in [
+        &["--pid", "--fork", "--mount-proc"][..],
+        &["--pid", "--fork"],
+    ] {
         let program = ["autocvd", "-q", "--", "true"];
         let container = start(machine.command("unshare").args(options).args(program));
         let child = || {
-            let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).ok()?;
+            let list =
+                fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).ok()?;
             let pid: u32 = list.trim().parse().ok()?;
             (fs::read_to_string(format!("/proc/{pid}/comm")).ok()? == "autocvd\n").then_some(pid)
         };
@@ -502,13 +686,19 @@ fn signals_end_it_at_once_also_as_pid_1() {
             child().is_some() || !container_runs
         });
         if !container_runs {
-            common::skip(&format!("PID namespaces may not be made here: {}", container.stderr()));
+            common::skip(&format!(
+                "PID namespaces may not be made here: {}",
+                container.stderr()
+            ));
             return;
         }
         let pid = child().expect("just seen");
         asleep(pid);
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).expect("a pid"), Signal::TERM)
-            .expect("it runs");
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid as i32).expect("a pid"),
+            Signal::TERM,
+        )
+        .expect("it runs");
         assert_eq!(container.finish().code, Some(143));
     }
 }
@@ -519,7 +709,11 @@ fn signals_end_it_at_once_also_as_pid_1() {
 fn while_nothing_changes_it_does_nothing() {
     let machine = Machine::gpus(2);
     let _job = machine.job(0);
-    let _holder = start(machine.autocvd().args(["-q", "--only", "1", "--", "sleep", "60"]));
+    let _holder = start(
+        machine
+            .autocvd()
+            .args(["-q", "--only", "1", "--", "sleep", "60"]),
+    );
     wait_until("GPU 1 is claimed", || !is_free(&machine));
     let waiting = waiter(&machine, &[], &["true"]);
     machine.forget_calls();

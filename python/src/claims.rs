@@ -2,7 +2,7 @@
 //!
 //! The list is only touched by threads that hold the GIL: so no thread holds its lock while another forks.
 
-use autocvd::claim::Held;
+use autocvd::claim::ClaimGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
@@ -10,8 +10,8 @@ use std::thread::{self, ThreadId};
 struct Kept {
     token: u64,
     thread: ThreadId,
-    units: Vec<String>,
-    _held: Held,
+    devices: Vec<String>,
+    _held: ClaimGuard,
 }
 
 /// Never dropped: at the end of the process the kernel ends its claims, after CUDA has let go of the GPUs.
@@ -24,20 +24,29 @@ fn kept() -> MutexGuard<'static, Vec<Kept>> {
     KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Keeps a claim on `units`; returns what to release it by.
-pub(crate) fn keep(held: Held, units: Vec<String>) -> u64 {
+/// Keeps a claim on `devices`; returns what to release it by.
+pub(crate) fn keep(held: ClaimGuard, devices: Vec<String>) -> u64 {
     let token = NEXT.fetch_add(1, Ordering::Relaxed);
-    kept().push(Kept { token, thread: thread::current().id(), units, _held: held });
+    kept().push(Kept {
+        token,
+        thread: thread::current().id(),
+        devices,
+        _held: held,
+    });
     token
 }
 
-/// Ends one claim, or all. In a forked child it closes files and ends nothing: [`Held`] knows whose it is.
+/// Ends one claim, or all. In a forked child it closes files and ends nothing: [`ClaimGuard`] knows whose it is.
 pub(crate) fn release(token: Option<u64>) {
     kept().retain(|one| token.is_some_and(|token| token != one.token));
 }
 
-/// The units that this thread has claimed.
+/// The devices that this thread has claimed.
 pub(crate) fn of_this_thread() -> Vec<String> {
     let this = thread::current().id();
-    kept().iter().filter(|one| one.thread == this).flat_map(|one| one.units.clone()).collect()
+    kept()
+        .iter()
+        .filter(|one| one.thread == this)
+        .flat_map(|one| one.devices.clone())
+        .collect()
 }

@@ -10,10 +10,10 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _autocvd {
     use super::{claims, watcher};
-    use autocvd::acquire::{Claiming, Request, acquire};
+    use autocvd::acquire::{ClaimPolicy, Request, acquire};
     use autocvd::environment::Environment;
-    use autocvd::machine;
     use autocvd::probe::{ProbeChoice, file};
+    use autocvd::status as machine_status;
     use autocvd::{Error, ErrorKind, text};
     use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
     use pyo3::prelude::*;
@@ -21,7 +21,7 @@ mod _autocvd {
     use watcher::Watcher;
 
     /// GPUs, the environment that gives them to CUDA, what to call them, and what to release them by.
-    type Taken = (Vec<u32>, Vec<(&'static str, String)>, String, Option<u64>);
+    type BlockedDevice = (Vec<u32>, Vec<(&'static str, String)>, String, Option<u64>);
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -31,7 +31,10 @@ mod _autocvd {
     /// Finds, waits for and claims GPUs.
     #[pyfunction]
     #[pyo3(signature = (*, num_gpus, least_used, timeout, interval, exclude, only, min_free_memory, inherit, claim, visible, tell, in_place, warn, on_main_thread))]
-    #[expect(clippy::too_many_arguments, reason = "they are the function's, by name")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the function's, by name"
+    )]
     fn take(
         py: Python<'_>,
         num_gpus: usize,
@@ -48,7 +51,7 @@ mod _autocvd {
         in_place: bool,
         warn: Py<PyAny>,
         on_main_thread: bool,
-    ) -> PyResult<Taken> {
+    ) -> PyResult<BlockedDevice> {
         let request = Request {
             num_gpus,
             least_used,
@@ -58,11 +61,20 @@ mod _autocvd {
             only,
             min_free_memory,
             inherit,
-            claim: if claim { Claiming::Process { command: String::new() } } else { Claiming::No },
+            claim: if claim {
+                ClaimPolicy::Process {
+                    command: String::new(),
+                }
+            } else {
+                ClaimPolicy::No
+            },
             ..Request::default()
         };
         // Read before other threads run: Python changes the environment only while it holds them up.
-        let environment = Environment { cuda_visible_devices: visible, ..Environment::read() };
+        let environment = Environment {
+            cuda_visible_devices: visible,
+            ..Environment::read()
+        };
         let mut watcher = Watcher::new(tell, in_place, warn, on_main_thread, request.timeout);
         let found = py.detach(|| acquire(&request, &environment, &mut watcher));
         if let Some(error) = watcher.failure {
@@ -70,9 +82,21 @@ mod _autocvd {
         }
         let mut found = found.map_err(exception)?;
         let snapshot = &found.snapshot;
-        let indices = found.units.iter().map(|unit| unit.gpu(snapshot).index).collect();
-        let labels: Vec<String> = found.units.iter().map(|unit| unit.label(snapshot)).collect();
-        let keys = found.units.iter().map(|unit| unit.key(snapshot)).collect();
+        let indices = found
+            .devices
+            .iter()
+            .map(|device| device.gpu(snapshot).index)
+            .collect();
+        let labels: Vec<String> = found
+            .devices
+            .iter()
+            .map(|device| device.label(snapshot))
+            .collect();
+        let keys = found
+            .devices
+            .iter()
+            .map(|device| device.key(snapshot))
+            .collect();
         let variables = found.variables().into();
         let token = found.claim.take().map(|held| claims::keep(held, keys));
         Ok((indices, variables, labels.join(", "), token))
@@ -96,7 +120,8 @@ mod _autocvd {
     fn status(py: Python<'_>, warn: Py<PyAny>) -> PyResult<String> {
         let environment = Environment::read();
         let mut watcher = Watcher::new(None, false, warn, false, None);
-        let snapshot = py.detach(|| machine::status(&ProbeChoice::Auto, &environment, &mut watcher));
+        let snapshot =
+            py.detach(|| machine_status::status(&ProbeChoice::Auto, &environment, &mut watcher));
         match watcher.failure {
             Some(error) => Err(error),
             None => Ok(file::to_json(&snapshot.map_err(exception)?)),
@@ -106,7 +131,9 @@ mod _autocvd {
     /// Seconds from a text such as '2m 30s'.
     #[pyfunction]
     fn parse_duration(text: &str) -> PyResult<f64> {
-        text::parse_duration(text).map(|duration| duration.as_secs_f64()).map_err(PyValueError::new_err)
+        text::parse_duration(text)
+            .map(|duration| duration.as_secs_f64())
+            .map_err(PyValueError::new_err)
     }
 
     /// Bytes from a text such as '10GiB'.

@@ -3,8 +3,8 @@
 use super::claims;
 use autocvd::acquire::{Observer, Waiting};
 use autocvd::amount;
-use autocvd::ids::Unit;
-use autocvd::text::Picture;
+use autocvd::ids::DeviceId;
+use autocvd::text::WaitSummary;
 use autocvd::{Error, ErrorKind};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -26,7 +26,7 @@ pub(crate) struct Watcher {
     on_main_thread: bool,
     timeout: Option<Duration>,
     deadline: Option<Instant>,
-    picture: Picture,
+    picture: WaitSummary,
     told: String,
     /// The exception that ends the wait.
     pub(crate) failure: Option<PyErr>,
@@ -40,8 +40,18 @@ impl Watcher {
         on_main_thread: bool,
         timeout: Option<Duration>,
     ) -> Self {
-        let (picture, told) = (Picture::default(), String::new());
-        Self { tell, in_place, warn, on_main_thread, timeout, deadline: None, picture, told, failure: None }
+        let (picture, told) = (WaitSummary::default(), String::new());
+        Self {
+            tell,
+            in_place,
+            warn,
+            on_main_thread,
+            timeout,
+            deadline: None,
+            picture,
+            told,
+            failure: None,
+        }
     }
 
     fn call(&mut self, function: impl FnOnce(Python<'_>, &Self) -> PyResult<()>) {
@@ -54,7 +64,9 @@ impl Watcher {
         let is_first = self.told.is_empty();
         let line = match self.in_place {
             true => {
-                let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                let left = self
+                    .deadline
+                    .map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 // What is in place is cut where it is shown.
                 self.picture.line_within(left, usize::MAX)
             }
@@ -80,12 +92,12 @@ impl Watcher {
         }
         self.call(|_, _| {
             let own = claims::of_this_thread();
-            let is_own = |unit: &&Unit| own.contains(&unit.key(waiting.snapshot));
-            let own: Vec<&Unit> = waiting.allowed.iter().filter(is_own).collect();
+            let is_own = |device: &&DeviceId| own.contains(&device.key(waiting.snapshot));
+            let own: Vec<&DeviceId> = waiting.allowed.iter().filter(is_own).collect();
             if own.is_empty() || waiting.allowed.len() - own.len() >= waiting.num_gpus {
                 return Ok(());
             }
-            let labels: Vec<String> = own.into_iter().map(|unit| unit.label(waiting.snapshot)).collect();
+            let labels: Vec<String> = own.into_iter().map(|device| device.label(waiting.snapshot)).collect();
             let (wanted, all) = (waiting.num_gpus, waiting.allowed.len());
             Err(PyValueError::new_err(format!(
                 "num_gpus={wanted}: of the {all} to choose among, this thread has already claimed {}, and would wait \
@@ -104,7 +116,7 @@ impl Observer for Watcher {
     fn waiting(&mut self, waiting: &Waiting) {
         self.check_own_claims(waiting);
         self.deadline = waiting.deadline;
-        self.picture = Picture::of(waiting);
+        self.picture = WaitSummary::of(waiting);
         self.tell_picture();
     }
 

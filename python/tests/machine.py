@@ -107,9 +107,9 @@ class MachineTest(unittest.TestCase):
         process = subprocess.Popen(["sleep", "600"])
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
-        folder = os.path.join(self.path, "procs", str(device))
-        os.makedirs(folder, exist_ok=True)
-        open(os.path.join(folder, str(process.pid)), "w").close()
+        directory = os.path.join(self.path, "procs", str(device))
+        os.makedirs(directory, exist_ok=True)
+        open(os.path.join(directory, str(process.pid)), "w").close()
         return process
 
     def start(self, script, environment={}, **options):

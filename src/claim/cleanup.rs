@@ -40,7 +40,10 @@ impl Slot {
 
 /// Removes the files. Only system calls, so that a signal handler may do it.
 pub fn remove_files() {
-    for path in [CLAIM.take(), TICKET.take(), BELL.take()].into_iter().flatten() {
+    for path in [CLAIM.take(), TICKET.take(), BELL.take()]
+        .into_iter()
+        .flatten()
+    {
         let _ = rustix::fs::unlink(path);
     }
 }

@@ -9,7 +9,7 @@
 
 use super::End;
 use super::record::{Fields, read_list, read_process, write_process};
-use crate::proc::{self, ProcessId, Stat, Variable};
+use crate::proc::{self, Environ, ProcessId, Stat};
 use std::time::{Duration, Instant};
 
 /// When to look again at what is just changing.
@@ -36,7 +36,7 @@ pub(super) struct Lease {
     /// When it was made: clock ticks since boot.
     pub(super) made: u64,
     /// The shell's child by which it asked.
-    pub(super) asker: Option<u32>,
+    pub(super) requester_pid: Option<u32>,
     /// The children that the shell had then.
     pub(super) before: Vec<u32>,
     /// What the shell was running then: its command line.
@@ -48,7 +48,7 @@ pub(super) struct Lease {
 
 /// How things stand with a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum LeaseState {
     Ended,
     /// The time is over, and what the shell runs cannot be seen from here.
     Unclear,
@@ -75,13 +75,13 @@ enum Child {
 
 impl Lease {
     /// Without `asking`, whose shell cannot be seen, the time alone counts.
-    pub(super) fn new(asking: Option<&Asking>, hold: Duration, form: Form) -> Self {
+    pub(super) fn new(requester: Option<&Requester>, hold: Duration, form: Form) -> Self {
         let now = proc::since_boot();
-        let shell = asking.map(|asking| asking.shell.pid);
+        let shell = requester.map(|requester| requester.shell.pid);
         Self {
             until: now.saturating_add(hold.min(MAX_HOLD)),
             made: ticks(now),
-            asker: asking.map(|asking| asking.asker),
+            requester_pid: requester.map(|requester| requester.requester_pid),
             before: shell.map(proc::children).unwrap_or_default(),
             shell: shell.map(line).unwrap_or_default(),
             form,
@@ -93,10 +93,13 @@ impl Lease {
         let list = |items: Vec<String>| items.join(",");
         line("until", &self.until.as_millis().to_string());
         line("made", &self.made.to_string());
-        if let Some(asker) = self.asker {
-            line("asker", &asker.to_string());
+        if let Some(requester_pid) = self.requester_pid {
+            line("requester_pid", &requester_pid.to_string());
         }
-        line("before", &list(self.before.iter().map(u32::to_string).collect()));
+        line(
+            "before",
+            &list(self.before.iter().map(u32::to_string).collect()),
+        );
         line("shell", &self.shell);
         match &self.form {
             Form::Prefix(ids) => line("prefix", ids),
@@ -104,7 +107,10 @@ impl Lease {
             Form::Ids => {}
         }
         if let Some(program) = &self.program {
-            line("program", &list(program.iter().copied().map(write_process).collect()));
+            line(
+                "program",
+                &list(program.iter().copied().map(write_process).collect()),
+            );
         }
     }
 
@@ -117,7 +123,7 @@ impl Lease {
         Some(Self {
             until: Duration::from_millis(fields.get("until")?.parse().ok()?),
             made: fields.get("made")?.parse().ok()?,
-            asker: fields.get("asker").and_then(|pid| pid.parse().ok()),
+            requester_pid: fields.get("requester_pid").and_then(|pid| pid.parse().ok()),
             before: read_list(fields.get("before")?, |pid| pid.parse().ok())?,
             shell: fields.get("shell")?.to_owned(),
             form,
@@ -136,7 +142,10 @@ impl Lease {
             let new = !self.before.contains(&stat.id.pid) || stat.id.start > self.made;
             new && (one_runs || stat.id.start <= latest) && stat.runs() && stat.comm != "autocvd"
         };
-        let found = proc::children(shell).into_iter().filter_map(Stat::read).filter(since);
+        let found = proc::children(shell)
+            .into_iter()
+            .filter_map(Stat::read)
+            .filter(since);
         let known = found.map(|stat| {
             let kind = self.kind_of(stat.id.pid, stat.id.start <= latest);
             (stat, kind)
@@ -156,45 +165,60 @@ impl Lease {
             };
         };
         match proc::variable(child, "CUDA_VISIBLE_DEVICES", ids) {
-            Variable::Set => Child::Program,
+            Environ::Set => Child::Program,
             // What cannot be read takes no risk.
-            Variable::Hidden if in_time => Child::Program,
+            Environ::Hidden if in_time => Child::Program,
             // In the midst of an exec it may become the program, or anything else.
-            Variable::NotYet if in_time => Child::Unclear,
-            Variable::NotSet if in_time && matches!(self.form, Form::Exported(_)) && line(child) == self.shell => {
+            Environ::Execing if in_time => Child::Unclear,
+            Environ::NotSet
+                if in_time
+                    && matches!(self.form, Form::Exported(_))
+                    && line(child) == self.shell =>
+            {
                 Child::Unclear
             }
-            Variable::Hidden | Variable::NotYet | Variable::NotSet => Child::Other,
+            Environ::Hidden | Environ::Execing | Environ::NotSet => Child::Other,
         }
     }
 }
 
 /// How things stand with `lease` of `shell`, given the program seen so far. `asking`: this process asks for
 /// a lease; if it does so for that shell, the shell is done with its older ones unless their programs run.
-pub(super) fn standing(
+pub(super) fn lease_state(
     lease: &Lease,
     shell: ProcessId,
     same_namespace: bool,
     seen: Option<&[ProcessId]>,
-    asking: Option<&Asking>,
-) -> Standing {
-    let asking = asking.filter(|asking| asking.shell == shell);
+    requester: Option<&Requester>,
+) -> LeaseState {
+    let requester = requester.filter(|requester| requester.shell == shell);
     let now = proc::since_boot();
     let left = lease.until.checked_sub(now);
     let until = left.map(|left| Instant::now() + left);
     let stat = same_namespace.then(|| Stat::read(shell.pid)).flatten();
-    let seen_alive = || seen.unwrap_or_default().iter().copied().filter(|id| id.is_alive());
+    let seen_alive = || {
+        seen.unwrap_or_default()
+            .iter()
+            .copied()
+            .filter(|id| id.is_alive())
+    };
     // By exec, which some shells do unasked for the last command of a script.
     let became_another = match stat {
         None if !same_namespace || shell.pid == 0 || proc::exists(shell.pid) => {
             return match until {
-                Some(_) => Standing::Waiting(End { pids: vec![], at: until }),
-                None => Standing::Unclear,
+                Some(_) => LeaseState::Waiting(End {
+                    pids: vec![],
+                    at: until,
+                }),
+                None => LeaseState::Unclear,
             };
         }
         Some(stat) if stat.id == shell && stat.runs() => {
             let line = line(shell.pid);
-            let end = |at| End { pids: vec![shell.pid], at };
+            let end = |at| End {
+                pids: vec![shell.pid],
+                at,
+            };
             let kind = match stat.comm == "autocvd" {
                 _ if line == lease.shell => None,
                 // It asks itself.
@@ -205,27 +229,45 @@ pub(super) fn standing(
                 false => Some(lease.kind_of(shell.pid, true)),
             };
             match kind {
-                Some(Child::Program) => return Standing::Running { program: vec![shell], end: end(None) },
-                Some(Child::Unclear) => return Standing::Waiting(end(Some(Instant::now() + SOON))),
+                Some(Child::Program) => {
+                    return LeaseState::Running {
+                        program: vec![shell],
+                        end: end(None),
+                    };
+                }
+                Some(Child::Unclear) => {
+                    return LeaseState::Waiting(end(Some(Instant::now() + SOON)));
+                }
                 Some(Child::Other) => true,
                 None => false,
             }
         }
-        _ => return Standing::Ended,
+        _ => return LeaseState::Ended,
     };
     let mut children = lease.children(shell.pid, seen_alive().next().is_some());
-    children.retain(|(stat, _)| asking.is_none_or(|asking| stat.id.pid != asking.asker));
-    let mut program: Vec<ProcessId> =
-        children.iter().filter(|(_, kind)| *kind == Child::Program).map(|(stat, _)| stat.id).collect();
+    children.retain(|(stat, _)| {
+        requester.is_none_or(|requester| stat.id.pid != requester.requester_pid)
+    });
+    let mut program: Vec<ProcessId> = children
+        .iter()
+        .filter(|(_, kind)| *kind == Child::Program)
+        .map(|(stat, _)| stat.id)
+        .collect();
     // Also one that has since become another one, without the variable.
     let known: Vec<ProcessId> = seen_alive().filter(|id| !program.contains(id)).collect();
     program.extend(known);
-    let unclear = children.iter().filter(|(_, kind)| *kind == Child::Unclear).map(|(stat, _)| stat.id.pid);
+    let unclear = children
+        .iter()
+        .filter(|(_, kind)| *kind == Child::Unclear)
+        .map(|(stat, _)| stat.id.pid);
     let mut pids: Vec<u32> = program.iter().map(|id| id.pid).chain(unclear).collect();
     pids.push(shell.pid);
     let alive = pids.len() > 1;
     if !program.is_empty() {
-        return Standing::Running { program, end: End { pids, at: None } };
+        return LeaseState::Running {
+            program,
+            end: End { pids, at: None },
+        };
     }
     // Nothing tells that a program starts, and its end must not be missed: worth a look now and then, less
     // often as time goes by.
@@ -235,29 +277,33 @@ pub(super) fn standing(
     let look = (age / 2).clamp(SOON, Duration::from_secs(5));
     let at = left.map(|left| Instant::now() + left.min(look));
     if alive {
-        return Standing::Waiting(End { pids, at });
+        return LeaseState::Waiting(End { pids, at });
     }
     match until {
-        Some(_) if seen.is_none() && !became_another && asking.is_none_or(|asking| asking.asked_with(lease)) => {
-            Standing::Waiting(End { pids, at })
+        Some(_)
+            if seen.is_none()
+                && !became_another
+                && requester.is_none_or(|requester| requester.is_concurrent_with(lease)) =>
+        {
+            LeaseState::Waiting(End { pids, at })
         }
-        _ => Standing::Ended,
+        _ => LeaseState::Ended,
     }
 }
 
 /// Who asks for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asking {
+pub struct Requester {
     /// The shell that reads what this process prints: its parent, or, where that is a mere fork made for
     /// the command substitution, the shell it was forked from.
     shell: ProcessId,
     /// The shell's child by which it asks: this process, or that fork.
-    asker: u32,
+    requester_pid: u32,
     /// The shell's children at that time, ended ones that it has not taken note of included.
     siblings: Vec<u32>,
 }
 
-impl Asking {
+impl Requester {
     /// To be called early: who asks at the same time is told from who asks again by what is there now.
     /// `None` where /proc does not show the shell.
     pub fn now() -> Option<Self> {
@@ -265,18 +311,24 @@ impl Asking {
         if !proc::shows_this_namespace() {
             return None;
         }
-        let mut asker = std::process::id();
+        let mut requester_pid = std::process::id();
         let mut shell = Stat::read(rustix::process::getppid()?.as_raw_pid().unsigned_abs())?;
         let own = proc::pipe_to_stdout();
         while shell.parent > 0 && own.is_some_and(|own| own.is_stdout_of(shell.id.pid)) {
-            let Some(parent) = Stat::read(shell.parent) else { break };
+            let Some(parent) = Stat::read(shell.parent) else {
+                break;
+            };
             if line(parent.id.pid) != line(shell.id.pid) || line(shell.id.pid).is_empty() {
                 break;
             }
-            asker = shell.id.pid;
+            requester_pid = shell.id.pid;
             shell = parent;
         }
-        Some(Self { shell: shell.id, asker, siblings: proc::children(shell.id.pid) })
+        Some(Self {
+            shell: shell.id,
+            requester_pid,
+            siblings: proc::children(shell.id.pid),
+        })
     }
 
     pub(super) fn shell(&self) -> ProcessId {
@@ -285,10 +337,15 @@ impl Asking {
 
     /// Whether the one who made `lease` asked at the same time and not before: each was there when the other
     /// one asked.
-    fn asked_with(&self, lease: &Lease) -> bool {
-        let was_there = lease.asker.is_some_and(|asker| self.siblings.contains(&asker));
-        let was_here = || ProcessId::of(self.asker).is_some_and(|asker| asker.start <= lease.made);
-        was_there || (lease.before.contains(&self.asker) && was_here())
+    fn is_concurrent_with(&self, lease: &Lease) -> bool {
+        let was_there = lease
+            .requester_pid
+            .is_some_and(|requester_pid| self.siblings.contains(&requester_pid));
+        let was_here = || {
+            ProcessId::of(self.requester_pid)
+                .is_some_and(|requester_pid| requester_pid.start <= lease.made)
+        };
+        was_there || (lease.before.contains(&self.requester_pid) && was_here())
     }
 }
 

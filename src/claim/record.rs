@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) kind: Kind,
-    pub(super) units: Vec<String>,
+    pub(super) devices: Vec<String>,
     /// The process, or for a lease the shell.
     pub(super) holder: ProcessId,
     /// The PID namespace that the pids belong to.
@@ -42,8 +42,25 @@ impl Record {
 
     /// The claim that it stands for.
     pub(super) fn into_claim(self, name: &str, uid: u32, end: End) -> Claim {
-        let Self { units, holder, command, since, parent, .. } = self;
-        Claim { name: name.to_owned(), units, pid: holder.pid, uid, command, since, parent, end, around: false }
+        let Self {
+            devices,
+            holder,
+            command,
+            since,
+            parent,
+            ..
+        } = self;
+        Claim {
+            name: name.to_owned(),
+            devices,
+            pid: holder.pid,
+            uid,
+            command,
+            since,
+            parent,
+            end,
+            around: false,
+        }
     }
 
     pub(super) fn to_text(&self) -> String {
@@ -54,7 +71,7 @@ impl Record {
             text.push_str(value);
             text.push('\n');
         };
-        line("units", &self.units.join(","));
+        line("units", &self.devices.join(","));
         line("process", &write_process(self.holder));
         if let Some(namespace) = self.namespace {
             line("namespace", &namespace.to_string());
@@ -73,15 +90,28 @@ impl Record {
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let body = text.strip_prefix(HEADER)?.strip_prefix('\n')?.strip_suffix("end=\n")?;
-        let fields = Fields(body.lines().filter_map(|line| line.split_once('=')).collect());
-        let units: Vec<String> = fields.get("units")?.split(',').map(str::to_owned).collect();
+        let body = text
+            .strip_prefix(HEADER)?
+            .strip_prefix('\n')?
+            .strip_suffix("end=\n")?;
+        let fields = Fields(
+            body.lines()
+                .filter_map(|line| line.split_once('='))
+                .collect(),
+        );
+        let devices: Vec<String> = fields.get("units")?.split(',').map(str::to_owned).collect();
         let lease = fields.get("until").is_some();
         Some(Self {
-            kind: if lease { Kind::Lease(Lease::parse(&fields)?) } else { Kind::Process },
-            units,
+            kind: if lease {
+                Kind::Lease(Lease::parse(&fields)?)
+            } else {
+                Kind::Process
+            },
+            devices,
             holder: read_process(fields.get("process")?)?,
-            namespace: fields.get("namespace").and_then(|number| number.parse().ok()),
+            namespace: fields
+                .get("namespace")
+                .and_then(|number| number.parse().ok()),
             boot: fields.get("boot")?.to_owned(),
             parent: fields.get("parent").map(str::to_owned),
             command: fields.get("command")?.to_owned(),
@@ -95,7 +125,10 @@ pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Fields<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+        self.0
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| *value)
     }
 }
 
@@ -106,12 +139,18 @@ pub(super) fn write_process(process: ProcessId) -> String {
 
 pub(super) fn read_process(text: &str) -> Option<ProcessId> {
     let (pid, start) = text.split_once(':')?;
-    Some(ProcessId { pid: pid.parse().ok()?, start: start.parse().ok()? })
+    Some(ProcessId {
+        pid: pid.parse().ok()?,
+        start: start.parse().ok()?,
+    })
 }
 
 /// Comma-separated values; an empty text is none.
 pub(super) fn read_list<T>(text: &str, one: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
-    text.split(',').filter(|part| !part.is_empty()).map(one).collect()
+    text.split(',')
+        .filter(|part| !part.is_empty())
+        .map(one)
+        .collect()
 }
 
 #[cfg(test)]
@@ -123,8 +162,11 @@ mod tests {
     fn record(kind: Kind) -> Record {
         Record {
             kind,
-            units: vec!["GPU-1".into(), "GPU-2".into()],
-            holder: ProcessId { pid: 42, start: 4711 },
+            devices: vec!["GPU-1".into(), "GPU-2".into()],
+            holder: ProcessId {
+                pid: 42,
+                start: 4711,
+            },
             namespace: Some(4026531836),
             boot: "b00t".into(),
             parent: Some("1-2".into()),
@@ -137,7 +179,7 @@ mod tests {
         Lease {
             until: std::time::Duration::from_millis(123_456),
             made: 12_000,
-            asker: Some(6),
+            requester_pid: Some(6),
             before: vec![7, 8],
             shell: "bash -l".into(),
             form: Form::Exported("1,2".into()),
@@ -147,8 +189,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let ids = vec![ProcessId { pid: 9, start: 10 }, ProcessId { pid: 11, start: 12 }];
-        for kind in [Kind::Process, Kind::Lease(lease(None)), Kind::Lease(lease(Some(ids)))] {
+        let ids = vec![
+            ProcessId { pid: 9, start: 10 },
+            ProcessId { pid: 11, start: 12 },
+        ];
+        for kind in [
+            Kind::Process,
+            Kind::Lease(lease(None)),
+            Kind::Lease(lease(Some(ids))),
+        ] {
             let record = record(kind);
             assert_eq!(Record::parse(&record.to_text()), Some(record));
         }
@@ -164,8 +213,14 @@ mod tests {
 
     #[test]
     fn a_command_with_line_breaks_adds_no_line() {
-        let forged = Record { command: "a\nuntil=5\nb".into(), ..record(Kind::Process) };
-        assert_eq!(Record::parse(&forged.to_text()).map(|record| record.kind), Some(Kind::Process));
+        let forged = Record {
+            command: "a\nuntil=5\nb".into(),
+            ..record(Kind::Process)
+        };
+        assert_eq!(
+            Record::parse(&forged.to_text()).map(|record| record.kind),
+            Some(Kind::Process)
+        );
     }
 
     proptest! {

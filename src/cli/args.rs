@@ -1,7 +1,7 @@
 //! The command line, for clap.
 
-use crate::probe::ProbeChoice;
-use crate::text::{parse_duration, parse_size};
+use autocvd::probe::ProbeChoice;
+use autocvd::text::{parse_duration, parse_size};
 use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand as _, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,12 +9,27 @@ use std::time::Duration;
 
 /// Lines to run, and what they do.
 pub(super) const EXAMPLES: [(&str, &str); 6] = [
-    ("eval $(autocvd) python train.py", "run on a free GPU, or wait for one"),
-    ("eval $(autocvd -n 2 -t 1h) ./job", "on two GPUs, giving up after an hour"),
-    ("autocvd -n 4 -- ./job \"an argument\"", "become ./job, with four GPUs claimed until it ends"),
+    (
+        "eval $(autocvd) python train.py",
+        "run on a free GPU, or wait for one",
+    ),
+    (
+        "eval $(autocvd -n 2 -t 1h) ./job",
+        "on two GPUs, giving up after an hour",
+    ),
+    (
+        "autocvd -n 4 -- ./job \"an argument\"",
+        "become ./job, with four GPUs claimed until it ends",
+    ),
     (". <(autocvd -s)", "set the variables in this shell"),
-    ("autocvd status --watch", "who is on which GPU, every second"),
-    (". <(autocvd completions bash)", "complete its options in this shell"),
+    (
+        "autocvd status --watch",
+        "who is on which GPU, every second",
+    ),
+    (
+        ". <(autocvd completions bash)",
+        "complete its options in this shell",
+    ),
 ];
 
 const AFTER_HELP: &str = "\
@@ -26,7 +41,10 @@ Exit codes: 0 done, 1 unexpected error, 2 wrong option or value, 3 can never be 
 
 /// What stands below the options.
 fn after_help() -> String {
-    let examples: String = EXAMPLES.iter().map(|(line, text)| format!("  {line:<37}  {text}\n")).collect();
+    let examples: String = EXAMPLES
+        .iter()
+        .map(|(line, text)| format!("  {line:<37}  {text}\n"))
+        .collect();
     format!("Examples:\n{examples}\n{AFTER_HELP}")
 }
 
@@ -66,9 +84,10 @@ impl Main {
     pub(super) fn without_options(arguments: &[OsString]) -> Option<Self> {
         match arguments {
             [_] => Some(Self::default()),
-            [_, dashes, command @ ..] if dashes == "--" && !command.is_empty() => {
-                Some(Self { command: command.to_vec(), ..Self::default() })
-            }
+            [_, dashes, command @ ..] if dashes == "--" && !command.is_empty() => Some(Self {
+                command: command.to_vec(),
+                ..Self::default()
+            }),
             _ => None,
         }
     }
@@ -209,7 +228,7 @@ pub(super) fn probe_choice(probe: Option<Where>, from: Option<&PathBuf>) -> Prob
 }
 
 /// The command as clap knows it: for help, completions and the manual page.
-pub fn command() -> clap::Command {
+pub(super) fn command() -> clap::Command {
     // The variables' names follow from the options'; listing each doubles the help.
     Args::command().mut_args(|arg| arg.hide_env(true))
 }
@@ -252,7 +271,9 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 fn verbosity(text: &str) -> Result<u8, String> {
     let number = text.parse().or_else(|_| boolean(text).map(u8::from));
     // More than there is to tell is no mistake.
-    number.map(|number: u8| number.min(3)).map_err(|_| "give a number from 0 to 3".into())
+    number
+        .map(|number: u8| number.min(3))
+        .map_err(|_| "give a number from 0 to 3".into())
 }
 
 fn id(text: &str) -> Result<String, String> {
@@ -279,32 +300,72 @@ mod tests {
 
     #[test]
     fn of_an_option_given_twice_the_last_one_counts() {
-        let main = Main::try_parse_from(["autocvd", "-n", "1", "-n", "2", "-x", "0", "-x", "1"]).expect("a right line");
-        assert_eq!((main.options.num_gpus, main.options.exclude), (Some(2), vec!["0".into(), "1".into()]));
-        assert_eq!(Main::try_parse_from(["autocvd", "-vv", "-v"]).expect("a right line").options.verbose, 3);
+        let main = Main::try_parse_from(["autocvd", "-n", "1", "-n", "2", "-x", "0", "-x", "1"])
+            .expect("a right line");
+        assert_eq!(
+            (main.options.num_gpus, main.options.exclude),
+            (Some(2), vec!["0".into(), "1".into()])
+        );
+        assert_eq!(
+            Main::try_parse_from(["autocvd", "-vv", "-v"])
+                .expect("a right line")
+                .options
+                .verbose,
+            3
+        );
     }
 
     #[test]
     fn a_line_without_options_is_what_clap_makes_of_it() {
-        for words in [&[][..], &["--", "prog"], &["--", "prog", "-n", "2", "--", "-x"], &["--", ""], &["--", "--"]] {
-            let line: Vec<OsString> = std::iter::once(&"autocvd").chain(words).map(Into::into).collect();
+        for words in [
+            &[][..],
+            &["--", "prog"],
+            &["--", "prog", "-n", "2", "--", "-x"],
+            &["--", ""],
+            &["--", "--"],
+        ] {
+            let line: Vec<OsString> = std::iter::once(&"autocvd")
+                .chain(words)
+                .map(Into::into)
+                .collect();
             let parsed = Main::try_parse_from(&line).expect("a right line");
             assert_eq!(Main::without_options(&line), Some(parsed), "{words:?}");
         }
-        for words in [&["--"][..], &["-o"], &["status"], &["-n", "2", "--", "prog"], &["prog", "--"]] {
-            let line: Vec<OsString> = std::iter::once(&"autocvd").chain(words).map(Into::into).collect();
+        for words in [
+            &["--"][..],
+            &["-o"],
+            &["status"],
+            &["-n", "2", "--", "prog"],
+            &["prog", "--"],
+        ] {
+            let line: Vec<OsString> = std::iter::once(&"autocvd")
+                .chain(words)
+                .map(Into::into)
+                .collect();
             assert_eq!(Main::without_options(&line), None, "{words:?}");
         }
     }
 
     #[test]
     fn ids_are_given_in_every_way_the_manual_shows() {
-        for line in [&["-x", "0", "2"][..], &["-x", "0,2"], &["-x", "0", "-x", "2"], &["-x0", "-x2"]] {
+        for line in [
+            &["-x", "0", "2"][..],
+            &["-x", "0,2"],
+            &["-x", "0", "-x", "2"],
+            &["-x0", "-x2"],
+        ] {
             let args = Args::try_parse_from([&["autocvd"], line].concat()).expect("a right line");
             assert_eq!(args.main.options.exclude, ["0", "2"], "{line:?}");
         }
-        let args = Args::try_parse_from(["autocvd", "-x", "0", "2", "--", "prog", "-x"]).expect("a right line");
+        let args = Args::try_parse_from(["autocvd", "-x", "0", "2", "--", "prog", "-x"])
+            .expect("a right line");
         let Main { options, command } = args.main;
-        assert_eq!((options.exclude, command), (vec!["0".into(), "2".into()], vec!["prog".into(), "-x".into()]));
+        assert_eq!(
+            (options.exclude, command),
+            (
+                vec!["0".into(), "2".into()],
+                vec!["prog".into(), "-x".into()]
+            )
+        );
     }
 }

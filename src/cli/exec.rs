@@ -10,7 +10,9 @@ use std::process::Command;
 
 /// Looks the program up before any waiting is done for it.
 pub(super) fn check(name: &OsStr) -> Result<(), Failure> {
-    find_program(name).map(drop).map_err(|error| cannot_run(name, &error))
+    find_program(name)
+        .map(drop)
+        .map_err(|error| cannot_run(name, &error))
 }
 
 /// Becomes `command` with these variables; returns only if that fails.
@@ -19,7 +21,8 @@ pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)])
         return Failure::new(exit::UNEXPECTED, "no command to become");
     };
     let mut next = Command::new(program);
-    next.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+    next.args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)));
     if signals::is_ignored(libc::SIGPIPE) {
         // The standard library sets it to its default on the way.
         // SAFETY: nothing else runs in this process, and signal(2) is async-signal-safe.
@@ -31,9 +34,10 @@ pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)])
 fn cannot_run(name: &OsStr, error: &std::io::Error) -> Failure {
     let name = name.to_string_lossy();
     match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Failure::new(exit::NOT_FOUND, format!("'{name}': command not found; check its name and PATH"))
-        }
+        std::io::ErrorKind::NotFound => Failure::new(
+            exit::NOT_FOUND,
+            format!("'{name}': command not found; check its name and PATH"),
+        ),
         _ => Failure::new(
             exit::CANNOT_RUN,
             format!("'{name}' cannot be run: {error}; check that it is a program and executable"),
@@ -59,8 +63,13 @@ fn find_program(name: &std::ffi::OsStr) -> std::io::Result<std::path::PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut failure = std::io::Error::from(std::io::ErrorKind::NotFound);
-    for folder in std::env::split_paths(&path) {
-        let candidate = if folder.as_os_str().is_empty() { ".".into() } else { folder }.join(name);
+    for directory in std::env::split_paths(&path) {
+        let candidate = if directory.as_os_str().is_empty() {
+            ".".into()
+        } else {
+            directory
+        }
+        .join(name);
         match runnable(&candidate) {
             Ok(()) => return Ok(candidate),
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => failure = error,
@@ -80,7 +89,11 @@ pub(super) fn bind(near: &[usize]) -> Result<(), String> {
     }
     let present = rustix::thread::sched_getaffinity(None).map_err(|e| e.to_string())?;
     let mut mask = rustix::thread::CpuSet::new();
-    for core in near.iter().copied().filter(|core| *core < rustix::thread::CpuSet::MAX_CPU && present.is_set(*core)) {
+    for core in near
+        .iter()
+        .copied()
+        .filter(|core| *core < rustix::thread::CpuSet::MAX_CPU && present.is_set(*core))
+    {
         mask.set(core);
     }
     if mask.count() == 0 {

@@ -1,7 +1,7 @@
 //! How the program ends: exit codes, and what standard output gets when it fails.
 
 use super::{args, signals, variables};
-use crate::{Error, ErrorKind};
+use autocvd::{Error, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::io::Write;
@@ -26,7 +26,10 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(code: i32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 }
 
@@ -53,7 +56,10 @@ pub(super) fn guard(code: i32) -> String {
 pub(super) fn fail(failure: &Failure) -> i32 {
     signals::clear_line();
     // What is quoted, such as a value or another user's command line, may hold ends of lines and worse.
-    let text = format!("autocvd: {}\n", crate::proc::printable(failure.message.as_bytes()));
+    let text = format!(
+        "autocvd: {}\n",
+        autocvd::proc::printable(failure.message.as_bytes())
+    );
     let _ = std::io::stderr().write_all(text.as_bytes());
     if signals::guards_output() {
         let _ = write_stdout(&guard(failure.code));
@@ -96,10 +102,18 @@ pub(super) fn fill_standard_descriptors() {
 /// Makes a panic end like every other failure: in words, with a code, and running nothing.
 pub(super) fn catch_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
-        let cause = panic.payload_as_str().unwrap_or("no message").replace('\n', " ");
-        let message = format!("internal error{place}: {cause}; please report it with the command that you ran");
-        crate::claim::remove_files();
+        let place = panic
+            .location()
+            .map(|place| format!(" at {}:{}", place.file(), place.line()))
+            .unwrap_or_default();
+        let cause = panic
+            .payload_as_str()
+            .unwrap_or("no message")
+            .replace('\n', " ");
+        let message = format!(
+            "internal error{place}: {cause}; please report it with the command that you ran"
+        );
+        autocvd::claim::remove_files();
         signals::exit_now(fail(&Failure::new(UNEXPECTED, message)));
     }));
 }
@@ -108,10 +122,14 @@ pub(super) fn catch_panics() {
 /// where the output is no assignment. When in doubt it does.
 pub(super) fn output_is_evaluated(args: &[OsString]) -> bool {
     let mut options = args.iter().skip(1).map(|arg| arg.as_bytes()).peekable();
-    if matches!(options.peek(), Some(&(b"status" | b"completions" | b"man" | b"help"))) {
+    if matches!(
+        options.peek(),
+        Some(&(b"status" | b"completions" | b"man" | b"help"))
+    ) {
         return false;
     }
-    let by_variable = |name: &str| std::env::var(name).is_ok_and(|value| args::boolean(&value) == Ok(true));
+    let by_variable =
+        |name: &str| std::env::var(name).is_ok_and(|value| args::boolean(&value) == Ok(true));
     if by_variable("AUTOCVD_ID_ONLY") || by_variable("AUTOCVD_JSON") {
         return false;
     }
@@ -140,14 +158,30 @@ mod tests {
             panic!("one line\nand another");
         }
         // A process of its own, for a panic ends it.
-        let mut test = std::process::Command::new(std::env::current_exe().expect("a process knows its program"));
-        test.args(["--exact", "cli::exit::tests::a_panic_runs_nothing_and_is_told_in_one_line", "--nocapture"]);
+        let mut test = std::process::Command::new(
+            std::env::current_exe().expect("a process knows its program"),
+        );
+        test.args([
+            "--exact",
+            "cli::exit::tests::a_panic_runs_nothing_and_is_told_in_one_line",
+            "--nocapture",
+        ]);
         let output = test.env(INNER, "1").output().expect("it runs");
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
         assert_eq!(output.status.code(), Some(UNEXPECTED), "{stdout}{stderr}");
         assert!(stdout.ends_with(&guard(UNEXPECTED)), "{stdout}");
-        assert!(stderr.starts_with("autocvd: internal error at src/cli/exit.rs:"), "{stderr}");
-        assert!(stderr.contains(": one line and another; please report it") && stderr.lines().count() == 1, "{stderr}");
+        assert!(
+            stderr.starts_with("autocvd: internal error at src/cli/exit.rs:"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains(": one line and another; please report it")
+                && stderr.lines().count() == 1,
+            "{stderr}"
+        );
     }
 
     #[test]
@@ -172,8 +206,10 @@ mod tests {
             ("status --nonsense", false),
             ("completions nosuchshell", false),
         ] {
-            let args: Vec<OsString> =
-                std::iter::once("autocvd").chain(line.split_whitespace()).map(Into::into).collect();
+            let args: Vec<OsString> = std::iter::once("autocvd")
+                .chain(line.split_whitespace())
+                .map(Into::into)
+                .collect();
             assert_eq!(output_is_evaluated(&args), guarded, "{line}");
         }
     }

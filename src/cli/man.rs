@@ -6,7 +6,10 @@ use std::fmt::Write;
 
 /// How it is called, and what that does.
 const FORMS: [(&str, &str); 3] = [
-    ("autocvd [OPTIONS]", "Prints assignments, for the shell to evaluate: eval $(autocvd) COMMAND."),
+    (
+        "autocvd [OPTIONS]",
+        "Prints assignments, for the shell to evaluate: eval $(autocvd) COMMAND.",
+    ),
     (
         "autocvd [OPTIONS] -- COMMAND [ARG...]",
         "Becomes COMMAND, with the GPUs set in its environment and claimed until it ends.",
@@ -29,22 +32,37 @@ const DESCRIPTION: [&str; 3] = [
 
 /// Variables beside those that stand for options.
 const VARIABLES: [(&str, &str); 6] = [
-    ("AUTOCVD_NVML_LIB", "The NVML library to load, instead of libnvidia-ml.so.1."),
-    ("AUTOCVD_CLAIM_DIR", "The folder of claims; the same for all who are to heed each other. Default: /tmp/autocvd."),
+    (
+        "AUTOCVD_NVML_LIB",
+        "The NVML library to load, instead of libnvidia-ml.so.1.",
+    ),
+    (
+        "AUTOCVD_CLAIM_DIR",
+        "The directory of claims; the same for all who are to heed each other. Default: /tmp/autocvd.",
+    ),
     (
         "CUDA_VISIBLE_DEVICES",
         "Read with --inherit, and in a batch job (Slurm, PBS, LSF): only the GPUs that it names are chosen among.",
     ),
-    ("AUTOCVD_INSIDE", "Set for COMMAND: tells an autocvd inside it what to choose among."),
+    (
+        "AUTOCVD_INSIDE",
+        "Set for COMMAND: tells an autocvd inside it what to choose among.",
+    ),
     ("NO_COLOR", "Where set, the status screen has no colours."),
-    ("COLUMNS", "How wide the status screen is where it does not go to a terminal. Default: 80."),
+    (
+        "COLUMNS",
+        "How wide the status screen is where it does not go to a terminal. Default: 80.",
+    ),
 ];
 
 const EXIT_STATUS: [(&str, &str); 9] = [
     ("0", "Done."),
     ("1", "An unexpected error."),
     ("2", "A wrong option or value."),
-    ("3", "The request can never be met here: more GPUs than there are or than it may use."),
+    (
+        "3",
+        "The request can never be met here: more GPUs than there are or than it may use.",
+    ),
     ("4", "The timeout passed."),
     ("5", "No NVIDIA GPU can be read: no driver, no device."),
     ("126", "COMMAND cannot be run."),
@@ -64,8 +82,17 @@ pub(super) fn page() -> String {
     let command = args::command();
     let mut page = String::new();
     let version = command.get_version().unwrap_or_default();
-    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    macro_lines(&mut page, &format!(".TH autocvd 1 {DATE} \"autocvd {}\" \"User Commands\"", escape(version)));
+    let about = command
+        .get_about()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    macro_lines(
+        &mut page,
+        &format!(
+            ".TH autocvd 1 {DATE} \"autocvd {}\" \"User Commands\"",
+            escape(version)
+        ),
+    );
     section(&mut page, "NAME");
     macro_lines(&mut page, &format!("autocvd \\- {}", escape(&about)));
     section(&mut page, "SYNOPSIS");
@@ -73,8 +100,14 @@ pub(super) fn page() -> String {
     for (form, _) in FORMS {
         macro_lines(&mut page, &format!("\\fB{}\\fR", escape(form)));
     }
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "status") {
-        macro_lines(&mut page, &format!("\\fBautocvd {}\\fR", escape(&called(sub))));
+    for sub in command
+        .get_subcommands()
+        .filter(|sub| sub.get_name() != "status")
+    {
+        macro_lines(
+            &mut page,
+            &format!("\\fBautocvd {}\\fR", escape(&called(sub))),
+        );
     }
     macro_lines(&mut page, ".fi");
     section(&mut page, "DESCRIPTION");
@@ -105,14 +138,26 @@ pub(super) fn page() -> String {
     );
     for arg in command.get_arguments() {
         if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
-            entry(&mut page, &variable.to_string_lossy(), &format!("As --{long}."));
+            entry(
+                &mut page,
+                &variable.to_string_lossy(),
+                &format!("As --{long}."),
+            );
         }
     }
     for sub in command.get_subcommands() {
-        let of_main = |arg: &&Arg| command.get_arguments().any(|main| main.get_env() == arg.get_env());
+        let of_main = |arg: &&Arg| {
+            command
+                .get_arguments()
+                .any(|main| main.get_env() == arg.get_env())
+        };
         for arg in sub.get_arguments().filter(|arg| !of_main(arg)) {
             if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
-                entry(&mut page, &variable.to_string_lossy(), &format!("As --{long} of {}.", sub.get_name()));
+                entry(
+                    &mut page,
+                    &variable.to_string_lossy(),
+                    &format!("As --{long} of {}.", sub.get_name()),
+                );
             }
         }
     }
@@ -135,7 +180,9 @@ pub(super) fn page() -> String {
 
 /// A subcommand with its arguments: `completions SHELL`.
 fn called(sub: &Command) -> String {
-    let arguments = sub.get_positionals().map(|arg| format!(" {}", arg.get_id().as_str().to_uppercase()));
+    let arguments = sub
+        .get_positionals()
+        .map(|arg| format!(" {}", arg.get_id().as_str().to_uppercase()));
     format!("{}{}", sub.get_name(), arguments.collect::<String>())
 }
 
@@ -152,10 +199,23 @@ fn options(page: &mut String, command: &Command) {
 
 /// `-t, --timeout DUR`.
 fn names(arg: &Arg) -> String {
-    let short = arg.get_short_and_visible_aliases().unwrap_or_default().into_iter().map(|short| format!("-{short}"));
-    let long = arg.get_long_and_visible_aliases().unwrap_or_default().into_iter().map(|long| format!("--{long}"));
+    let short = arg
+        .get_short_and_visible_aliases()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|short| format!("-{short}"));
+    let long = arg
+        .get_long_and_visible_aliases()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|long| format!("--{long}"));
     let names = short.chain(long).collect::<Vec<_>>().join(", ");
-    let Some(value) = arg.get_value_names().filter(|_| arg.get_action().takes_values()) else { return names };
+    let Some(value) = arg
+        .get_value_names()
+        .filter(|_| arg.get_action().takes_values())
+    else {
+        return names;
+    };
     let value = value.join(" ");
     match arg.get_num_args() {
         Some(count) if count.min_values() == 0 => format!("{names}[={value}]"),
@@ -181,12 +241,21 @@ fn section(page: &mut String, title: &str) {
 }
 
 fn paragraph(page: &mut String, text: &str) {
-    let begins = page.lines().next_back().is_some_and(|last| last.starts_with(".SH"));
-    macro_lines(page, &format!("{}{}", if begins { "" } else { ".PP\n" }, line(text)));
+    let begins = page
+        .lines()
+        .next_back()
+        .is_some_and(|last| last.starts_with(".SH"));
+    macro_lines(
+        page,
+        &format!("{}{}", if begins { "" } else { ".PP\n" }, line(text)),
+    );
 }
 
 fn entry(page: &mut String, term: &str, text: &str) {
-    macro_lines(page, &format!(".TP\n\\fB{}\\fR\n{}", escape(term), line(text)));
+    macro_lines(
+        page,
+        &format!(".TP\n\\fB{}\\fR\n{}", escape(term), line(text)),
+    );
 }
 
 fn macro_lines(page: &mut String, lines: &str) {
@@ -196,7 +265,10 @@ fn macro_lines(page: &mut String, lines: &str) {
 
 fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).chain(['.']).collect()).unwrap_or_default()
+    chars
+        .next()
+        .map(|first| first.to_uppercase().chain(chars).chain(['.']).collect())
+        .unwrap_or_default()
 }
 
 /// Text that is a line of its own, on which a dot or an apostrophe in front would be a request.
@@ -239,7 +311,11 @@ mod tests {
             }
         }
         for sub in args::command().get_subcommands() {
-            assert!(page.contains(&format!("autocvd {}", sub.get_name())), "{}", sub.get_name());
+            assert!(
+                page.contains(&format!("autocvd {}", sub.get_name())),
+                "{}",
+                sub.get_name()
+            );
         }
     }
 }

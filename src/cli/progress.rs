@@ -1,10 +1,9 @@
 //! What is told on standard error while waiting.
 
-use super::signals;
-use crate::acquire::{Observer, Waiting};
-use crate::amount::duration;
-use crate::environment;
-use crate::text::Picture;
+use super::{signals, terminal};
+use autocvd::acquire::{Observer, Waiting};
+use autocvd::amount::duration;
+use autocvd::text::WaitSummary;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ const WIDTH: usize = 80;
 pub(super) struct Progress {
     quiet: bool,
     terminal: bool,
-    picture: Picture,
+    picture: WaitSummary,
     deadline: Option<Instant>,
     told: String,
     timeout: Option<Duration>,
@@ -24,7 +23,14 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(quiet: bool, timeout: Option<Duration>) -> Self {
         let terminal = !quiet && std::io::stderr().is_terminal();
-        Self { quiet, terminal, picture: Picture::default(), deadline: None, told: String::new(), timeout }
+        Self {
+            quiet,
+            terminal,
+            picture: WaitSummary::default(),
+            deadline: None,
+            told: String::new(),
+            timeout,
+        }
     }
 
     /// Leaves the terminal's line to what comes next.
@@ -35,7 +41,9 @@ impl Progress {
     fn tell(&mut self) {
         let line = match self.terminal {
             true => {
-                let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                let left = self
+                    .deadline
+                    .map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 // The last column stays empty: some terminals begin a new line behind it.
                 self.picture.line_within(left, columns() - 1)
             }
@@ -50,8 +58,19 @@ impl Progress {
             let _ = write!(stderr, "\r\x1b[K{line}");
             signals::set_line_open(true);
         } else {
-            let limit = self.timeout.map(|limit| format!("; gives up after {}", duration(limit))).unwrap_or_default();
-            let _ = writeln!(stderr, "{line}{}", if self.told.is_empty() { limit } else { String::new() });
+            let limit = self
+                .timeout
+                .map(|limit| format!("; gives up after {}", duration(limit)))
+                .unwrap_or_default();
+            let _ = writeln!(
+                stderr,
+                "{line}{}",
+                if self.told.is_empty() {
+                    limit
+                } else {
+                    String::new()
+                }
+            );
         }
         let _ = stderr.flush();
         self.told = line;
@@ -60,8 +79,13 @@ impl Progress {
 
 /// How wide the terminal is. Some say 0: serial lines, and those that nobody has given a size.
 fn columns() -> usize {
-    let size = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
-    if size > 0 { size.max(20) } else { environment::columns().unwrap_or(WIDTH).max(20) }
+    let size =
+        rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+    if size > 0 {
+        size.max(20)
+    } else {
+        terminal::columns().unwrap_or(WIDTH).max(20)
+    }
 }
 
 impl Observer for Progress {
@@ -77,7 +101,7 @@ impl Observer for Progress {
             return;
         }
         self.deadline = waiting.deadline;
-        self.picture = Picture::of(waiting);
+        self.picture = WaitSummary::of(waiting);
         self.tell();
     }
 
@@ -90,7 +114,7 @@ impl Observer for Progress {
         (self.terminal && self.deadline.is_some()).then_some(Duration::from_secs(1))
     }
 
-    fn tick(&mut self) -> crate::Result<()> {
+    fn tick(&mut self) -> autocvd::Result<()> {
         if self.terminal {
             self.tell();
         }
@@ -104,7 +128,11 @@ impl Observer for Progress {
         let limit = match (self.timeout, deadline) {
             // 'Look once' must let a slow driver answer: without persistence mode a GPU takes seconds.
             (Some(Duration::ZERO), _) => Some(ONE_LOOK),
-            (Some(_), Some(deadline)) => Some(deadline.saturating_duration_since(Instant::now()).max(LAST_LOOK)),
+            (Some(_), Some(deadline)) => Some(
+                deadline
+                    .saturating_duration_since(Instant::now())
+                    .max(LAST_LOOK),
+            ),
             _ => None,
         };
         signals::watch_driver(limit.map(|limit| {

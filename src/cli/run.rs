@@ -4,10 +4,10 @@ use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
 use super::{args, exec, explain, man, shell, signals, status, variables};
-use crate::acquire::{Acquisition, Claiming, Request, UseAs, acquire};
-use crate::environment::Environment;
-use crate::probe::Detail;
-use crate::proc;
+use autocvd::acquire::{Acquisition, ClaimPolicy, OutputForm, Request, acquire};
+use autocvd::environment::Environment;
+use autocvd::probe::Detail;
+use autocvd::proc;
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
 use std::ffi::OsString;
 use std::io::Write;
@@ -17,20 +17,27 @@ use std::time::Duration;
 const HOLD: Duration = Duration::from_secs(60);
 
 /// Runs the program and returns its exit code.
-pub fn run(arguments: Vec<OsString>) -> i32 {
+pub(crate) fn run(arguments: Vec<OsString>) -> i32 {
     exit::fill_standard_descriptors();
     let by_variable = variables::settle(&arguments);
     signals::guard_output(exit::output_is_evaluated(&arguments));
     exit::catch_panics();
     signals::install();
     // Most lines leave nothing to parse, and clap would take a tenth of the time that all the rest takes.
-    let plain = if by_variable { None } else { Main::without_options(&arguments) };
+    let plain = if by_variable {
+        None
+    } else {
+        Main::without_options(&arguments)
+    };
     let asked = plain.map_or_else(|| parse(&arguments), |main| Ok(Some(Asked::Main(main))));
     let done = asked.and_then(|asked| match asked {
         Some(Asked::Main(Main { command, .. }))
             if command.is_empty() && arguments.last().is_some_and(|last| last == "--") =>
         {
-            Err(Failure::new(exit::WRONG_VALUE, "there is no COMMAND behind '--'; give one, or leave '--' out"))
+            Err(Failure::new(
+                exit::WRONG_VALUE,
+                "there is no COMMAND behind '--'; give one, or leave '--' out",
+            ))
         }
         Some(Asked::Main(Main { options, command })) => choose(&options, &command),
         Some(Asked::Sub(sub)) => {
@@ -53,8 +60,11 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
 fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
     let parsed = match arguments.get(1).map(|first| first.as_encoded_bytes()) {
         None | Some([b'-', ..]) => try_parse::<Main>(Main::command(), arguments).map(Asked::Main),
-        Some(b"help") => try_parse::<Args>(args::command(), arguments).map(|args| Asked::Main(args.main)),
-        Some(_) => try_parse::<Subcommand>(Subcommand::command(), arguments).map(|parsed| Asked::Sub(parsed.sub)),
+        Some(b"help") => {
+            try_parse::<Args>(args::command(), arguments).map(|args| Asked::Main(args.main))
+        }
+        Some(_) => try_parse::<Subcommand>(Subcommand::command(), arguments)
+            .map(|parsed| Asked::Sub(parsed.sub)),
     };
     let error = match parsed {
         Ok(asked) => return Ok(Some(asked)),
@@ -63,12 +73,19 @@ fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
     match error.kind() {
         // The main job's help is the whole program's.
         ClapErrorKind::DisplayHelp
-            if arguments.get(1).is_some_and(|first| first.as_encoded_bytes().starts_with(b"-")) =>
+            if arguments
+                .get(1)
+                .is_some_and(|first| first.as_encoded_bytes().starts_with(b"-")) =>
         {
             print(&args::command().render_help().to_string()).map(|()| None)
         }
-        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => print(&error.render().to_string()).map(|()| None),
-        _ => Err(Failure::new(exit::WRONG_VALUE, what_is_wrong(&error, arguments))),
+        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => {
+            print(&error.render().to_string()).map(|()| None)
+        }
+        _ => Err(Failure::new(
+            exit::WRONG_VALUE,
+            what_is_wrong(&error, arguments),
+        )),
     }
 }
 
@@ -81,7 +98,10 @@ fn what_is_wrong(error: &clap::Error, arguments: &[OsString]) -> String {
     let command = command.map(|word| format!("; to run a command: autocvd -- {word} …"));
     let addition = variable.or(command).unwrap_or_default();
     let help = sub.map_or_else(String::new, |sub| format!("{sub} "));
-    format!("{}{addition}; see 'autocvd {help}--help'", one_line(&message(error)))
+    format!(
+        "{}{addition}; see 'autocvd {help}--help'",
+        one_line(&message(error))
+    )
 }
 
 /// The two things that can be asked for.
@@ -93,11 +113,19 @@ enum Asked {
 /// The word that is neither an option nor a subcommand, nor like one: a COMMAND whose '--' was forgotten.
 fn bare_command(error: &clap::Error) -> Option<&str> {
     use clap::error::{ContextKind, ContextValue};
-    let word = error.get(ContextKind::InvalidSubcommand).or_else(|| error.get(ContextKind::InvalidArg));
-    match (error.kind(), word, error.get(ContextKind::SuggestedSubcommand)) {
-        (ClapErrorKind::InvalidSubcommand | ClapErrorKind::UnknownArgument, Some(ContextValue::String(word)), None) => {
-            Some(&**word).filter(|word| !word.starts_with('-'))
-        }
+    let word = error
+        .get(ContextKind::InvalidSubcommand)
+        .or_else(|| error.get(ContextKind::InvalidArg));
+    match (
+        error.kind(),
+        word,
+        error.get(ContextKind::SuggestedSubcommand),
+    ) {
+        (
+            ClapErrorKind::InvalidSubcommand | ClapErrorKind::UnknownArgument,
+            Some(ContextValue::String(word)),
+            None,
+        ) => Some(&**word).filter(|word| !word.starts_with('-')),
         _ => None,
     }
 }
@@ -109,14 +137,25 @@ fn variable_at_fault(error: &clap::Error) -> Option<String> {
         Some(ContextValue::String(text)) => Some(text.clone()),
         _ => None,
     };
-    let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
-    let name = option.split_whitespace().next()?.trim_matches(['-', '.']).replace('-', "_").to_uppercase();
+    let (option, value) = (
+        text(ContextKind::InvalidArg)?,
+        text(ContextKind::InvalidValue)?,
+    );
+    let name = option
+        .split_whitespace()
+        .next()?
+        .trim_matches(['-', '.'])
+        .replace('-', "_")
+        .to_uppercase();
     let variable = format!("AUTOCVD_{name}");
     let given = std::env::args_os().any(|arg| arg.to_string_lossy().contains(&value));
     (!given && std::env::var(&variable).is_ok_and(|set| set.contains(&value))).then_some(variable)
 }
 
-fn try_parse<T: FromArgMatches>(mut command: clap::Command, arguments: &[OsString]) -> Result<T, clap::Error> {
+fn try_parse<T: FromArgMatches>(
+    mut command: clap::Command,
+    arguments: &[OsString],
+) -> Result<T, clap::Error> {
     let parsed = command.try_get_matches_from_mut(arguments);
     // The process does not live long enough for freeing to pay.
     std::mem::forget(command);
@@ -131,14 +170,21 @@ fn message(error: &clap::Error) -> String {
         _ => None,
     });
     quoted.fold(error.render().to_string(), |message, text| {
-        message.replace(&format!("'{text}'"), &format!("'{}'", proc::printable(text.as_bytes())))
+        message.replace(
+            &format!("'{text}'"),
+            &format!("'{}'", proc::printable(text.as_bytes())),
+        )
     })
 }
 
 /// clap's message without its usage: what is wrong, and its tip if it has one.
 fn one_line(message: &str) -> String {
     let mut parts = Vec::new();
-    for line in message.lines().map(str::trim).filter(|line| !line.is_empty()) {
+    for line in message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
             break;
         }
@@ -146,7 +192,10 @@ fn one_line(message: &str) -> String {
         if line.contains("as a value, use") {
             continue;
         }
-        parts.push(line.trim_start_matches("error: ").trim_start_matches("tip: "));
+        parts.push(
+            line.trim_start_matches("error: ")
+                .trim_start_matches("tip: "),
+        );
     }
     parts.join("; ").replace(":;", ":")
 }
@@ -157,7 +206,12 @@ fn tell(sub: Sub) -> Result<(), Failure> {
         Sub::Status(args) => status::run(&args),
         Sub::Completions { shell } => {
             let mut text = Vec::new();
-            clap_complete::generate(shell, &mut args::command_to_complete(), "autocvd", &mut text);
+            clap_complete::generate(
+                shell,
+                &mut args::command_to_complete(),
+                "autocvd",
+                &mut text,
+            );
             print(&String::from_utf8_lossy(&text))
         }
         Sub::Man => print(&man::page()),
@@ -187,22 +241,31 @@ fn choose(options: &Options, command: &[OsString]) -> Result<(), Failure> {
     if options.verbose > 0 {
         explain::choice(&found, &request);
     }
-    if command.is_empty() { print_choice(options, found) } else { start(options, command, found) }
+    if command.is_empty() {
+        print_choice(options, found)
+    } else {
+        start(options, command, found)
+    }
 }
 
 fn request(options: &Options, command: &[OsString]) -> Request {
     let claim = if options.no_claim {
-        Claiming::No
+        ClaimPolicy::No
     } else if !command.is_empty() {
         let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
-        Claiming::Process { command: words.join(" ") }
+        ClaimPolicy::Process {
+            command: words.join(" "),
+        }
     } else {
-        let use_as = match (options.id_only || options.json, options.source) {
-            (true, _) => UseAs::Ids,
-            (false, true) => UseAs::Export,
-            (false, false) => UseAs::Prefix,
+        let form = match (options.id_only || options.json, options.source) {
+            (true, _) => OutputForm::Ids,
+            (false, true) => OutputForm::Export,
+            (false, false) => OutputForm::Prefix,
         };
-        Claiming::Shell { hold: options.hold.unwrap_or(HOLD), use_as }
+        ClaimPolicy::Shell {
+            hold: options.hold.unwrap_or(HOLD),
+            form,
+        }
     };
     let default = Request::default();
     Request {
@@ -217,14 +280,19 @@ fn request(options: &Options, command: &[OsString]) -> Request {
         uuid: options.uuid,
         claim,
         probe: probe_choice(options.probe, options.from.as_ref()),
-        detail: Detail { all: options.json || options.verbose > 0 },
-        near_cores: options.bind,
+        detail: Detail {
+            all: options.json || options.verbose > 0,
+        },
+        cpu_affinity: options.bind,
     }
 }
 
 /// Ids may also be separated by spaces, as in a variable.
 fn words(ids: &[String]) -> Vec<String> {
-    ids.iter().flat_map(|ids| ids.split_whitespace()).map(str::to_owned).collect()
+    ids.iter()
+        .flat_map(|ids| ids.split_whitespace())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure> {
@@ -233,7 +301,11 @@ fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure
     } else if options.id_only {
         found.ids.join(",")
     } else {
-        shell::assignments(options.shell.unwrap_or(Syntax::Posix), options.source, &found.variables())
+        shell::assignments(
+            options.shell.unwrap_or(Syntax::Posix),
+            options.source,
+            &found.variables(),
+        )
     };
     match exit::write_stdout(&format!("{text}\n")) {
         Ok(()) => {
@@ -246,21 +318,32 @@ fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure
             if let Some(claim) = &mut found.claim {
                 claim.release();
             }
-            Err(Failure::new(exit::UNEXPECTED, format!("cannot write to standard output: {error}")))
+            Err(Failure::new(
+                exit::UNEXPECTED,
+                format!("cannot write to standard output: {error}"),
+            ))
         }
     }
 }
 
 fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Result<(), Failure> {
     if options.bind
-        && let Err(why) = exec::bind(&found.near_cores)
+        && let Err(why) = exec::bind(&found.cpu_affinity)
         && !options.quiet
     {
-        let _ = writeln!(std::io::stderr(), "autocvd: warning: --bind: {why}; the command runs unbound");
+        let _ = writeln!(
+            std::io::stderr(),
+            "autocvd: warning: --bind: {why}; the command runs unbound"
+        );
     }
     if let Some(claim) = &found.claim {
         let kept = claim.keep_across_exec();
-        kept.map_err(|e| Failure::new(exit::UNEXPECTED, format!("the claim cannot be passed on: {e}")))?;
+        kept.map_err(|e| {
+            Failure::new(
+                exit::UNEXPECTED,
+                format!("the claim cannot be passed on: {e}"),
+            )
+        })?;
     }
     let [order, ids] = found.variables();
     let failure = exec::become_command(command, &[order, ids, found.inside()]);
@@ -271,6 +354,10 @@ fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Res
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    exit::write_stdout(text)
-        .map_err(|e| Failure::new(exit::UNEXPECTED, format!("cannot write to standard output: {e}")))
+    exit::write_stdout(text).map_err(|e| {
+        Failure::new(
+            exit::UNEXPECTED,
+            format!("cannot write to standard output: {e}"),
+        )
+    })
 }

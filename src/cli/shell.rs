@@ -1,14 +1,18 @@
 //! The syntaxes of the shells.
 //!
 //! Nothing is quoted: the ids are digits and the characters of UUIDs, which no shell reads otherwise;
-//! [`crate::ids::for_cuda`] lets no others through.
+//! [`autocvd::ids::for_cuda`] lets no others through.
 
 use super::args::Syntax;
 
 /// The assignments of `variables`, to be evaluated in front of a command, or `exported`.
 pub(super) fn assignments(syntax: Syntax, exported: bool, variables: &[(&str, String)]) -> String {
     let each = |one: &dyn Fn(&str, &str) -> String| {
-        variables.iter().map(|(name, value)| one(name, value)).collect::<Vec<_>>().join(" ")
+        variables
+            .iter()
+            .map(|(name, value)| one(name, value))
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     let plain = || each(&|name, value| format!("{name}={value}"));
     match (syntax, exported) {

@@ -7,7 +7,7 @@
 //! `nohup`.
 
 use super::exit;
-use crate::claim;
+use autocvd::claim;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -31,8 +31,7 @@ static TIMEOUT_TEXT: AtomicPtr<String> = AtomicPtr::new(std::ptr::null_mut());
 /// How long the driver may take before a line says so.
 const SILENCE: Duration = Duration::from_secs(5);
 /// The text that goes with it.
-const SILENCE_TEXT: &str =
-    "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for it (see dmesg; Ctrl-C ends this)\n";
+const SILENCE_TEXT: &str = "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for it (see dmesg; Ctrl-C ends this)\n";
 
 /// Says whether failures are to print what runs nothing.
 pub(super) fn guard_output(guard: bool) {
@@ -82,8 +81,15 @@ const ENDING: [i32; 14] = [
     libc::SIGSTKFLT,
 ];
 /// Signals of a crash, such as one inside the driver's library.
-const CRASHES: [i32; 7] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
+const CRASHES: [i32; 7] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+    libc::SIGSYS,
+    libc::SIGTRAP,
+];
 
 /// Room for the handlers where a crash has used up the stack.
 const STACK_BYTES: usize = 16 << 10;
@@ -91,7 +97,11 @@ static mut STACK: [u8; STACK_BYTES] = [0; STACK_BYTES];
 
 /// Makes everything that ends a process end this one in order: signals, a crash, and a library that calls exit.
 pub(super) fn install() {
-    let stack = libc::stack_t { ss_sp: (&raw mut STACK).cast(), ss_flags: 0, ss_size: STACK_BYTES };
+    let stack = libc::stack_t {
+        ss_sp: (&raw mut STACK).cast(),
+        ss_flags: 0,
+        ss_size: STACK_BYTES,
+    };
     // SAFETY: the kernel alone uses the memory, which lives as long as the process, and `unexpected_exit` may be
     // called at exit.
     unsafe {
@@ -174,7 +184,9 @@ extern "C" fn end(signal: i32) {
             _ => b"ended by a signal",
         };
         if !name.is_empty() {
-            [b"autocvd: ", name, b"; nothing was started\n"].iter().for_each(|part| write(2, part));
+            [b"autocvd: ", name, b"; nothing was started\n"]
+                .iter()
+                .for_each(|part| write(2, part));
         }
     }
     leave(128 + signal);
@@ -205,7 +217,11 @@ fn leave(code: i32) -> ! {
 
 fn write_guard(code: i32) {
     if guards_output() {
-        let digits = [b'0' + (code / 100 % 10) as u8, b'0' + (code / 10 % 10) as u8, b'0' + (code % 10) as u8];
+        let digits = [
+            b'0' + (code / 100 % 10) as u8,
+            b'0' + (code / 10 % 10) as u8,
+            b'0' + (code % 10) as u8,
+        ];
         let start = digits.iter().position(|digit| *digit != b'0').unwrap_or(2);
         write(1, b"sh -c 'exit ");
         write(1, &digits[start..]);
@@ -230,7 +246,10 @@ pub(super) fn watch_driver(limit: Option<(Duration, String)>) {
         Some((limit, text)) => {
             TIMEOUT_TEXT.store(Box::into_raw(Box::new(text)), Ordering::Release);
             let limit = limit.max(Duration::from_millis(1));
-            (limit.min(SILENCE), i64::try_from(limit.saturating_sub(SILENCE).as_millis()).unwrap_or(i64::MAX))
+            (
+                limit.min(SILENCE),
+                i64::try_from(limit.saturating_sub(SILENCE).as_millis()).unwrap_or(i64::MAX),
+            )
         }
         None => (SILENCE, -1),
     };
@@ -250,7 +269,13 @@ fn set_timer(after: Duration) {
         tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_usec: libc::suseconds_t::from(after.subsec_micros() as i32),
     };
-    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    let timer = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: value,
+    };
     // SAFETY: `timer` is a valid timer, and the old one is not asked for.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
 }

@@ -5,13 +5,13 @@ mod screen;
 
 use super::args::{StatusArgs, probe_choice};
 use super::exit::{self, Failure};
-use super::signals;
-use crate::acquire::Observer;
-use crate::environment::{self, Environment};
-use crate::gpu::Snapshot;
-use crate::machine::Machine;
-use crate::probe::{ProbeChoice, file};
-use crate::proc;
+use super::{signals, terminal};
+use autocvd::acquire::Observer;
+use autocvd::environment::Environment;
+use autocvd::gpu::Snapshot;
+use autocvd::probe::{ProbeChoice, file};
+use autocvd::proc;
+use autocvd::status::Machine;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,14 +26,23 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     let environment = Environment::read();
     let choice = probe_choice(args.probe, args.from.as_ref());
     let redraws = args.watch.is_some() && !args.json && std::io::stdout().is_terminal();
-    let mut witness = Witness { warnings: redraws.then(Vec::new) };
+    let mut witness = WarningSink {
+        warnings: redraws.then(Vec::new),
+    };
     let mut machine = Machine::open(&choice, &environment, &mut witness)?;
     let snapshot = machine.look(&mut witness)?;
     match args.watch {
         None if args.json => print(&printable_json(&file::to_json(&snapshot))),
         None => print(&screen::lines(&snapshot, &view(&machine)).join("\n")),
         Some(every) => {
-            let mut watched = Watched { args, choice, environment, machine, witness, redraws };
+            let mut watched = Watched {
+                args,
+                choice,
+                environment,
+                machine,
+                witness,
+                redraws,
+            };
             watched.show(&snapshot, true)?;
             loop {
                 watched.step(every)?;
@@ -48,7 +57,7 @@ struct Watched<'a> {
     choice: ProbeChoice,
     environment: Environment,
     machine: Machine,
-    witness: Witness,
+    witness: WarningSink,
     redraws: bool,
 }
 
@@ -58,7 +67,13 @@ impl Watched<'_> {
         match self.look() {
             Ok(snapshot) => self.show(&snapshot, false),
             // What does not answer now may answer later.
-            Err(error) if self.redraws => self.draw(&error.to_string().lines().map(str::to_owned).collect::<Vec<_>>()),
+            Err(error) if self.redraws => self.draw(
+                &error
+                    .to_string()
+                    .lines()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>(),
+            ),
             Err(error) => {
                 self.witness.warn(&error.to_string());
                 Ok(())
@@ -66,7 +81,7 @@ impl Watched<'_> {
         }
     }
 
-    fn look(&mut self) -> crate::Result<Snapshot> {
+    fn look(&mut self) -> autocvd::Result<Snapshot> {
         if !self.machine.is_live() {
             // A file may have been written anew.
             self.machine = Machine::open(&self.choice, &self.environment, &mut self.witness)?;
@@ -86,16 +101,27 @@ impl Watched<'_> {
                 print(&"\n".repeat(height().saturating_sub(1)))?;
             }
             // A full line and clearing behind it would eat the line's last character.
-            let view = screen::View { width: view.width - 1, ..view };
+            let view = screen::View {
+                width: view.width - 1,
+                ..view
+            };
             return self.draw(&screen::lines(snapshot, &view));
         }
         let separator = if first { "" } else { "\n" };
-        print(&format!("{separator}{}", screen::lines(snapshot, &view).join("\n")))
+        print(&format!(
+            "{separator}{}",
+            screen::lines(snapshot, &view).join("\n")
+        ))
     }
 
     /// Draws over what was drawn before, in one write, so that nothing flickers.
     fn draw(&self, lines: &[String]) -> Result<(), Failure> {
-        let warnings = self.witness.warnings.iter().flatten().map(|text| format!("warning: {text}"));
+        let warnings = self
+            .witness
+            .warnings
+            .iter()
+            .flatten()
+            .map(|text| format!("warning: {text}"));
         let mut lines: Vec<String> = lines.iter().cloned().chain(warnings).collect();
         // The last row is the cursor's.
         let rows = height().saturating_sub(1).max(2);
@@ -104,7 +130,8 @@ impl Watched<'_> {
             lines.truncate(rows - 1);
             lines.push(format!("… {hidden} more lines; a higher window shows them"));
         }
-        exit::write_stdout(&format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"))).map_err(cannot_write)?;
+        exit::write_stdout(&format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n")))
+            .map_err(cannot_write)?;
         // Ctrl-C leaves '^C' where the shell's prompt will be.
         signals::set_line_open(std::io::stderr().is_terminal());
         Ok(())
@@ -112,11 +139,11 @@ impl Watched<'_> {
 }
 
 /// Who is told what is not as it should be: standard error, or the screen that would wipe it off there.
-struct Witness {
+struct WarningSink {
     warnings: Option<Vec<String>>,
 }
 
-impl Observer for Witness {
+impl Observer for WarningSink {
     fn warn(&mut self, text: &str) {
         let text = proc::printable(text.as_bytes());
         match &mut self.warnings {
@@ -141,13 +168,20 @@ fn view(machine: &Machine) -> screen::View {
     let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
     let width = match terminal && columns > 0 {
         true => columns,
-        false => environment::columns().unwrap_or(WIDTH),
+        false => terminal::columns().unwrap_or(WIDTH),
     };
     let live = machine.is_live().then(|| screen::Live {
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
         now: SystemTime::now(),
     });
-    screen::View { width: width.max(screen::MIN_WIDTH), color: terminal && environment::allows_color(), live }
+    screen::View {
+        width: width.max(screen::MIN_WIDTH),
+        color: terminal && terminal::allows_color(),
+        live,
+    }
 }
 
 fn height() -> usize {
@@ -175,7 +209,10 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 fn cannot_write(error: std::io::Error) -> Failure {
-    Failure::new(exit::UNEXPECTED, format!("cannot write to standard output: {error}"))
+    Failure::new(
+        exit::UNEXPECTED,
+        format!("cannot write to standard output: {error}"),
+    )
 }
 
 #[cfg(test)]
@@ -186,7 +223,13 @@ mod tests {
     fn json_keeps_its_meaning_and_loses_what_terminals_heed() {
         let written = serde_json::json!({ "name": "a\u{9b}31m\u{7f}\u{202e}é\u{1b}\n" });
         let json = printable_json(&serde_json::to_string_pretty(&written).expect("a plain value"));
-        assert_eq!(json, "{\n  \"name\": \"a\\u009b31m\\u007f\\u202eé\\u001b\\n\"\n}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).expect("still JSON"), written);
+        assert_eq!(
+            json,
+            "{\n  \"name\": \"a\\u009b31m\\u007f\\u202eé\\u001b\\n\"\n}"
+        );
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&json).expect("still JSON"),
+            written
+        );
     }
 }

@@ -4,7 +4,9 @@ use crate::gpu::{Mig, ProcessView, Source};
 fn gpu(index: u32) -> Gpu {
     Gpu {
         index,
-        uuid: Some(format!("GPU-{index}a0b0c0d-0000-0000-0000-00000000000{index}")),
+        uuid: Some(format!(
+            "GPU-{index}a0b0c0d-0000-0000-0000-00000000000{index}"
+        )),
         pci_bus_id: Some(format!("0000000{}:{:02X}:00.0", index / 2, 0x3a + index)),
         ..Gpu::default()
     }
@@ -22,25 +24,47 @@ fn mig_device(index: u32, start: &str) -> MigDevice {
 
 fn machine(gpus: Vec<Gpu>) -> Snapshot {
     let (source, process_view) = (Source::Nvml, ProcessView::Host);
-    Snapshot { source, driver_version: None, process_view, gpus, links: Vec::new() }
+    Snapshot {
+        source,
+        driver_version: None,
+        process_view,
+        gpus,
+        links: Vec::new(),
+    }
 }
 
 /// Two whole GPUs, and between them one that is divided in two.
 fn divided() -> Snapshot {
-    let mig = Mig { devices: vec![mig_device(0, "11111111"), mig_device(2, "11222222")] };
-    machine(vec![gpu(0), Gpu { mig: Some(mig), ..gpu(1) }, gpu(2)])
+    let mig = Mig {
+        devices: vec![mig_device(0, "11111111"), mig_device(2, "11222222")],
+    };
+    machine(vec![
+        gpu(0),
+        Gpu {
+            mig: Some(mig),
+            ..gpu(1)
+        },
+        gpu(2),
+    ])
 }
 
 fn lost(gpu: Gpu) -> Gpu {
-    Gpu { state: Some(State::Unavailable), reason: Some("GPU is lost".into()), ..gpu }
+    Gpu {
+        state: Some(State::Unavailable),
+        reason: Some("GPU is lost".into()),
+        ..gpu
+    }
 }
 
-const fn whole(gpu: usize) -> Unit {
-    Unit { gpu, mig: None }
+const fn whole(gpu: usize) -> DeviceId {
+    DeviceId { gpu, mig: None }
 }
 
-const fn part(gpu: usize, mig: usize) -> Unit {
-    Unit { gpu, mig: Some(mig) }
+const fn part(gpu: usize, mig: usize) -> DeviceId {
+    DeviceId {
+        gpu,
+        mig: Some(mig),
+    }
 }
 
 #[test]
@@ -60,7 +84,11 @@ fn an_id_is_an_index_a_unique_start_of_a_uuid_or_a_pci_bus_id() {
         ("0001:3c:00.0", 2),
         ("1:3C:00", 2),
     ] {
-        assert_eq!(resolve(id, &snapshot).as_deref(), Ok(&[whole(expected)][..]), "{id}");
+        assert_eq!(
+            resolve(id, &snapshot).as_deref(),
+            Ok(&[whole(expected)][..]),
+            "{id}"
+        );
     }
 }
 
@@ -68,8 +96,14 @@ fn an_id_is_an_index_a_unique_start_of_a_uuid_or_a_pci_bus_id() {
 fn an_id_that_names_no_gpu_or_several_is_a_wrong_value_and_quoted() {
     let snapshot = machine((0..4).map(gpu).collect());
     for (id, expected) in [
-        ("4", "'4' names no GPU here; give an index from 0 to 3, a UUID or a PCI bus id"),
-        ("99999999999999999999", "'99999999999999999999' names no GPU here"),
+        (
+            "4",
+            "'4' names no GPU here; give an index from 0 to 3, a UUID or a PCI bus id",
+        ),
+        (
+            "99999999999999999999",
+            "'99999999999999999999' names no GPU here",
+        ),
         ("-1", "'-1' names no GPU here"),
         ("", "'' names no GPU here"),
         ("GPU-9", "'GPU-9' names no GPU here"),
@@ -78,7 +112,10 @@ fn an_id_that_names_no_gpu_or_several_is_a_wrong_value_and_quoted() {
         ("3c:00.0", "'3c:00.0' names no GPU here"),
         ("3b:00.1", "'3b:00.1' names no GPU here"),
         ("0:0:3b:00.0", "names no GPU here"),
-        ("GPU-1a0b0c0d-0000-0000-0000-0000000000011", "names no GPU here"),
+        (
+            "GPU-1a0b0c0d-0000-0000-0000-0000000000011",
+            "names no GPU here",
+        ),
         ("größer", "'größer' names no GPU here"),
     ] {
         let error = resolve(id, &snapshot).expect_err(id);
@@ -88,14 +125,23 @@ fn an_id_that_names_no_gpu_or_several_is_a_wrong_value_and_quoted() {
     let nothing = resolve("0", &machine(vec![])).expect_err("no GPU");
     assert_eq!(nothing.to_string(), "'0' names no GPU here; there are none");
     let alone = resolve("1", &machine(vec![gpu(0)])).expect_err("one GPU");
-    assert_eq!(alone.to_string(), "'1' names no GPU here; there is only GPU 0");
+    assert_eq!(
+        alone.to_string(),
+        "'1' names no GPU here; there is only GPU 0"
+    );
 }
 
 #[test]
 fn a_whole_uuid_is_found_though_another_one_begins_with_it() {
-    let longer = Gpu { uuid: Some("GPU-1a0b0c0d-0000-0000-0000-000000000001-2".into()), ..gpu(0) };
+    let longer = Gpu {
+        uuid: Some("GPU-1a0b0c0d-0000-0000-0000-000000000001-2".into()),
+        ..gpu(0)
+    };
     let snapshot = machine(vec![longer, gpu(1)]);
-    assert_eq!(resolve("GPU-1a0b0c0d-0000-0000-0000-000000000001", &snapshot), Ok(vec![whole(1)]));
+    assert_eq!(
+        resolve("GPU-1a0b0c0d-0000-0000-0000-000000000001", &snapshot),
+        Ok(vec![whole(1)])
+    );
 }
 
 #[test]
@@ -109,12 +155,20 @@ fn a_divided_gpu_stands_for_its_mig_devices_and_each_of_them_for_itself() {
         ("MIG-11111111-0000-0000-0000-000000000000", &[part(1, 0)]),
         ("MIG-112", &[part(1, 1)]),
         ("mig-111", &[part(1, 0)]),
-        ("MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/9/0", &[part(1, 1)]),
+        (
+            "MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/9/0",
+            &[part(1, 1)],
+        ),
     ] {
         assert_eq!(resolve(id, &snapshot).as_deref(), Ok(expected), "{id}");
     }
     let several = resolve("MIG-11", &snapshot).expect_err("two of them");
-    assert!(several.to_string().contains("'MIG-11' is the start of 2 UUIDs"), "{several}");
+    assert!(
+        several
+            .to_string()
+            .contains("'MIG-11' is the start of 2 UUIDs"),
+        "{several}"
+    );
 }
 
 #[test]
@@ -140,7 +194,7 @@ fn cuda_visible_devices_allows_what_cuda_would_read_in_it() {
         ("9,0", &[]),
         ("x", &[]),
     ] {
-        let expected: Vec<Unit> = expected.iter().copied().map(whole).collect();
+        let expected: Vec<DeviceId> = expected.iter().copied().map(whole).collect();
         assert_eq!(visible(value, &snapshot), expected, "'{value}'");
     }
 }
@@ -151,7 +205,10 @@ fn cuda_visible_devices_counts_the_gpus_that_cuda_counts() {
     assert_eq!(visible("0,1", &snapshot), [whole(0), whole(2)]);
     assert_eq!(visible("3", &snapshot), []);
     // CUDA does count a GPU on which it may not compute.
-    let prohibited = Gpu { compute_mode: Some(ComputeMode::Prohibited), ..lost(gpu(1)) };
+    let prohibited = Gpu {
+        compute_mode: Some(ComputeMode::Prohibited),
+        ..lost(gpu(1))
+    };
     let snapshot = machine(vec![gpu(0), prohibited, gpu(2)]);
     assert_eq!(visible("2", &snapshot), [whole(2)]);
 }
@@ -160,7 +217,13 @@ fn cuda_visible_devices_counts_the_gpus_that_cuda_counts() {
 fn cuda_visible_devices_may_name_mig_devices() {
     let snapshot = divided();
     assert_eq!(visible("MIG-112", &snapshot), [part(1, 1)]);
-    assert_eq!(visible("MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/7/0", &snapshot), [part(1, 0)]);
+    assert_eq!(
+        visible(
+            "MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/7/0",
+            &snapshot
+        ),
+        [part(1, 0)]
+    );
     assert_eq!(visible("GPU-1", &snapshot), [part(1, 0), part(1, 1)]);
 }
 
@@ -168,18 +231,60 @@ fn cuda_visible_devices_may_name_mig_devices() {
 fn ids_are_indices_where_these_are_cudas_ordinals_and_uuids_elsewhere() {
     let uuid = |index: u32| gpu(index).uuid.expect("known");
     let plain = machine((0..3).map(gpu).collect());
-    let prohibited = Gpu { compute_mode: Some(ComputeMode::Prohibited), ..lost(gpu(0)) };
+    let prohibited = Gpu {
+        compute_mode: Some(ComputeMode::Prohibited),
+        ..lost(gpu(0))
+    };
     let gap = machine(vec![gpu(0), gpu(2)]);
-    let bus_only = Gpu { uuid: None, ..gpu(0) };
+    let bus_only = Gpu {
+        uuid: None,
+        ..gpu(0)
+    };
     for (what, snapshot, chosen, ask_for_uuid, expected) in [
-        ("all healthy", &plain, &[whole(1)][..], false, vec!["1".to_owned()]),
-        ("ascending", &plain, &[whole(2), whole(0)], false, vec!["0".into(), "2".into()]),
-        ("UUIDs asked for", &plain, &[whole(0), whole(2)], true, vec![uuid(0), uuid(2)]),
-        ("a lost one before", &machine(vec![lost(gpu(0)), gpu(1)]), &[whole(1)], false, vec![uuid(1)]),
-        ("a lost one behind", &machine(vec![gpu(0), lost(gpu(1))]), &[whole(0)], false, vec![uuid(0)]),
+        (
+            "all healthy",
+            &plain,
+            &[whole(1)][..],
+            false,
+            vec!["1".to_owned()],
+        ),
+        (
+            "ascending",
+            &plain,
+            &[whole(2), whole(0)],
+            false,
+            vec!["0".into(), "2".into()],
+        ),
+        (
+            "UUIDs asked for",
+            &plain,
+            &[whole(0), whole(2)],
+            true,
+            vec![uuid(0), uuid(2)],
+        ),
+        (
+            "a lost one before",
+            &machine(vec![lost(gpu(0)), gpu(1)]),
+            &[whole(1)],
+            false,
+            vec![uuid(1)],
+        ),
+        (
+            "a lost one behind",
+            &machine(vec![gpu(0), lost(gpu(1))]),
+            &[whole(0)],
+            false,
+            vec![uuid(0)],
+        ),
         (
             "one that is not permitted",
-            &machine(vec![lost(Gpu { uuid: None, ..gpu(0) }), gpu(1)]),
+            &machine(vec![
+                lost(Gpu {
+                    uuid: None,
+                    ..gpu(0)
+                }),
+                gpu(1),
+            ]),
             &[whole(1)],
             false,
             vec![uuid(1)],
@@ -191,21 +296,63 @@ fn ids_are_indices_where_these_are_cudas_ordinals_and_uuids_elsewhere() {
             false,
             vec!["1".into()],
         ),
-        ("a gap in the indices", &gap, &[whole(1)], false, vec![uuid(2)]),
-        ("a whole one beside MIG", &divided(), &[whole(2)], false, vec![uuid(2)]),
-        ("MIG", &divided(), &[part(1, 1)], false, vec!["MIG-11222222-0000-0000-0000-000000000000".into()]),
-        ("an unknown UUID that is not needed", &machine(vec![bus_only]), &[whole(0)], false, vec!["0".into()]),
+        (
+            "a gap in the indices",
+            &gap,
+            &[whole(1)],
+            false,
+            vec![uuid(2)],
+        ),
+        (
+            "a whole one beside MIG",
+            &divided(),
+            &[whole(2)],
+            false,
+            vec![uuid(2)],
+        ),
+        (
+            "MIG",
+            &divided(),
+            &[part(1, 1)],
+            false,
+            vec!["MIG-11222222-0000-0000-0000-000000000000".into()],
+        ),
+        (
+            "an unknown UUID that is not needed",
+            &machine(vec![bus_only]),
+            &[whole(0)],
+            false,
+            vec!["0".into()],
+        ),
     ] {
-        assert_eq!(for_cuda(chosen, ask_for_uuid, snapshot), Ok(expected), "{what}");
+        assert_eq!(
+            for_cuda(chosen, ask_for_uuid, snapshot),
+            Ok(expected),
+            "{what}"
+        );
     }
 }
 
 #[test]
 fn an_unknown_uuid_is_not_replaced_by_an_index_that_may_mean_another_gpu() {
-    let snapshot = machine(vec![Gpu { uuid: None, ..gpu(0) }, gpu(1)]);
+    let snapshot = machine(vec![
+        Gpu {
+            uuid: None,
+            ..gpu(0)
+        },
+        gpu(1),
+    ]);
     let error = for_cuda(&[whole(0)], true, &snapshot).expect_err("unknown");
-    assert!(error.to_string().contains("the UUID of GPU 0 cannot be read"), "{error}");
-    assert!(error.to_string().ends_with("leave it out with -x 0"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("the UUID of GPU 0 cannot be read"),
+        "{error}"
+    );
+    assert!(
+        error.to_string().ends_with("leave it out with -x 0"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -224,17 +371,41 @@ fn an_id_holds_nothing_that_a_shell_would_read_otherwise() {
         "",
     ] {
         for source in [Source::File, Source::Nvml] {
-            let odd = Gpu { uuid: Some(uuid.into()), ..gpu(0) };
-            let snapshot = Snapshot { source, ..machine(vec![odd]) };
+            let odd = Gpu {
+                uuid: Some(uuid.into()),
+                ..gpu(0)
+            };
+            let snapshot = Snapshot {
+                source,
+                ..machine(vec![odd])
+            };
             let error = for_cuda(&[whole(0)], true, &snapshot).expect_err(uuid);
-            let kind = if source == Source::File { ErrorKind::WrongValue } else { ErrorKind::Unexpected };
+            let kind = if source == Source::File {
+                ErrorKind::WrongValue
+            } else {
+                ErrorKind::Unexpected
+            };
             assert_eq!(error.kind(), kind, "{uuid}");
             assert!(!error.to_string().contains('\n'), "{error}");
-            assert_eq!(for_cuda(&[whole(0)], false, &snapshot), Ok(vec!["0".to_owned()]));
+            assert_eq!(
+                for_cuda(&[whole(0)], false, &snapshot),
+                Ok(vec!["0".to_owned()])
+            );
         }
     }
-    let named = |uuid: &str| machine(vec![Gpu { uuid: Some(uuid.into()), ..gpu(0) }]);
-    for uuid in ["GPU-1a0b0c0d-0000-0000-0000-000000000001", "MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/9/0"] {
-        assert_eq!(for_cuda(&[whole(0)], true, &named(uuid)), Ok(vec![uuid.to_owned()]));
+    let named = |uuid: &str| {
+        machine(vec![Gpu {
+            uuid: Some(uuid.into()),
+            ..gpu(0)
+        }])
+    };
+    for uuid in [
+        "GPU-1a0b0c0d-0000-0000-0000-000000000001",
+        "MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/9/0",
+    ] {
+        assert_eq!(
+            for_cuda(&[whole(0)], true, &named(uuid)),
+            Ok(vec![uuid.to_owned()])
+        );
     }
 }

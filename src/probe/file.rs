@@ -13,9 +13,9 @@ use std::io::Read;
 use std::path::Path;
 
 /// A recorded machine: nothing on it ever changes.
-pub struct Recorded(pub Snapshot);
+pub struct FileProbe(pub Snapshot);
 
-impl Probe for Recorded {
+impl Probe for FileProbe {
     fn begin(&mut self, _: Detail) -> Result<Snapshot> {
         Ok(self.0.clone())
     }
@@ -26,7 +26,7 @@ impl Probe for Recorded {
         self.0.links.clone()
     }
 
-    fn near_cores(&mut self, _: u32) -> Vec<usize> {
+    fn cpu_affinity(&mut self, _: u32) -> Vec<usize> {
         Vec::new()
     }
 
@@ -60,10 +60,15 @@ struct Document<'a> {
 pub fn read(path: &Path) -> Result<Snapshot> {
     let wrong = |what: String| {
         let hint = "give a file that 'autocvd status --json' wrote";
-        Error::new(ErrorKind::WrongValue, format!("--from '{}': {what}; {hint}", path.display()))
+        Error::new(
+            ErrorKind::WrongValue,
+            format!("--from '{}': {what}; {hint}", path.display()),
+        )
     };
     let mut text = String::new();
-    open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)).map_err(|e| wrong(e.to_string()))?;
+    open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(|e| wrong(e.to_string()))?;
     if text.len() as u64 > MAX_BYTES {
         return Err(wrong("the file is larger than 64 MiB".into()));
     }
@@ -89,7 +94,10 @@ pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
     }
     let document: Document = serde_json::from_str(text).map_err(|e| e.to_string())?;
     if document.schema != SCHEMA {
-        return Err(format!("schema {} is not known here, only {SCHEMA}", document.schema));
+        return Err(format!(
+            "schema {} is not known here, only {SCHEMA}",
+            document.schema
+        ));
     }
     let mut gpus = document.gpus.into_owned();
     gpus.sort_by_key(|gpu| gpu.index);
@@ -130,7 +138,9 @@ fn document(snapshot: &Snapshot) -> Document<'_> {
 
 /// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
 // Not an untagged enum: serde's code for one is larger than all that parses command lines here.
-pub(crate) fn mig<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Mig>, D::Error> {
+pub(crate) fn mig<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Mig>, D::Error> {
     struct Form;
 
     impl<'de> Visitor<'de> for Form {
@@ -152,7 +162,10 @@ pub(crate) fn mig<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Re
             Ok(word.eq_ignore_ascii_case("enabled").then(Mig::default))
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        fn visit_map<A: MapAccess<'de>>(
+            self,
+            mut map: A,
+        ) -> std::result::Result<Self::Value, A::Error> {
             let (mut enabled, mut mig) = (true, Mig::default());
             while let Some(key) = map.next_key::<String>()? {
                 match key.as_str() {
@@ -171,9 +184,15 @@ pub(crate) fn mig<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Re
 }
 
 /// Unix time in seconds; what is not a whole number is unknown, for it only serves display.
-pub(crate) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<u64>, D::Error> {
+pub(crate) fn time<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<u64>, D::Error> {
     let value = Option::<serde_json::Value>::deserialize(deserializer)?;
-    Ok(value.and_then(|value| value.as_u64().or_else(|| value.as_f64().map(|seconds| seconds as u64))))
+    Ok(value.and_then(|value| {
+        value
+            .as_u64()
+            .or_else(|| value.as_f64().map(|seconds| seconds as u64))
+    }))
 }
 
 /// NVML's names in NVML's spelling; nvidia-smi's (`Exclusive_Process`) are read too.
@@ -181,12 +200,19 @@ pub(crate) mod compute_mode {
     use crate::gpu::ComputeMode;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    pub(crate) fn serialize<S: Serializer>(mode: &Option<ComputeMode>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        mode: &Option<ComputeMode>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         mode.map(ComputeMode::name).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ComputeMode>, D::Error> {
-        let Some(word) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<ComputeMode>, D::Error> {
+        let Some(word) = Option::<String>::deserialize(deserializer)? else {
+            return Ok(None);
+        };
         ComputeMode::from_name(&word)
             .map(Some)
             .ok_or_else(|| D::Error::custom(format!("unknown compute mode '{word}'")))

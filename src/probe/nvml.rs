@@ -10,19 +10,22 @@ mod processes;
 
 use super::{Detail, Probe, none_can_be_read, process_view, sort_by_pci};
 use crate::Result;
-use crate::gpu::{ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, State, Utilization};
-use crate::per_process::PerProcess;
+use crate::fork_local::ForkLocal;
+use crate::gpu::{
+    ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, State,
+    Utilization,
+};
 use crate::select::memory_needs_explaining;
 use nvml_wrapper::enum_wrappers::device::ComputeMode as NvmlComputeMode;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml as Library};
-use processes::{List, Listed, Lists};
+use processes::{List, Lists, ProcessEntry};
 use std::ffi::{OsStr, OsString};
 
 /// Where the library lives when the loader does not find it by its name: WSL2, NixOS, GKE and other
 /// containers, Debian.
 const LIBRARY: &str = "libnvidia-ml.so.1";
-const FOLDERS: [&str; 5] = [
+const DIRECTORIES: [&str; 5] = [
     "/usr/lib/wsl/lib",
     "/run/opengl-driver/lib",
     "/usr/local/nvidia/lib64",
@@ -34,13 +37,13 @@ const FOLDERS: [&str; 5] = [
 pub struct Nvml {
     nvml: &'static Library,
     lists: Lists,
-    slots: Vec<Slot>,
+    slots: Vec<DeviceSlot>,
     /// Whether a look has begun: the handles are as old as that.
     begun: bool,
 }
 
 /// One of the GPUs that NVML counts.
-struct Slot {
+struct DeviceSlot {
     /// NVML's own index.
     number: u32,
     /// `None` where NVML gives no handle.
@@ -60,21 +63,29 @@ impl Nvml {
     /// One line that says why not, and what helps.
     pub fn open(named: Option<OsString>) -> std::result::Result<Self, String> {
         let library = load(named)?;
-        let count =
-            library.device_count().map_err(|e| format!("NVML cannot count the GPUs: {}", explain::error(&e)))?;
+        let count = library
+            .device_count()
+            .map_err(|e| format!("NVML cannot count the GPUs: {}", explain::error(&e)))?;
         if count == 0 {
             return Err("NVML finds no GPU; check that the machine has one and that this process may see it \
                         (in a container: start it with its GPUs, such as --gpus all)"
                 .into());
         }
-        let mut slots: Vec<Slot> = (0..count).map(|index| Slot::new(library, index)).collect();
+        let mut slots: Vec<DeviceSlot> = (0..count)
+            .map(|index| DeviceSlot::new(library, index))
+            .collect();
         sort_by_pci(&mut slots, |slot| slot.known.pci_bus_id.as_deref());
         for (index, slot) in (0..).zip(&mut slots) {
             slot.known.index = index;
         }
         match none_can_be_read(Source::Nvml, slots.iter().map(|slot| &slot.known)) {
             Some(why) => Err(why),
-            None => Ok(Self { nvml: library, lists: Lists::of(library), slots, begun: false }),
+            None => Ok(Self {
+                nvml: library,
+                lists: Lists::of(library),
+                slots,
+                begun: false,
+            }),
         }
     }
 
@@ -89,7 +100,10 @@ impl Nvml {
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!("NVML: GPU {}: {}", slot.known.index, explain::error(&error));
-                    if matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NoPermission) {
+                    if matches!(
+                        error,
+                        NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NoPermission
+                    ) {
                         slot.unavailable(explain::error(&error));
                     }
                 }
@@ -99,7 +113,7 @@ impl Nvml {
 }
 
 /// The library that this process has initialized. NVML keeps one state a process, whoever loads it.
-static LOADED: PerProcess<Option<(OsString, &'static Library)>> = PerProcess::new();
+static LOADED: ForkLocal<Option<(OsString, &'static Library)>> = ForkLocal::new();
 
 fn load(named: Option<OsString>) -> std::result::Result<&'static Library, String> {
     let mut loaded = LOADED.lock();
@@ -123,11 +137,11 @@ fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, 
         return init(&path).map_err(|e| explain::init(&e, Some(&path)));
     }
     let mut result = init(LIBRARY.as_ref());
-    for folder in FOLDERS {
+    for directory in DIRECTORIES {
         if !matches!(result, Err(NvmlError::LibloadingError(_))) {
             break;
         }
-        let path = std::path::Path::new(folder).join(LIBRARY);
+        let path = std::path::Path::new(directory).join(LIBRARY);
         if path.exists() {
             result = init(path.as_os_str());
         }
@@ -137,16 +151,22 @@ fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, 
 
 /// Whether the driver says, or its library's age says, that there is no such thing to ask about.
 fn is_absent(error: &NvmlError) -> bool {
-    matches!(error, NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_))
+    matches!(
+        error,
+        NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)
+    )
 }
 
-impl Slot {
+impl DeviceSlot {
     fn new(library: &'static Library, index: u32) -> Self {
         let mut slot = Self {
             number: index,
             device: None,
             answers: true,
-            known: Gpu { index, ..Gpu::default() },
+            known: Gpu {
+                index,
+                ..Gpu::default()
+            },
             mig: Vec::new(),
         };
         match library.device_by_index(index) {
@@ -161,7 +181,11 @@ impl Slot {
         (self.known.state, self.known.reason, self.known.mig) = (None, None, None);
         self.mig.clear();
         self.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
-        self.known.pci_bus_id = device.pci_info().ok().map(|pci| pci.bus_id).filter(|id| !id.is_empty());
+        self.known.pci_bus_id = device
+            .pci_info()
+            .ok()
+            .map(|pci| pci.bus_id)
+            .filter(|id| !id.is_empty());
         self.find_mig(&device);
         self.device = Some(device);
     }
@@ -177,7 +201,10 @@ impl Slot {
             Ok(_) => {}
             Err(error) if is_absent(&error) => return,
             Err(error) => {
-                return self.unavailable(format!("whether MIG is enabled cannot be read: {}", explain::error(&error)));
+                return self.unavailable(format!(
+                    "whether MIG is enabled cannot be read: {}",
+                    explain::error(&error)
+                ));
             }
         }
         let mut found = Mig::default();
@@ -188,14 +215,25 @@ impl Slot {
                 Err(NvmlError::NotFound | NvmlError::InvalidArg) => continue,
                 Err(error) => {
                     let (state, reason) = (Some(State::Unavailable), Some(explain::error(&error)));
-                    found.devices.push(MigDevice { index, state, reason, ..MigDevice::default() });
+                    found.devices.push(MigDevice {
+                        index,
+                        state,
+                        reason,
+                        ..MigDevice::default()
+                    });
                     self.mig.push(None);
                     continue;
                 }
             };
             let (gpu_instance_id, compute_instance_id) = processes::instance_ids(&part);
             let uuid = part.uuid().ok();
-            found.devices.push(MigDevice { index, gpu_instance_id, compute_instance_id, uuid, ..MigDevice::default() });
+            found.devices.push(MigDevice {
+                index,
+                gpu_instance_id,
+                compute_instance_id,
+                uuid,
+                ..MigDevice::default()
+            });
             self.mig.push(Some(part));
         }
         self.known.mig = Some(found);
@@ -209,7 +247,10 @@ impl Probe for Nvml {
         }
         let snapshot = Snapshot {
             source: Source::Nvml,
-            driver_version: detail.all.then(|| self.nvml.sys_driver_version().ok()).flatten(),
+            driver_version: detail
+                .all
+                .then(|| self.nvml.sys_driver_version().ok())
+                .flatten(),
             process_view: process_view(),
             gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
             links: Vec::new(),
@@ -218,15 +259,27 @@ impl Probe for Nvml {
     }
 
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail) {
-        let Some(slot) = self.slots.get_mut(gpu.index as usize) else { return };
+        let Some(slot) = self.slots.get_mut(gpu.index as usize) else {
+            return;
+        };
         let Some(device) = &slot.device else { return };
         if gpu.state == Some(State::Unavailable) || !slot.answers {
             return;
         }
-        let mut reader = Reader { lists: &self.lists, view, detail, lost: None };
+        let mut reader = Reader {
+            lists: &self.lists,
+            view,
+            detail,
+            lost: None,
+        };
         match &mut gpu.mig {
             Some(mig) => {
-                gpu.compute_mode = slot.mig.iter().flatten().next().and_then(|part| reader.note(compute_mode(part)));
+                gpu.compute_mode = slot
+                    .mig
+                    .iter()
+                    .flatten()
+                    .next()
+                    .and_then(|part| reader.note(compute_mode(part)));
                 for (part, into) in slot.mig.iter().zip(&mut mig.devices) {
                     if let Some(part) = part {
                         reader.read_mig(part, into);
@@ -256,9 +309,12 @@ impl Probe for Nvml {
         links::between(&devices.collect::<Vec<_>>())
     }
 
-    fn near_cores(&mut self, index: u32) -> Vec<usize> {
-        let device = self.slots.get(index as usize).and_then(|slot| slot.device.as_ref());
-        device.map(links::near_cores).unwrap_or_default()
+    fn cpu_affinity(&mut self, index: u32) -> Vec<usize> {
+        let device = self
+            .slots
+            .get(index as usize)
+            .and_then(|slot| slot.device.as_ref());
+        device.map(links::cpu_affinity).unwrap_or_default()
     }
 }
 
@@ -300,8 +356,10 @@ impl Reader<'_> {
         }
         if self.detail.all || self.view == ProcessView::Container || gpu.processes.is_none() {
             let rates = self.note(device.utilization_rates());
-            gpu.utilization =
-                Utilization { gpu: rates.as_ref().map(|r| r.gpu), memory: rates.as_ref().map(|r| r.memory) };
+            gpu.utilization = Utilization {
+                gpu: rates.as_ref().map(|r| r.gpu),
+                memory: rates.as_ref().map(|r| r.memory),
+            };
         }
     }
 
@@ -319,7 +377,11 @@ impl Reader<'_> {
     /// What the driver tells apart from R510 on; before, 'used' holds the driver's own reserve too.
     fn memory(&mut self, device: &Device) -> Memory {
         match device.memory_info() {
-            Ok(info) => Memory { total: Some(info.total), used: Some(info.used), free: Some(info.free) },
+            Ok(info) => Memory {
+                total: Some(info.total),
+                used: Some(info.used),
+                free: Some(info.free),
+            },
             Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired)) => {
                 self.note::<()>(Err(error));
                 Memory::default()
@@ -329,7 +391,7 @@ impl Reader<'_> {
     }
 
     /// As many lists as it takes to tell whether somebody computes: one that names somebody settles it.
-    fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Option<Vec<Listed>> {
+    fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Option<Vec<ProcessEntry>> {
         let mut listed = self.list(device, List::Compute)?;
         if listed.is_empty() {
             listed = self.list_or_absent(device, List::Mps)?;
@@ -341,19 +403,19 @@ impl Reader<'_> {
     }
 
     /// All processes on the GPU, each once.
-    fn all_processes(&mut self, device: &Device) -> Option<Vec<Listed>> {
+    fn all_processes(&mut self, device: &Device) -> Option<Vec<ProcessEntry>> {
         let compute = self.list(device, List::Compute)?;
         let mps = self.list_or_absent(device, List::Mps)?;
         let graphics = self.list(device, List::Graphics).unwrap_or_default();
         Some(processes::merge(compute, mps, graphics))
     }
 
-    fn list(&mut self, device: &Device, list: List) -> Option<Vec<Listed>> {
+    fn list(&mut self, device: &Device, list: List) -> Option<Vec<ProcessEntry>> {
         self.note(self.lists.read(device, list))
     }
 
     /// Old drivers have no list of MPS clients, and name them among the computing processes.
-    fn list_or_absent(&mut self, device: &Device, list: List) -> Option<Vec<Listed>> {
+    fn list_or_absent(&mut self, device: &Device, list: List) -> Option<Vec<ProcessEntry>> {
         match self.lists.read(device, list) {
             Err(error) if is_absent(&error) => Some(Vec::new()),
             answer => self.note(answer),

@@ -1,7 +1,7 @@
 //! The best connected set of GPUs.
 
-use crate::gpu::{Ancestor, Snapshot};
-use crate::ids::Unit;
+use crate::gpu::{Snapshot, TopologyLevel};
+use crate::ids::DeviceId;
 
 /// Up to this many GPUs every set is weighed: 16 GPUs have at most 12,870 sets of one size.
 const EXACT: usize = 16;
@@ -15,10 +15,13 @@ struct Scores {
 }
 
 impl Scores {
-    fn new(snapshot: &Snapshot, free: &[Unit]) -> Self {
+    fn new(snapshot: &Snapshot, free: &[DeviceId]) -> Self {
         let width = free.len();
         let mut pairs = vec![(0, 0); width * width];
-        let place = |index: u32| free.iter().position(|unit| unit.gpu(snapshot).index == index);
+        let place = |index: u32| {
+            free.iter()
+                .position(|device| device.gpu(snapshot).index == index)
+        };
         for link in &snapshot.links {
             if let (Some(a), Some(b)) = (place(link.gpus.0), place(link.gpus.1)) {
                 let nearness = link.ancestor.map_or(0, |ancestor| 6 - level(ancestor));
@@ -31,12 +34,15 @@ impl Scores {
 
     /// What `new` adds to a set.
     fn gain(&self, set: &[usize], new: usize) -> Score {
-        let joined = set.iter().map(|member| self.pairs[member * self.width + new]);
+        let joined = set
+            .iter()
+            .map(|member| self.pairs[member * self.width + new]);
         joined.fold((0, 0), add)
     }
 
     fn all_alike(&self) -> bool {
-        let mut pairs = (0..self.width).flat_map(|a| (0..a).map(move |b| self.pairs[a * self.width + b]));
+        let mut pairs =
+            (0..self.width).flat_map(|a| (0..a).map(move |b| self.pairs[a * self.width + b]));
         let first = pairs.next();
         pairs.all(|pair| Some(pair) == first)
     }
@@ -46,13 +52,13 @@ fn add(a: Score, b: Score) -> Score {
     (a.0 + b.0, a.1 + b.1)
 }
 
-fn level(ancestor: Ancestor) -> u32 {
+fn level(ancestor: TopologyLevel) -> u32 {
     ancestor as u32
 }
 
 /// The best connected `count` of `free` (ascending, at least `count` of them), the higher indices among
 /// equals; in ascending order.
-pub(super) fn best(snapshot: &Snapshot, free: &[Unit], count: usize) -> Vec<Unit> {
+pub(super) fn best(snapshot: &Snapshot, free: &[DeviceId], count: usize) -> Vec<DeviceId> {
     let highest = || free[free.len() - count..].to_vec();
     if count == 1 || count == free.len() || snapshot.links.is_empty() {
         return highest();
@@ -61,7 +67,11 @@ pub(super) fn best(snapshot: &Snapshot, free: &[Unit], count: usize) -> Vec<Unit
     if scores.all_alike() {
         return highest();
     }
-    let mut places = if free.len() <= EXACT { exact(&scores, count) } else { greedy(&scores, count) };
+    let mut places = if free.len() <= EXACT {
+        exact(&scores, count)
+    } else {
+        greedy(&scores, count)
+    };
     places.sort_unstable();
     places.into_iter().map(|place| free[place]).collect()
 }
@@ -91,7 +101,14 @@ fn exact(scores: &Scores, count: usize) -> Vec<usize> {
         }
     }
     let mut best = None;
-    descend(scores, count, scores.width, &mut Vec::with_capacity(count), (0, 0), &mut best);
+    descend(
+        scores,
+        count,
+        scores.width,
+        &mut Vec::with_capacity(count),
+        (0, 0),
+        &mut best,
+    );
     best.map(|(_, set)| set).unwrap_or_default()
 }
 
@@ -102,7 +119,10 @@ fn greedy(scores: &Scores, count: usize) -> Vec<usize> {
         let (mut set, mut score) = (vec![seed], (0, 0));
         while set.len() < count {
             let others = (0..scores.width).filter(|place| !set.contains(place));
-            let Some((gain, new)) = others.map(|place| (scores.gain(&set, place), place)).max() else { break };
+            let Some((gain, new)) = others.map(|place| (scores.gain(&set, place), place)).max()
+            else {
+                break;
+            };
             set.push(new);
             score = add(score, gain);
         }

@@ -1,4 +1,4 @@
-//! A machine to test on: fake GPUs that the real program sees through the real nvml-wrapper, folders of its
+//! A machine to test on: fake GPUs that the real program sees through the real nvml-wrapper, directories of its
 //! own, and the means to run programs there.
 
 // Each file in tests/ compiles this module anew, as its own, and uses another part of it.
@@ -46,10 +46,10 @@ mkdir -p "$FAKE_NVML/met" && : >"$FAKE_NVML/met/$$" || exit 65
 until [ "$(ls "$FAKE_NVML/met" | wc -l)" -ge "$1" ]; do sleep 0.05; done
 "#;
 
-/// Fake GPUs and a folder with all that belongs to them:
+/// Fake GPUs and a directory with all that belongs to them:
 /// `machine.json`, `procs/` and `calls` for the library, `bin/` in front of PATH, `claims/`, `home/`, `tmp/`.
 pub struct Machine {
-    folder: TempDir,
+    directory: TempDir,
     /// What machine.json holds.
     description: Mutex<Value>,
     nvml: Mutex<PathBuf>,
@@ -63,16 +63,23 @@ impl Machine {
 
     /// The machine that a machine.json describes.
     pub fn described(description: Value) -> Self {
-        let folder = tempfile::Builder::new().prefix("autocvd-test-").tempdir().expect("a temporary folder");
-        let path = |name: &str| folder.path().join(name);
+        let directory = tempfile::Builder::new()
+            .prefix("autocvd-test-")
+            .tempdir()
+            .expect("a temporary directory");
+        let path = |name: &str| directory.path().join(name);
         for name in ["procs", "bin", "home", "tmp"] {
-            fs::create_dir(path(name)).expect("a new folder");
+            fs::create_dir(path(name)).expect("a new directory");
         }
         for name in ["calls", "initializations"] {
             File::create(path(name)).expect("a new file");
         }
         symlink(AUTOCVD, path("bin/autocvd")).expect("a new link");
-        let machine = Self { folder, description: Mutex::new(description), nvml: Mutex::new(fake_nvml()) };
+        let machine = Self {
+            directory,
+            description: Mutex::new(description),
+            nvml: Mutex::new(fake_nvml()),
+        };
         machine.install("occupy", OCCUPY).install("meet", MEET);
         machine.save(&machine.description.lock().expect("no panic elsewhere"));
         machine
@@ -90,8 +97,8 @@ impl Machine {
     /// Writes machine.json in one step: nobody sees half of it.
     fn save(&self, description: &Value) {
         let new = self.path().join("machine.json.new");
-        fs::write(&new, description.to_string()).expect("our own folder");
-        fs::rename(new, self.path().join("machine.json")).expect("our own folder");
+        fs::write(&new, description.to_string()).expect("our own directory");
+        fs::rename(new, self.path().join("machine.json")).expect("our own directory");
     }
 
     /// Takes functions out of the library, as in older drivers. It concerns programs started later.
@@ -102,16 +109,23 @@ impl Machine {
             // The dynamic linker finds symbols by a hash of the name it looks for, and then compares: to
             // change one letter of the name hides it. All names that match may change, debug symbols too.
             let name = format!("\0{function}\0").into_bytes();
-            let at: Vec<usize> =
-                image.windows(name.len()).enumerate().filter(|(_, w)| *w == name).map(|(at, _)| at).collect();
-            assert!(!at.is_empty(), "the fake library has no function {function}");
+            let at: Vec<usize> = image
+                .windows(name.len())
+                .enumerate()
+                .filter(|(_, w)| *w == name)
+                .map(|(at, _)| at)
+                .collect();
+            assert!(
+                !at.is_empty(),
+                "the fake library has no function {function}"
+            );
             at.into_iter().for_each(|at| image[at + 1] = b'X');
         }
         *library = self.path().join("libfake_nvml.so");
         // A new file: one that a program has loaded must not change under it.
         let new = library.with_extension("so.new");
-        fs::write(&new, image).expect("our own folder");
-        fs::rename(new, &*library).expect("our own folder");
+        fs::write(&new, image).expect("our own directory");
+        fs::rename(new, &*library).expect("our own directory");
         self
     }
 
@@ -125,12 +139,12 @@ impl Machine {
         self.nvml.lock().expect("no panic elsewhere").clone()
     }
 
-    /// The folder of all that belongs to this machine.
+    /// The directory of all that belongs to this machine.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
-    /// The folder of claims; it exists once the program has made it.
+    /// The directory of claims; it exists once the program has made it.
     pub fn claims(&self) -> PathBuf {
         self.path().join("claims")
     }
@@ -180,27 +194,29 @@ impl Machine {
     }
 
     fn search_path(&self) -> OsString {
-        let inherited = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        let folders = std::iter::once(self.path().join("bin")).chain(std::env::split_paths(&inherited));
-        std::env::join_paths(folders).expect("folders from a PATH")
+        let inherited =
+            std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let directories =
+            std::iter::once(self.path().join("bin")).chain(std::env::split_paths(&inherited));
+        std::env::join_paths(directories).expect("directories from a PATH")
     }
 
     /// Lists GPUs, each by its PCI bus id and UUID, as the kernel driver does in /proc/driver/nvidia/gpus; see
     /// [`in_mount_namespace`].
     pub fn list_in_proc(&self, gpus: &[(&str, &str)]) -> &Self {
-        let folder = self.path().join("proc-driver/nvidia/gpus");
-        fs::create_dir_all(&folder).expect("our own folder");
+        let directory = self.path().join("proc-driver/nvidia/gpus");
+        fs::create_dir_all(&directory).expect("our own directory");
         for (bus_id, uuid) in gpus {
             // The kernel's form of a bus id has a domain of four digits.
             let place = bus_id.strip_prefix("0000").unwrap_or(bus_id).to_lowercase();
-            fs::create_dir_all(folder.join(&place)).expect("our own folder");
+            fs::create_dir_all(directory.join(&place)).expect("our own directory");
             let text = format!(
                 "Model: \t\t NVIDIA A100-SXM4-80GB\nIRQ:   \t\t 123\nGPU UUID: \t {uuid}\n\
                  Video BIOS: \t 92.00.45.00.03\nBus Type: \t PCIe\nDMA Size: \t 47 bits\n\
                  DMA Mask: \t 0x7fffffffffff\nBus Location: \t {place}\nDevice Minor: \t 0\n\
                  GPU Firmware: \t 580.82.07\nGPU Excluded:\t No\n"
             );
-            fs::write(folder.join(&place).join("information"), text).expect("our own folder");
+            fs::write(directory.join(&place).join("information"), text).expect("our own directory");
         }
         self
     }
@@ -208,13 +224,16 @@ impl Machine {
     /// The indices of the GPUs that processes have initialized, since [`Self::forget_calls`].
     pub fn initializations(&self) -> Vec<usize> {
         let lines = fs::read_to_string(self.path().join("initializations")).expect("our own file");
-        lines.lines().map(|line| line.parse().expect("an index")).collect()
+        lines
+            .lines()
+            .map(|line| line.parse().expect("an index"))
+            .collect()
     }
 
-    /// Puts a program into the folder in front of PATH, such as an nvidia-smi.
+    /// Puts a program into the directory in front of PATH, such as an nvidia-smi.
     pub fn install(&self, name: &str, script: &str) -> &Self {
         let path = self.path().join("bin").join(name);
-        fs::write(&path, script).expect("our own folder");
+        fs::write(&path, script).expect("our own directory");
         fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("our own file");
         self
     }
@@ -233,42 +252,56 @@ impl Machine {
 
     /// Puts a process on a device for as long as it lives.
     pub fn register(&self, device: impl Display, pid: u32, registration: &str) {
-        let folder = self.path().join("procs").join(device.to_string());
-        fs::create_dir_all(&folder).expect("our own folder");
-        let new = folder.join(format!("{pid}.new"));
-        fs::write(&new, registration).expect("our own folder");
-        fs::rename(new, folder.join(pid.to_string())).expect("our own folder");
+        let directory = self.path().join("procs").join(device.to_string());
+        fs::create_dir_all(&directory).expect("our own directory");
+        let new = directory.join(format!("{pid}.new"));
+        fs::write(&new, registration).expect("our own directory");
+        fs::rename(new, directory.join(pid.to_string())).expect("our own directory");
     }
 }
 
 /// The place that a JSON pointer names; what is missing comes to be, as an array where the name is a number.
 fn member<'a>(value: &'a mut Value, pointer: &str) -> &'a mut Value {
-    assert!(pointer.is_empty() || pointer.starts_with('/'), "not a JSON pointer: {pointer}");
-    pointer.split('/').skip(1).fold(value, |value, name| match name.parse::<usize>() {
-        Ok(index) if !value.is_object() => {
-            if !value.is_array() {
-                *value = json!([]);
+    assert!(
+        pointer.is_empty() || pointer.starts_with('/'),
+        "not a JSON pointer: {pointer}"
+    );
+    pointer
+        .split('/')
+        .skip(1)
+        .fold(value, |value, name| match name.parse::<usize>() {
+            Ok(index) if !value.is_object() => {
+                if !value.is_array() {
+                    *value = json!([]);
+                }
+                let elements = value.as_array_mut().expect("just made one");
+                while elements.len() <= index {
+                    elements.push(json!({}));
+                }
+                &mut elements[index]
             }
-            let elements = value.as_array_mut().expect("just made one");
-            while elements.len() <= index {
-                elements.push(json!({}));
+            _ => {
+                if !value.is_object() {
+                    *value = json!({});
+                }
+                value
+                    .as_object_mut()
+                    .expect("just made one")
+                    .entry(name)
+                    .or_insert(Value::Null)
             }
-            &mut elements[index]
-        }
-        _ => {
-            if !value.is_object() {
-                *value = json!({});
-            }
-            value.as_object_mut().expect("just made one").entry(name).or_insert(Value::Null)
-        }
-    })
+        })
 }
 
-/// The library with NVML's interface. As a dev-dependency it is built with the tests, into the same folder.
+/// The library with NVML's interface. As a dev-dependency it is built with the tests, into the same directory.
 fn fake_nvml() -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its program");
     let library = test.with_file_name("libfake_nvml.so");
-    assert!(library.exists(), "{} does not exist: cargo has put fake-nvml elsewhere", library.display());
+    assert!(
+        library.exists(),
+        "{} does not exist: cargo has put fake-nvml elsewhere",
+        library.display()
+    );
     library
 }
 
@@ -280,7 +313,11 @@ impl Job {
     pub fn unregistered() -> Self {
         // It ends on its own some day, should the test be killed.
         let mut command = Command::new("sleep");
-        command.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("600")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Self(command.spawn().expect("sleep is everywhere"))
     }
 
@@ -336,10 +373,19 @@ pub fn start(command: &mut Command) -> Running {
     let stdout = tempfile::tempfile().expect("a temporary file");
     let stderr = tempfile::tempfile().expect("a temporary file");
     let own = |file: &File| file.try_clone().expect("an open file");
-    let child = command.stdout(own(&stdout)).stderr(own(&stderr)).process_group(0).spawn();
+    let child = command
+        .stdout(own(&stdout))
+        .stderr(own(&stderr))
+        .process_group(0)
+        .spawn();
     let name = format!("{command:?}");
     let child = child.unwrap_or_else(|error| panic!("{name}: {error}"));
-    Running { child, stdout, stderr, name }
+    Running {
+        child,
+        stdout,
+        stderr,
+        name,
+    }
 }
 
 /// A program that was started by [`start`], in a process group of its own. Dropped, it is killed with its group.
@@ -384,11 +430,19 @@ impl Running {
             }
             if Instant::now() > end {
                 let (stdout, stderr) = (self.stdout(), self.stderr());
-                panic!("{} hangs\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.name);
+                panic!(
+                    "{} hangs\n--- stdout\n{stdout}\n--- stderr\n{stderr}",
+                    self.name
+                );
             }
             thread::sleep(Duration::from_millis(1));
         };
-        Outcome { code: status.code(), signal: status.signal(), stdout: self.stdout(), stderr: self.stderr() }
+        Outcome {
+            code: status.code(),
+            signal: status.signal(),
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
     }
 }
 
@@ -396,7 +450,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Once it has been waited for, its number may be another's.
         if let Ok(None) = self.child.try_wait() {
-            let _ = rustix::process::kill_process_group(pid(&self.child), rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process_group(
+                pid(&self.child),
+                rustix::process::Signal::KILL,
+            );
             let _ = self.child.wait();
         }
     }
@@ -411,7 +468,8 @@ fn written(file: &File) -> String {
     let length = file.metadata().expect("an open file").len() as usize;
     let mut bytes = vec![0; length];
     // By position: the program's writes must not move.
-    file.read_exact_at(&mut bytes, 0).expect("as long as it was");
+    file.read_exact_at(&mut bytes, 0)
+        .expect("as long as it was");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -427,7 +485,9 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// One look at the machine, by a shell of its own: which GPU is to be had now.
 pub fn look(machine: &Machine) -> Outcome {
-    run(machine.autocvd().args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
+    run(machine
+        .autocvd()
+        .args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
 }
 
 /// Whether a GPU is to be had now.
@@ -438,7 +498,9 @@ pub fn is_free(machine: &Machine) -> bool {
 /// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
 pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
     let mut inside = machine.command("unshare");
-    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).args(command);
+    inside
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(command);
     inside
 }
 
@@ -447,9 +509,15 @@ pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
 pub fn in_mount_namespace(machine: &Machine, command: &Command) -> Command {
     let mut inside = machine.command("unshare");
     let script = r#"mount --bind "$1" /proc/driver && shift && exec "$@""#;
-    inside.args(["--mount", "sh", "-c", script, "sh"]).arg(machine.path().join("proc-driver"));
+    inside
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(machine.path().join("proc-driver"));
     inside.arg(command.get_program()).args(command.get_args());
-    inside.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    inside.env_clear().envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     inside
 }
 
@@ -466,7 +534,11 @@ pub fn has_mount_namespaces(machine: &Machine) -> bool {
 /// Says what a test that is not run lacks, past the test harness, which keeps the output of tests that pass.
 pub fn skip(lacks: &str) {
     let test = thread::current();
-    let _ = writeln!(std::io::stderr(), "skipped: {}: {lacks}", test.name().unwrap_or("a test"));
+    let _ = writeln!(
+        std::io::stderr(),
+        "skipped: {}: {lacks}",
+        test.name().unwrap_or("a test")
+    );
 }
 
 /// Whether PID namespaces may be made here; says so where they may not.

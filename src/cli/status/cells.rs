@@ -1,14 +1,16 @@
 //! Pieces of the screen: text that fits, bars, amounts.
 
-use crate::proc::printable;
-use crate::text::{cut, width};
+use autocvd::proc::printable;
+use autocvd::text::{cut, width};
 
 /// What stands for a value that could not be read.
 pub(super) const UNKNOWN: &str = "?";
 
 /// [`printable`] text, or [`UNKNOWN`].
 pub(super) fn known(text: Option<&str>) -> String {
-    text.map(|text| printable(text.as_bytes())).filter(|text| !text.is_empty()).unwrap_or_else(|| UNKNOWN.to_owned())
+    text.map(|text| printable(text.as_bytes()))
+        .filter(|text| !text.is_empty())
+        .unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 /// The text in exactly so many columns, at their left.
@@ -42,7 +44,9 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
 /// A share of a whole, from 0 to 1, in so many columns. Anything above nothing shows, and nothing short
 /// of all fills it.
 pub(super) fn bar(share: Option<f64>, columns: usize) -> String {
-    let Some(share) = share.filter(|share| share.is_finite()) else { return "·".repeat(columns) };
+    let Some(share) = share.filter(|share| share.is_finite()) else {
+        return "·".repeat(columns);
+    };
     let share = share.clamp(0.0, 1.0);
     let full = (share * columns as f64).round() as usize;
     let full = match columns {
@@ -55,9 +59,12 @@ pub(super) fn bar(share: Option<f64>, columns: usize) -> String {
     "█".repeat(full) + &"░".repeat(columns - full)
 }
 
-/// Bytes in GiB, without the unit.
+/// Bytes in GiB, without the device.
 pub(super) fn gib(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| UNKNOWN.to_owned(), |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 30)))
+    bytes.map_or_else(
+        || UNKNOWN.to_owned(),
+        |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 30)),
+    )
 }
 
 #[cfg(test)]

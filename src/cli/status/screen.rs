@@ -1,11 +1,13 @@
 //! The screen: a row a GPU, and under it who is on it.
 
 use super::cells::{self, bar, gib, known, left, right, wrap};
-use crate::amount::{bytes as amount, duration};
-use crate::gpu::{ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State};
-use crate::ids;
-use crate::proc::printable;
-use crate::text::{clock, cut, width};
+use autocvd::amount::{bytes as amount, duration};
+use autocvd::gpu::{
+    ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State,
+};
+use autocvd::ids;
+use autocvd::proc::printable;
+use autocvd::text::{clock, cut, width};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No terminal is taken to be narrower.
@@ -36,14 +38,32 @@ pub(super) struct Live {
 
 /// The screen's lines, none longer than the view is wide.
 pub(super) fn lines(snapshot: &Snapshot, view: &View) -> Vec<String> {
-    let rows: Vec<Row> = snapshot.gpus.iter().flat_map(|gpu| rows(gpu, view)).collect();
+    let rows: Vec<Row> = snapshot
+        .gpus
+        .iter()
+        .flat_map(|gpu| rows(gpu, view))
+        .collect();
     let columns = Columns::of(&rows, view.width);
-    let mut lines = vec![header(snapshot, view), summary(snapshot), String::new(), columns.titles()];
+    let mut lines = vec![
+        header(snapshot, view),
+        summary(snapshot),
+        String::new(),
+        columns.titles(),
+    ];
     for row in &rows {
         lines.push(columns.row(row, view.color));
         lines.extend(columns.details(row, view.width));
     }
-    lines.into_iter().map(|line| if line.contains('\x1b') { line } else { cut(line.trim_end(), view.width) }).collect()
+    lines
+        .into_iter()
+        .map(|line| {
+            if line.contains('\x1b') {
+                line
+            } else {
+                cut(line.trim_end(), view.width)
+            }
+        })
+        .collect()
 }
 
 fn header(snapshot: &Snapshot, view: &View) -> String {
@@ -56,24 +76,30 @@ fn header(snapshot: &Snapshot, view: &View) -> String {
     match &view.live {
         Some(Live { host, now }) => {
             let now = humantime::format_rfc3339_seconds(*now);
-            format!("{}: driver {driver}{source}, {now}", printable(host.as_bytes()))
+            format!(
+                "{}: driver {driver}{source}, {now}",
+                printable(host.as_bytes())
+            )
         }
         None => format!("recorded: driver {driver}{source}"),
     }
 }
 
 fn summary(snapshot: &Snapshot) -> String {
-    let units = ids::units(snapshot);
-    let state = |unit: &ids::Unit| match unit.mig_device(snapshot) {
+    let devices = ids::devices(snapshot);
+    let state = |device: &ids::DeviceId| match device.mig_device(snapshot) {
         Some(device) => device.state,
-        None => unit.gpu(snapshot).state,
+        None => device.gpu(snapshot).state,
     };
-    let free = units.iter().filter(|unit| state(unit) == Some(State::Free)).count();
+    let free = devices
+        .iter()
+        .filter(|device| state(device) == Some(State::Free))
+        .count();
     let view = match snapshot.process_view {
         ProcessView::Host => "",
         ProcessView::Container => " (in a container: processes outside it are not listed)",
     };
-    format!("{free} of {} free{view}", units.len())
+    format!("{free} of {} free{view}", devices.len())
 }
 
 /// A GPU or a MIG device, in words.
@@ -104,13 +130,27 @@ struct Occupant {
 }
 
 fn rows(gpu: &Gpu, view: &View) -> Vec<Row> {
-    let parts = gpu.mig.as_ref().map(|mig| &mig.devices[..]).unwrap_or_default();
-    let on_parts: Vec<u32> = parts.iter().flat_map(|part| part.processes.iter().flatten()).map(|p| p.pid).collect();
+    let parts = gpu
+        .mig
+        .as_ref()
+        .map(|mig| &mig.devices[..])
+        .unwrap_or_default();
+    let on_parts: Vec<u32> = parts
+        .iter()
+        .flat_map(|part| part.processes.iter().flatten())
+        .map(|p| p.pid)
+        .collect();
     let own = |process: &&Process| !on_parts.contains(&process.pid);
-    let processes: Option<Vec<&Process>> =
-        gpu.processes.as_ref().map(|processes| processes.iter().filter(own).collect());
+    let processes: Option<Vec<&Process>> = gpu
+        .processes
+        .as_ref()
+        .map(|processes| processes.iter().filter(own).collect());
     // A GPU that is divided may have no list of its own.
-    let processes = if parts.is_empty() { processes } else { Some(processes.unwrap_or_default()) };
+    let processes = if parts.is_empty() {
+        processes
+    } else {
+        Some(processes.unwrap_or_default())
+    };
     let name = known(gpu.name.as_deref());
     let whole = Row {
         index: gpu.index.to_string(),
@@ -118,20 +158,39 @@ fn rows(gpu: &Gpu, view: &View) -> Vec<Row> {
         name: name.strip_prefix("NVIDIA ").unwrap_or(&name).to_owned(),
         memory: memory(gpu.memory),
         memory_share: share(gpu.memory),
-        utilization: Some(gpu.utilization.gpu.map_or(cells::UNKNOWN.into(), |percent| format!("{percent} %"))),
-        utilization_share: gpu.utilization.gpu.map(|percent| f64::from(percent) / 100.0),
+        utilization: Some(
+            gpu.utilization
+                .gpu
+                .map_or(cells::UNKNOWN.into(), |percent| format!("{percent} %")),
+        ),
+        utilization_share: gpu
+            .utilization
+            .gpu
+            .map(|percent| f64::from(percent) / 100.0),
         state: gpu.state,
-        reason: reason(gpu.state, gpu.reason.as_deref(), processes.as_deref(), &gpu.claims),
+        reason: reason(
+            gpu.state,
+            gpu.reason.as_deref(),
+            processes.as_deref(),
+            &gpu.claims,
+        ),
         occupants: occupants(processes.as_deref(), &gpu.claims, view),
     };
-    std::iter::once(whole).chain(parts.iter().map(|part| part_row(part, view))).collect()
+    std::iter::once(whole)
+        .chain(parts.iter().map(|part| part_row(part, view)))
+        .collect()
 }
 
 fn part_row(part: &MigDevice, view: &View) -> Row {
-    let processes: Option<Vec<&Process>> = part.processes.as_ref().map(|processes| processes.iter().collect());
+    let processes: Option<Vec<&Process>> = part
+        .processes
+        .as_ref()
+        .map(|processes| processes.iter().collect());
     let name = known(part.name.as_deref());
     // The GPU's own name stands above; what follows it is the profile.
-    let profile = name.rsplit_once("MIG ").map_or(&*name, |(_, profile)| profile);
+    let profile = name
+        .rsplit_once("MIG ")
+        .map_or(&*name, |(_, profile)| profile);
     Row {
         index: String::new(),
         name: format!("{GAP}MIG {} {profile}", part.index),
@@ -140,7 +199,12 @@ fn part_row(part: &MigDevice, view: &View) -> Row {
         utilization: None,
         utilization_share: None,
         state: part.state,
-        reason: reason(part.state, part.reason.as_deref(), processes.as_deref(), &part.claims),
+        reason: reason(
+            part.state,
+            part.reason.as_deref(),
+            processes.as_deref(),
+            &part.claims,
+        ),
         occupants: occupants(processes.as_deref(), &part.claims, view),
     }
 }
@@ -165,21 +229,34 @@ fn reason(
 ) -> Option<String> {
     let told = match state {
         Some(State::Claimed) => !claims.is_empty(),
-        Some(State::Busy) => processes.unwrap_or_default().iter().any(|process| process.kind.computes()),
+        Some(State::Busy) => processes
+            .unwrap_or_default()
+            .iter()
+            .any(|process| process.kind.computes()),
         _ => false,
     };
     let unlisted = processes.is_none() && state == Some(State::Free);
-    let reason = reason.filter(|_| !told).map(|text| printable(text.as_bytes()));
-    reason.or_else(|| unlisted.then(|| "the process list cannot be read; judged by memory and utilization".into()))
+    let reason = reason
+        .filter(|_| !told)
+        .map(|text| printable(text.as_bytes()));
+    reason.or_else(|| {
+        unlisted.then(|| "the process list cannot be read; judged by memory and utilization".into())
+    })
 }
 
 fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) -> Vec<Occupant> {
     let processes = processes.unwrap_or_default();
     // A launch that has become its program is one line, not two.
-    let seen = |claim: &&ClaimInfo| !processes.iter().any(|p| Some(p.pid) == claim.pid && p.user == claim.user);
+    let seen = |claim: &&ClaimInfo| {
+        !processes
+            .iter()
+            .any(|p| Some(p.pid) == claim.pid && p.user == claim.user)
+    };
     let claims = claims.iter().filter(seen).map(|claim| Occupant {
         user: known(claim.user.as_deref()),
-        pid: claim.pid.map_or(cells::UNKNOWN.into(), |pid| pid.to_string()),
+        pid: claim
+            .pid
+            .map_or(cells::UNKNOWN.into(), |pid| pid.to_string()),
         kind: "claim",
         command: known(claim.command.as_deref()),
         memory: String::new(),
@@ -198,10 +275,15 @@ fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) 
 
 /// For how long, as of now; of a recorded machine, since when.
 fn time(since: Option<u64>, view: &View) -> String {
-    let Some(since) = since else { return cells::UNKNOWN.into() };
+    let Some(since) = since else {
+        return cells::UNKNOWN.into();
+    };
     match &view.live {
         Some(live) => {
-            let now = live.now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            let now = live
+                .now
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |now| now.as_secs());
             duration(Duration::from_secs(now.saturating_sub(since).max(1)))
         }
         // Minutes say enough of what is past: 2026-03-03 07:59Z.
@@ -233,8 +315,9 @@ const UTILIZATION: usize = 5;
 
 impl Columns {
     fn of(rows: &[Row], all: usize) -> Self {
-        let widest =
-            |texts: &mut dyn Iterator<Item = &str>, title: &str| texts.map(width).max().unwrap_or(0).max(width(title));
+        let widest = |texts: &mut dyn Iterator<Item = &str>, title: &str| {
+            texts.map(width).max().unwrap_or(0).max(width(title))
+        };
         let occupants = || rows.iter().flat_map(|row| &row.occupants);
         let mut columns = Self {
             index: widest(&mut rows.iter().map(|row| &*row.index), "GPU"),
@@ -252,9 +335,17 @@ impl Columns {
         };
         let fixed = columns.index + columns.memory + UTILIZATION + columns.state + 4 * GAP.len();
         // A bar and the space behind it.
-        let name_beside = |(memory, utilization): (usize, usize)| all.checked_sub(fixed + memory + utilization + 2);
-        let roomy = BARS.into_iter().find(|bars| name_beside(*bars).is_some_and(|name| name >= columns.name));
-        let tight = || BARS.last().copied().filter(|bars| name_beside(*bars).is_some_and(|name| name >= MIN_NAME));
+        let name_beside = |(memory, utilization): (usize, usize)| {
+            all.checked_sub(fixed + memory + utilization + 2)
+        };
+        let roomy = BARS
+            .into_iter()
+            .find(|bars| name_beside(*bars).is_some_and(|name| name >= columns.name));
+        let tight = || {
+            BARS.last()
+                .copied()
+                .filter(|bars| name_beside(*bars).is_some_and(|name| name >= MIN_NAME))
+        };
         match roomy.or_else(tight) {
             Some(bars) => {
                 columns.name = columns.name.min(name_beside(bars).unwrap_or(0));
@@ -267,20 +358,35 @@ impl Columns {
 
     fn titles(&self) -> String {
         let memory = self.memory_bar + usize::from(self.memory_bar > 0) + self.memory;
-        let utilization = self.utilization_bar + usize::from(self.utilization_bar > 0) + UTILIZATION;
+        let utilization =
+            self.utilization_bar + usize::from(self.utilization_bar > 0) + UTILIZATION;
         let (gpu, name) = (right("GPU", self.index), left("NAME", self.name));
-        [gpu, name, left("MEMORY", memory), left("UTIL", utilization), "STATE".into()].join(GAP)
+        [
+            gpu,
+            name,
+            left("MEMORY", memory),
+            left("UTIL", utilization),
+            "STATE".into(),
+        ]
+        .join(GAP)
     }
 
     fn row(&self, row: &Row, color: bool) -> String {
-        let with_bar = |share: Option<f64>, columns: usize, text: &str, width: usize| match columns {
+        let with_bar = |share: Option<f64>, columns: usize, text: &str, width: usize| match columns
+        {
             0 => right(text, width),
             _ => format!("{} {}", bar(share, columns), right(text, width)),
         };
         let memory = with_bar(row.memory_share, self.memory_bar, &row.memory, self.memory);
         let utilization = match &row.utilization {
-            Some(text) => with_bar(row.utilization_share, self.utilization_bar, text, UTILIZATION),
-            None => " ".repeat(self.utilization_bar + usize::from(self.utilization_bar > 0) + UTILIZATION),
+            Some(text) => with_bar(
+                row.utilization_share,
+                self.utilization_bar,
+                text,
+                UTILIZATION,
+            ),
+            None => " "
+                .repeat(self.utilization_bar + usize::from(self.utilization_bar > 0) + UTILIZATION),
         };
         let state = match (color, color_of(row.state)) {
             (true, Some(code)) => format!("\x1b[{code}m{}\x1b[0m", word(row.state)),
@@ -298,9 +404,19 @@ impl Columns {
         let room = all.saturating_sub(width(&indent));
         let mut lines: Vec<String> = Vec::new();
         if let Some(reason) = &row.reason {
-            lines.extend(wrap(reason, room).iter().map(|line| format!("{indent}{line}")));
+            lines.extend(
+                wrap(reason, room)
+                    .iter()
+                    .map(|line| format!("{indent}{line}")),
+            );
         }
-        let fixed = [self.user, self.pid, self.kind, self.occupant_memory, self.time];
+        let fixed = [
+            self.user,
+            self.pid,
+            self.kind,
+            self.occupant_memory,
+            self.time,
+        ];
         let command = room.saturating_sub(fixed.iter().sum::<usize>() + fixed.len() * GAP.len());
         let command = command.max(8).min(self.command);
         for occupant in &row.occupants {

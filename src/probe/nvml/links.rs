@@ -1,9 +1,11 @@
 //! What NVML tells of a GPU's place in the machine: the GPUs it is joined to, the CPU cores near it.
 
-use crate::gpu::{Ancestor, Link};
+use crate::gpu::{Link, TopologyLevel};
 use crate::ids::PciBusId;
 use nvml_wrapper::Device;
-use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus, TopologyLevel};
+use nvml_wrapper::enum_wrappers::device::{
+    P2pCapabilitiesIndex, P2pStatus, TopologyLevel as NvmlTopologyLevel,
+};
 
 /// nvml.h: NVML_NVLINK_MAX_LINKS.
 const MAX_NVLINKS: u32 = 18;
@@ -12,14 +14,25 @@ const MASK_WORDS: usize = 64;
 
 /// How the given GPUs are joined, for each pair once.
 pub(super) fn between(devices: &[(u32, &Device<'static>)]) -> Vec<Link> {
-    let remote: Vec<Vec<PciBusId>> = devices.iter().map(|(_, device)| direct_neighbours(device)).collect();
+    let remote: Vec<Vec<PciBusId>> = devices
+        .iter()
+        .map(|(_, device)| direct_neighbours(device))
+        .collect();
     let own: Vec<Option<PciBusId>> = devices.iter().map(|(_, device)| bus_id(device)).collect();
     let mut links = Vec::new();
     for high in 0..devices.len() {
         for low in 0..high {
             let (a, b) = (devices[low].1, devices[high].1);
-            let direct = remote[low].iter().filter(|&&neighbour| Some(neighbour) == own[high]).count() as u32;
-            let switched = || matches!(a.p2p_status(b, P2pCapabilitiesIndex::NvLink), Ok(P2pStatus::Ok)) as u32;
+            let direct = remote[low]
+                .iter()
+                .filter(|&&neighbour| Some(neighbour) == own[high])
+                .count() as u32;
+            let switched = || {
+                matches!(
+                    a.p2p_status(b, P2pCapabilitiesIndex::NvLink),
+                    Ok(P2pStatus::Ok)
+                ) as u32
+            };
             links.push(Link {
                 gpus: (devices[low].0, devices[high].0),
                 nvlinks: if direct > 0 { direct } else { switched() },
@@ -31,7 +44,10 @@ pub(super) fn between(devices: &[(u32, &Device<'static>)]) -> Vec<Link> {
 }
 
 fn bus_id(device: &Device) -> Option<PciBusId> {
-    device.pci_info().ok().and_then(|pci| PciBusId::parse(&pci.bus_id))
+    device
+        .pci_info()
+        .ok()
+        .and_then(|pci| PciBusId::parse(&pci.bus_id))
 }
 
 /// What its active NVLinks lead to: GPUs, or NVSwitches.
@@ -45,22 +61,26 @@ fn direct_neighbours(device: &Device) -> Vec<PciBusId> {
         .collect()
 }
 
-fn ancestor(a: &Device, b: &Device<'static>) -> Option<Ancestor> {
+fn ancestor(a: &Device, b: &Device<'static>) -> Option<TopologyLevel> {
     // SAFETY: `b`'s own handle and library; nvml-wrapper takes a Device by value and has no Clone.
     let b = unsafe { Device::new(b.handle(), b.nvml()) };
     Some(match a.topology_common_ancestor(b).ok()? {
-        TopologyLevel::Internal => Ancestor::Internal,
-        TopologyLevel::Single => Ancestor::Single,
-        TopologyLevel::Multiple => Ancestor::Multiple,
-        TopologyLevel::HostBridge => Ancestor::Hostbridge,
-        TopologyLevel::Node => Ancestor::Node,
-        TopologyLevel::System => Ancestor::System,
+        NvmlTopologyLevel::Internal => TopologyLevel::Internal,
+        NvmlTopologyLevel::Single => TopologyLevel::Single,
+        NvmlTopologyLevel::Multiple => TopologyLevel::Multiple,
+        NvmlTopologyLevel::HostBridge => TopologyLevel::Hostbridge,
+        NvmlTopologyLevel::Node => TopologyLevel::Node,
+        NvmlTopologyLevel::System => TopologyLevel::System,
     })
 }
 
 /// The CPU cores that NVML calls ideal for the GPU.
-pub(super) fn near_cores(device: &Device<'static>) -> Vec<usize> {
-    let Ok(mask) = device.cpu_affinity(MASK_WORDS) else { return Vec::new() };
+pub(super) fn cpu_affinity(device: &Device<'static>) -> Vec<usize> {
+    let Ok(mask) = device.cpu_affinity(MASK_WORDS) else {
+        return Vec::new();
+    };
     let bits = mask.len() * u64::BITS as usize;
-    (0..bits).filter(|core| mask[core / 64] >> (core % 64) & 1 == 1).collect()
+    (0..bits)
+        .filter(|core| mask[core / 64] >> (core % 64) & 1 == 1)
+        .collect()
 }

@@ -31,7 +31,7 @@ pub(super) enum List {
 
 /// One entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Listed {
+pub(super) struct ProcessEntry {
     process: Process,
     instance: (Option<u32>, Option<u32>),
 }
@@ -50,22 +50,34 @@ type Symbol<'a, T> = Result<&'a Call<T>, NvmlError>;
 impl Lists {
     pub(super) fn of(library: &Library) -> Self {
         let version = library.sys_driver_version().unwrap_or_default();
-        Self { trust_v3: !has_other_v3(&version) }
+        Self {
+            trust_v3: !has_other_v3(&version),
+        }
     }
 
     /// Reads a list by the newest call that the library has.
-    pub(super) fn read(self, device: &Device, list: List) -> Result<Vec<Listed>, NvmlError> {
+    pub(super) fn read(self, device: &Device, list: List) -> Result<Vec<ProcessEntry>, NvmlError> {
         let library = device.nvml().lib();
-        for call in [v3(library, list).ok().filter(|_| self.trust_v3), v2(library, list).ok()].into_iter().flatten() {
-            match fetch(device, *call, |info: &nvmlProcessInfo_v2_t| entry_v2(info, list)) {
+        for call in [
+            v3(library, list).ok().filter(|_| self.trust_v3),
+            v2(library, list).ok(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            match fetch(device, *call, |info: &nvmlProcessInfo_v2_t| {
+                entry_v2(info, list)
+            }) {
                 // The library has it, and the driver behind it is older.
                 Err(NvmlError::FunctionNotFound) => {}
                 answer => return answer,
             }
         }
-        fetch(device, *v1(library, list)?, |info: &nvmlProcessInfo_v1_t| {
-            entry(info.pid, info.usedGpuMemory, (None, None), list)
-        })
+        fetch(
+            device,
+            *v1(library, list)?,
+            |info: &nvmlProcessInfo_v1_t| entry(info.pid, info.usedGpuMemory, (None, None), list),
+        )
     }
 }
 
@@ -101,7 +113,11 @@ fn v1(library: &NvmlLib, list: List) -> Symbol<'_, nvmlProcessInfo_v1_t> {
 }
 
 /// One call, repeated with more room while the driver asks for it.
-fn fetch<T>(device: &Device, call: Call<T>, entry: impl Fn(&T) -> Listed) -> Result<Vec<Listed>, NvmlError> {
+fn fetch<T>(
+    device: &Device,
+    call: Call<T>,
+    entry: impl Fn(&T) -> ProcessEntry,
+) -> Result<Vec<ProcessEntry>, NvmlError> {
     let mut buffer: Vec<T> = Vec::with_capacity(ROOM);
     loop {
         let mut count = buffer.capacity() as c_uint;
@@ -126,27 +142,48 @@ fn fetch<T>(device: &Device, call: Call<T>, entry: impl Fn(&T) -> Listed) -> Res
     }
 }
 
-fn entry_v2(info: &nvmlProcessInfo_v2_t, list: List) -> Listed {
+fn entry_v2(info: &nvmlProcessInfo_v2_t, list: List) -> ProcessEntry {
     let id = |id: u32| (id != NO_INSTANCE).then_some(id);
-    entry(info.pid, info.usedGpuMemory, (id(info.gpuInstanceId), id(info.computeInstanceId)), list)
+    entry(
+        info.pid,
+        info.usedGpuMemory,
+        (id(info.gpuInstanceId), id(info.computeInstanceId)),
+        list,
+    )
 }
 
-fn entry(pid: u32, used: u64, instance: (Option<u32>, Option<u32>), list: List) -> Listed {
+fn entry(pid: u32, used: u64, instance: (Option<u32>, Option<u32>), list: List) -> ProcessEntry {
     let kind = match list {
         List::Compute => ProcessKind::Compute,
         List::Graphics => ProcessKind::Graphics,
         List::Mps => ProcessKind::MpsCompute,
     };
     let used_memory = (used != NOT_AVAILABLE).then_some(used);
-    Listed { process: Process { pid, kind, user: None, command: None, used_memory, started: None }, instance }
+    ProcessEntry {
+        process: Process {
+            pid,
+            kind,
+            user: None,
+            command: None,
+            used_memory,
+            started: None,
+        },
+        instance,
+    }
 }
 
 /// Each process once, with what it is called when it is on several lists.
-pub(super) fn merge(compute: Vec<Listed>, mps: Vec<Listed>, graphics: Vec<Listed>) -> Vec<Listed> {
+pub(super) fn merge(
+    compute: Vec<ProcessEntry>,
+    mps: Vec<ProcessEntry>,
+    graphics: Vec<ProcessEntry>,
+) -> Vec<ProcessEntry> {
     let mut all = compute;
     for other in mps.into_iter().chain(graphics) {
         // A process may hold several MIG devices' lists apart; on one list it stands once an instance.
-        let same = |known: &&mut Listed| known.process.pid == other.process.pid && known.instance == other.instance;
+        let same = |known: &&mut ProcessEntry| {
+            known.process.pid == other.process.pid && known.instance == other.instance
+        };
         match all.iter_mut().find(same) {
             Some(known) => {
                 known.process.kind = match (known.process.kind, other.process.kind) {
@@ -154,7 +191,8 @@ pub(super) fn merge(compute: Vec<Listed>, mps: Vec<Listed>, graphics: Vec<Listed
                     (ProcessKind::Compute, ProcessKind::MpsCompute) => ProcessKind::MpsCompute,
                     (kind, _) => kind,
                 };
-                known.process.used_memory = known.process.used_memory.max(other.process.used_memory);
+                known.process.used_memory =
+                    known.process.used_memory.max(other.process.used_memory);
             }
             None => all.push(other),
         }
@@ -163,13 +201,17 @@ pub(super) fn merge(compute: Vec<Listed>, mps: Vec<Listed>, graphics: Vec<Listed
 }
 
 /// Without what only the driver cares for.
-pub(super) fn plain(listed: Vec<Listed>) -> Vec<Process> {
+pub(super) fn plain(listed: Vec<ProcessEntry>) -> Vec<Process> {
     listed.into_iter().map(|listed| listed.process).collect()
 }
 
 /// Those on one MIG device. An entry without ids counts: it may be there.
-pub(super) fn of_instance(mut listed: Vec<Listed>, (gi, ci): (Option<u32>, Option<u32>)) -> Vec<Listed> {
-    let matches = |one: Option<u32>, other: Option<u32>| one.is_none() || other.is_none() || one == other;
+pub(super) fn of_instance(
+    mut listed: Vec<ProcessEntry>,
+    (gi, ci): (Option<u32>, Option<u32>),
+) -> Vec<ProcessEntry> {
+    let matches =
+        |one: Option<u32>, other: Option<u32>| one.is_none() || other.is_none() || one == other;
     listed.retain(|listed| matches(listed.instance.0, gi) && matches(listed.instance.1, ci));
     listed
 }
@@ -177,7 +219,10 @@ pub(super) fn of_instance(mut listed: Vec<Listed>, (gi, ci): (Option<u32>, Optio
 /// The ids of a MIG device's GPU instance and compute instance.
 pub(super) fn instance_ids(device: &Device) -> (Option<u32>, Option<u32>) {
     let library = device.nvml().lib();
-    let ask = |symbol: Result<&unsafe extern "C" fn(nvmlDevice_t, *mut c_uint) -> nvmlReturn_t, NvmlError>| {
+    let ask = |symbol: Result<
+        &unsafe extern "C" fn(nvmlDevice_t, *mut c_uint) -> nvmlReturn_t,
+        NvmlError,
+    >| {
         let mut id = 0;
         // SAFETY: the handle is valid, since NVML is never shut down, and `id` outlives the call.
         nvml_try(unsafe { symbol.ok()?(device.handle(), &mut id) }).ok()?;
@@ -192,10 +237,18 @@ pub(super) fn instance_ids(device: &Device) -> (Option<u32>, Option<u32>) {
 /// nvmlDeviceGetMemoryInfo, for drivers before R510; its 'used' includes what the driver reserves.
 pub(super) fn memory_v1(device: &Device) -> Result<Memory, NvmlError> {
     let call = nvml_sym(device.nvml().lib().nvmlDeviceGetMemoryInfo.as_ref())?;
-    let mut info = nvmlMemory_t { total: 0, free: 0, used: 0 };
+    let mut info = nvmlMemory_t {
+        total: 0,
+        free: 0,
+        used: 0,
+    };
     // SAFETY: the handle is valid, since NVML is never shut down, and `info` outlives the call.
     nvml_try(unsafe { call(device.handle(), &mut info) })?;
-    Ok(Memory { total: Some(info.total), used: Some(info.used), free: Some(info.free) })
+    Ok(Memory {
+        total: Some(info.total),
+        used: Some(info.used),
+        free: Some(info.free),
+    })
 }
 
 #[cfg(test)]
@@ -222,20 +275,38 @@ mod tests {
     fn a_process_on_several_lists_is_one_process() {
         let on = |pid, list| entry(pid, 100, (None, None), list);
         let merged = merge(
-            vec![on(1, List::Compute), on(2, List::Compute), on(3, List::Compute)],
+            vec![
+                on(1, List::Compute),
+                on(2, List::Compute),
+                on(3, List::Compute),
+            ],
             vec![on(2, List::Mps)],
             vec![on(3, List::Graphics), on(4, List::Graphics)],
         );
-        let kinds: Vec<_> = plain(merged).into_iter().map(|process| (process.pid, process.kind)).collect();
+        let kinds: Vec<_> = plain(merged)
+            .into_iter()
+            .map(|process| (process.pid, process.kind))
+            .collect();
         use ProcessKind::*;
-        assert_eq!(kinds, [(1, Compute), (2, MpsCompute), (3, ComputeGraphics), (4, Graphics)]);
+        assert_eq!(
+            kinds,
+            [
+                (1, Compute),
+                (2, MpsCompute),
+                (3, ComputeGraphics),
+                (4, Graphics)
+            ]
+        );
     }
 
     #[test]
     fn a_mig_device_has_the_processes_of_its_own_instance_and_those_that_may_be_on_it() {
         let on = |pid, gi| entry(pid, 0, (gi, gi.map(|_| 0)), List::Compute);
         let all = vec![on(1, Some(7)), on(2, Some(9)), on(3, None)];
-        let pids: Vec<u32> = plain(of_instance(all, (Some(7), Some(0)))).iter().map(|process| process.pid).collect();
+        let pids: Vec<u32> = plain(of_instance(all, (Some(7), Some(0))))
+            .iter()
+            .map(|process| process.pid)
+            .collect();
         assert_eq!(pids, [1, 3]);
     }
 }

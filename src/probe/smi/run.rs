@@ -2,7 +2,9 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal,
+};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -50,7 +52,11 @@ pub fn run(program: &OsStr, args: &[&str], time_limit: Duration) -> Result<Outpu
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .map_err(|error| format!("'{name}' cannot be run: {error}; check that it is an executable for this machine"))?;
+        .map_err(|error| {
+            format!(
+                "'{name}' cannot be run: {error}; check that it is an executable for this machine"
+            )
+        })?;
     let result = communicate(&mut child, start, time_limit).map_err(|failure| match failure {
         Failure::TimeUp => format!(
             "'{name}' did not answer within {time_limit:?} and was ended: the driver may hang; see 'dmesg' for NVRM \
@@ -86,8 +92,20 @@ impl From<Errno> for Failure {
 /// Reads both pipes until the child has ended. Their ends are not waited for: a grandchild may hold them open, and
 /// what the child wrote is in them by the time it has ended.
 fn communicate(child: &mut Child, start: Instant, time_limit: Duration) -> Result<Output, Failure> {
-    let mut stdout = Pipe::new(child.stdout.take().expect("stdout was asked to be piped").into())?;
-    let mut stderr = Pipe::new(child.stderr.take().expect("stderr was asked to be piped").into())?;
+    let mut stdout = Pipe::new(
+        child
+            .stdout
+            .take()
+            .expect("stdout was asked to be piped")
+            .into(),
+    )?;
+    let mut stderr = Pipe::new(
+        child
+            .stderr
+            .take()
+            .expect("stderr was asked to be piped")
+            .into(),
+    )?;
     // Missing before Linux 5.3, and denied in some sandboxes.
     let exited = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).ok();
     loop {
@@ -96,15 +114,30 @@ fn communicate(child: &mut Child, start: Instant, time_limit: Duration) -> Resul
         stdout.read()?;
         stderr.read()?;
         if let Some(status) = status {
-            return Ok(Output { code: status.code(), stdout: stdout.bytes, stderr: stderr.bytes });
+            return Ok(Output {
+                code: status.code(),
+                stdout: stdout.bytes,
+                stderr: stderr.bytes,
+            });
         }
-        let left = time_limit.checked_sub(start.elapsed()).filter(|left| !left.is_zero()).ok_or(Failure::TimeUp)?;
-        let left = if exited.is_some() { left } else { left.min(LOOK_AGAIN) };
+        let left = time_limit
+            .checked_sub(start.elapsed())
+            .filter(|left| !left.is_zero())
+            .ok_or(Failure::TimeUp)?;
+        let left = if exited.is_some() {
+            left
+        } else {
+            left.min(LOOK_AGAIN)
+        };
         // A limit beyond what the kernel can count is none.
         let timeout = Timespec::try_from(left).ok();
-        let pipes = [&stdout, &stderr].into_iter().filter_map(|pipe| pipe.reader.as_ref().map(AsFd::as_fd));
+        let pipes = [&stdout, &stderr]
+            .into_iter()
+            .filter_map(|pipe| pipe.reader.as_ref().map(AsFd::as_fd));
         let fds = pipes.chain(exited.as_ref().map(AsFd::as_fd));
-        let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let mut fds: Vec<_> = fds
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -122,7 +155,10 @@ struct Pipe {
 impl Pipe {
     fn new(reader: OwnedFd) -> Result<Self, Failure> {
         ioctl_fionbio(&reader, true)?;
-        Ok(Self { reader: Some(reader.into()), bytes: Vec::new() })
+        Ok(Self {
+            reader: Some(reader.into()),
+            bytes: Vec::new(),
+        })
     }
 
     /// Takes what there is.
@@ -131,7 +167,9 @@ impl Pipe {
         while let Some(reader) = &mut self.reader {
             match reader.read(&mut buffer) {
                 Ok(0) => self.reader = None,
-                Ok(length) if self.bytes.len() + length > MOST_OUTPUT => return Err(Failure::TooMuch),
+                Ok(length) if self.bytes.len() + length > MOST_OUTPUT => {
+                    return Err(Failure::TooMuch);
+                }
                 Ok(length) => self.bytes.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -169,7 +207,14 @@ mod tests {
     #[test]
     fn both_outputs_and_the_exit_code_are_kept() {
         let output = sh("echo out; echo err >&2; exit 9", LONG).expect("runs");
-        assert_eq!(output, Output { code: Some(9), stdout: b"out\n".into(), stderr: b"err\n".into() });
+        assert_eq!(
+            output,
+            Output {
+                code: Some(9),
+                stdout: b"out\n".into(),
+                stderr: b"err\n".into()
+            }
+        );
         assert_eq!(sh("kill -9 $$", LONG).expect("runs").code, None);
     }
 
@@ -177,7 +222,10 @@ mod tests {
     fn large_output_on_both_pipes_does_not_block() {
         let script = "head -c 3000000 /dev/zero >&2; head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2";
         let output = sh(script, LONG).expect("runs");
-        assert_eq!((output.stdout.len(), output.stderr.len()), (3_000_000, 6_000_000));
+        assert_eq!(
+            (output.stdout.len(), output.stderr.len()),
+            (3_000_000, 6_000_000)
+        );
     }
 
     #[test]
@@ -187,41 +235,64 @@ mod tests {
 
     #[test]
     fn a_program_that_closes_its_outputs_is_still_waited_for() {
-        assert_eq!(sh("exec >&- 2>&-; sleep 0.1; exit 3", LONG).expect("runs").code, Some(3));
+        assert_eq!(
+            sh("exec >&- 2>&-; sleep 0.1; exit 3", LONG)
+                .expect("runs")
+                .code,
+            Some(3)
+        );
     }
 
     #[test]
     fn a_grandchild_that_keeps_the_pipes_open_holds_nobody_up() {
         let start = Instant::now();
         let output = sh("echo out; sleep 20 & echo $!", LONG).expect("runs");
-        assert!(start.elapsed() < Duration::from_secs(10), "waited for the grandchild");
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "waited for the grandchild"
+        );
         let text = String::from_utf8(output.stdout).expect("text");
-        let pid = text.strip_prefix("out\n").expect("what was written first").trim();
+        let pid = text
+            .strip_prefix("out\n")
+            .expect("what was written first")
+            .trim();
         sh(&format!("kill {pid}"), LONG).expect("the grandchild is ours to end");
     }
 
     #[test]
     fn at_the_time_limit_the_whole_group_is_killed() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("pid");
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("pid");
         let script = format!("sleep 30 & echo $! > '{}'; wait", file.display());
         let start = Instant::now();
         let error = sh(&script, Duration::from_secs(2)).expect_err("takes too long");
         assert!(start.elapsed() < Duration::from_secs(20));
-        assert!(error.contains("within 2s") && error.contains("dmesg"), "{error}");
+        assert!(
+            error.contains("within 2s") && error.contains("dmesg"),
+            "{error}"
+        );
         let grandchild = std::fs::read_to_string(file).expect("it got as far as that");
         let stat = format!("/proc/{}/stat", grandchild.trim());
         // A zombie that its new parent has not reaped yet is dead too.
-        let dead = |stat: &str| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+        let dead = |stat: &str| {
+            stat.rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+        };
         while std::fs::read_to_string(&stat).is_ok_and(|stat| !dead(&stat)) {
-            assert!(start.elapsed() < Duration::from_secs(20), "the grandchild lives on");
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "the grandchild lives on"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     #[test]
     fn a_program_that_ignores_signals_is_killed_too() {
-        let error = sh("trap '' TERM INT HUP; while :; do sleep 1; done", Duration::from_millis(100));
+        let error = sh(
+            "trap '' TERM INT HUP; while :; do sleep 1; done",
+            Duration::from_millis(100),
+        );
         assert!(error.is_err_and(|error| error.contains("within 100ms")));
     }
 
@@ -234,6 +305,9 @@ mod tests {
     #[test]
     fn what_cannot_be_run_says_so() {
         let error = run(OsStr::new("/nonexistent/nvidia-smi"), &[], LONG).expect_err("not there");
-        assert!(error.starts_with("'/nonexistent/nvidia-smi' cannot be run: "), "{error}");
+        assert!(
+            error.starts_with("'/nonexistent/nvidia-smi' cannot be run: "),
+            "{error}"
+        );
     }
 }

@@ -32,8 +32,13 @@ impl Element {
 
     /// Whether `test` holds for an element below this one. What processes call themselves is not asked.
     pub(super) fn any(&self, test: &dyn Fn(&Element) -> bool) -> bool {
-        let children = self.children.iter().filter(|child| child.name != "processes");
-        children.into_iter().any(|child| test(child) || child.any(test))
+        let children = self
+            .children
+            .iter()
+            .filter(|child| child.name != "processes");
+        children
+            .into_iter()
+            .any(|child| test(child) || child.any(test))
     }
 }
 
@@ -57,17 +62,30 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
     reader.config_mut().expand_empty_elements = true;
     let mut open: Vec<Element> = Vec::new();
     let root = loop {
-        let event = reader.read_event().map_err(|error| format!("its XML is damaged: {error}"))?;
+        let event = reader
+            .read_event()
+            .map_err(|error| format!("its XML is damaged: {error}"))?;
         let depth = open.len();
         match (event, open.last_mut()) {
             (Event::Start(tag), Some(element)) if element.name == SKIPPED => {
                 let end = tag.to_end().into_owned();
-                reader.read_to_end(end.name()).map_err(|error| format!("its XML is damaged: {error}"))?;
+                reader
+                    .read_to_end(end.name())
+                    .map_err(|error| format!("its XML is damaged: {error}"))?;
             }
             (Event::Start(tag), _) if depth < DEEPEST => {
-                let id = tag.try_get_attribute("id").map_err(|error| format!("its XML is damaged: {error}"))?;
-                let (name, id) = (tag.name().into_inner().to_owned(), id.map(|id| id.value.into_owned()));
-                open.push(Element { name, id, ..Element::default() });
+                let id = tag
+                    .try_get_attribute("id")
+                    .map_err(|error| format!("its XML is damaged: {error}"))?;
+                let (name, id) = (
+                    tag.name().into_inner().to_owned(),
+                    id.map(|id| id.value.into_owned()),
+                );
+                open.push(Element {
+                    name,
+                    id,
+                    ..Element::default()
+                });
             }
             (Event::End(_), Some(_)) => {
                 let Some(element) = open.pop() else { continue };
@@ -83,7 +101,9 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
             _ => return Err("its XML holds what nvidia-smi does not write".to_owned()),
         }
     };
-    let rest = usize::try_from(reader.buffer_position()).ok().and_then(|end| text.get(end..));
+    let rest = usize::try_from(reader.buffer_position())
+        .ok()
+        .and_then(|end| text.get(end..));
     if root.name != name || rest.is_none_or(|rest| rest.contains('<')) {
         return Err("its XML goes on after its end".to_owned());
     }
@@ -113,10 +133,16 @@ fn escape_process_names(text: &str) -> Cow<'_, str> {
     let (mut copied, mut at) = (0, 0);
     while let Some(found) = text[at..].find(OPEN) {
         let start = at + found + OPEN.len();
-        let Some(length) = text[start..].find(CLOSE) else { break };
+        let Some(length) = text[start..].find(CLOSE) else {
+            break;
+        };
         let name = &text[start..start + length];
         at = start + length;
-        if name.contains(['<', '&']) && !["<used_memory>", "process_info>", OPEN].iter().any(|tag| name.contains(tag)) {
+        if name.contains(['<', '&'])
+            && !["<used_memory>", "process_info>", OPEN]
+                .iter()
+                .any(|tag| name.contains(tag))
+        {
             mended.push_str(&text[copied..start]);
             escape(name, &mut mended);
             copied = at;
@@ -134,7 +160,10 @@ fn escape(name: &str, to: &mut String) {
     for (at, char) in name.char_indices() {
         match char {
             '<' => to.push_str("&lt;"),
-            '&' if !["amp;", "lt;", "gt;", "quot;", "apos;"].iter().any(|e| name[at + 1..].starts_with(e)) => {
+            '&' if !["amp;", "lt;", "gt;", "quot;", "apos;"]
+                .iter()
+                .any(|e| name[at + 1..].starts_with(e)) =>
+            {
                 to.push_str("&amp;");
             }
             _ => to.push(char),

@@ -8,9 +8,10 @@ use crate::call::Call;
 use crate::config::Process;
 use crate::devices::{Device, Peer, gpu_handle, mig_device, mig_handle};
 use crate::ffi::{
-    ARGUMENT_VERSION_MISMATCH, AddressingMode, Code, FieldValue, Handle, INSUFFICIENT_SIZE, INVALID_ARGUMENT, In,
-    Memory, MemoryV2, NO_INSTANCE, NOT_FOUND, NOT_SUPPORTED, Out, PciInfo, PciInfoV3, ProcessOf535, ProcessV1,
-    ProcessV2, SUCCESS, Utilization, VALUE_NOT_AVAILABLE, chars, version,
+    ARGUMENT_VERSION_MISMATCH, AddressingMode, Code, FieldValue, Handle, INSUFFICIENT_SIZE,
+    INVALID_ARGUMENT, In, Memory, MemoryV2, NO_INSTANCE, NOT_FOUND, NOT_SUPPORTED, Out, PciInfo,
+    PciInfoV3, ProcessOf535, ProcessV1, ProcessV2, SUCCESS, Utilization, VALUE_NOT_AVAILABLE,
+    chars, version,
 };
 
 /// NVML_NVLINK_MAX_LINKS.
@@ -323,13 +324,21 @@ fn field(device: &Device<'_>, id: c_uint) -> Result<c_uint, Code> {
 }
 
 fn number_of(name: &str, names: &[&str]) -> Result<c_uint, Code> {
-    names.iter().position(|&known| known == name).map(|number| number as c_uint).ok_or(INVALID_ARGUMENT)
+    names
+        .iter()
+        .position(|&known| known == name)
+        .map(|number| number as c_uint)
+        .ok_or(INVALID_ARGUMENT)
 }
 
 /// The version that begins a struct, if it is the one supported.
 fn expect_version<T>(argument: &Out<T>, expected: c_uint) -> Result<c_uint, Code> {
     let given = argument.cast::<c_uint>().get()?;
-    if given == expected { Ok(given) } else { Err(ARGUMENT_VERSION_MISMATCH) }
+    if given == expected {
+        Ok(given)
+    } else {
+        Err(ARGUMENT_VERSION_MISMATCH)
+    }
 }
 
 /// Domain, bus and device of a PCI id, in its long or its short form.
@@ -354,11 +363,17 @@ fn pci_info(id: &str) -> Result<PciInfoV3, Code> {
         pci_device_id: 0x20b2_10de,
         pci_subsystem_id: 0x1463_10de,
     };
-    Ok(PciInfoV3 { common, bus_id: chars(id) })
+    Ok(PciInfoV3 {
+        common,
+        bus_id: chars(id),
+    })
 }
 
 fn link(call: &Call, (one, other): (usize, usize)) -> Option<&crate::config::Link> {
-    call.machine.links.iter().find(|link| link.gpus == (one, other) || link.gpus == (other, one))
+    call.machine
+        .links
+        .iter()
+        .find(|link| link.gpus == (one, other) || link.gpus == (other, one))
 }
 
 /// What a link leads to, if it is up; a GPU without any does not support the question.
@@ -380,7 +395,10 @@ fn bits(numbers: Option<&[usize]>, words: c_uint, set: Out<c_ulong>) -> Result<(
     let width = c_ulong::BITS as usize;
     for word in 0..words as usize {
         let inside = numbers.iter().filter(|&&number| number / width == word);
-        set.set_at(word, inside.fold(0, |bits, number| bits | 1 << (number % width)))?;
+        set.set_at(
+            word,
+            inside.fold(0, |bits, number| bits | 1 << (number % width)),
+        )?;
     }
     Ok(())
 }
@@ -433,16 +451,21 @@ fn list_v3(
     infos: Out<ProcessV2>,
 ) -> Result<(), Code> {
     match call.machine.process_info_layout.as_deref() {
-        Some("535.43") => list(call, device, wanted, count, infos.cast(), |process| ProcessOf535 {
-            common: v2(process),
-            used_gpu_cc_protected_memory: 0,
+        Some("535.43") => list(call, device, wanted, count, infos.cast(), |process| {
+            ProcessOf535 {
+                common: v2(process),
+                used_gpu_cc_protected_memory: 0,
+            }
         }),
         _ => list(call, device, wanted, count, infos, v2),
     }
 }
 
 fn v1(process: &Process) -> ProcessV1 {
-    ProcessV1 { pid: process.pid, used_gpu_memory: process.memory.unwrap_or(VALUE_NOT_AVAILABLE) }
+    ProcessV1 {
+        pid: process.pid,
+        used_gpu_memory: process.memory.unwrap_or(VALUE_NOT_AVAILABLE),
+    }
 }
 
 fn v2(process: &Process) -> ProcessV2 {

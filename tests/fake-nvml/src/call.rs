@@ -62,7 +62,11 @@ impl Call {
     fn begin(name: &'static str) -> Result<Self, Code> {
         let folder = folder();
         log(folder, "calls", name);
-        let call = Self { name, machine: machine(folder)?, folder };
+        let call = Self {
+            name,
+            machine: machine(folder)?,
+            folder,
+        };
         if !name.starts_with("nvmlInit") && INITIALIZED.load(Ordering::SeqCst) == 0 {
             return Err(UNINITIALIZED);
         }
@@ -71,8 +75,14 @@ impl Call {
     }
 
     /// Waits and fails as the tables say for the first of the names that they know.
-    pub fn suffer(&self, errors: &ByName<u32>, delays: Option<&ByName<u64>>, names: &[&str]) -> Result<(), Code> {
-        if let Some(ms) = delays.and_then(|delays| names.iter().find_map(|&name| delays.get(name))) {
+    pub fn suffer(
+        &self,
+        errors: &ByName<u32>,
+        delays: Option<&ByName<u64>>,
+        names: &[&str],
+    ) -> Result<(), Code> {
+        if let Some(ms) = delays.and_then(|delays| names.iter().find_map(|&name| delays.get(name)))
+        {
             thread::sleep(Duration::from_millis(*ms));
         }
         match names.iter().find_map(|&name| errors.get(name)) {
@@ -85,7 +95,9 @@ impl Call {
         thread::sleep(Duration::from_millis(self.machine.init.delay_ms));
         match self.machine.init.ends {
             // SAFETY: none: to read from there ends the process, which is what is asked for.
-            Some(Ending::Crash) => _ = unsafe { std::ptr::dangling::<u8>().wrapping_add(8).read_volatile() },
+            Some(Ending::Crash) => {
+                _ = unsafe { std::ptr::dangling::<u8>().wrapping_add(8).read_volatile() }
+            }
             Some(Ending::Abort) => std::process::abort(),
             Some(Ending::Exit) => std::process::exit(0),
             None => {}
@@ -107,7 +119,9 @@ impl Call {
 
     pub fn shut_down(&self) -> Result<(), Code> {
         INITIALIZED
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+                count.checked_sub(1)
+            })
             .map(|_| ())
             .map_err(|_| UNINITIALIZED)
     }
@@ -154,7 +168,12 @@ fn machine(folder: &Path) -> Result<Arc<Machine>, Code> {
     let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
     let parsed = (|| {
         let metadata = fs::metadata(&path).map_err(|error| error.to_string())?;
-        let stamp = (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec());
+        let stamp = (
+            metadata.ino(),
+            metadata.size(),
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+        );
         match &*read {
             Some((known, machine)) if *known == stamp => Ok(machine.clone()),
             _ => {

@@ -236,7 +236,10 @@ fn complete_gpu(gpu: &mut Value, index: usize) {
     complete(gpu, defaults);
     complete_free(gpu);
     let name = gpu["name"].as_str().unwrap_or("NVIDIA").to_owned();
-    if let Some(devices) = gpu.pointer_mut("/mig/devices").and_then(Value::as_array_mut) {
+    if let Some(devices) = gpu
+        .pointer_mut("/mig/devices")
+        .and_then(Value::as_array_mut)
+    {
         for (number, device) in devices.iter_mut().enumerate() {
             if device.is_null() {
                 continue;
@@ -276,16 +279,28 @@ fn complete_free(device: &mut Value) {
     let memory = &mut device["memory"];
     if memory.is_object() {
         let bytes = |key: &str| memory[key].as_u64().unwrap_or(0);
-        let free = bytes("total").saturating_sub(bytes("reserved")).saturating_sub(bytes("used"));
+        let free = bytes("total")
+            .saturating_sub(bytes("reserved"))
+            .saturating_sub(bytes("used"));
         complete(memory, json!({"free": free}));
     }
 }
 
 /// What the processes hold that machine.json names, those on MIG devices included.
 fn memory_of_processes(device: &Value) -> u64 {
-    let listed = |key: &str| device.pointer(key).and_then(Value::as_array).into_iter().flatten();
+    let listed = |key: &str| {
+        device
+            .pointer(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+    };
     let own: u64 = listed("/processes")
-        .map(|process| process.get("memory").map_or(PROCESS_MEMORY, |memory| memory.as_u64().unwrap_or(0)))
+        .map(|process| {
+            process
+                .get("memory")
+                .map_or(PROCESS_MEMORY, |memory| memory.as_u64().unwrap_or(0))
+        })
         .sum();
     own + listed("/mig/devices").map(memory_of_processes).sum::<u64>()
 }

@@ -48,20 +48,33 @@ impl Call {
             }
             None => self.suffer(&gpu.errors, Some(&gpu.delays_ms), &[self.name, "*"])?,
         }
-        Ok(Device { call: self, index, gpu, mig })
+        Ok(Device {
+            call: self,
+            index,
+            gpu,
+            mig,
+        })
     }
 
     /// The device of a handle that must not be a MIG device's.
     pub fn gpu(&self, handle: Handle) -> Result<Device<'_>, Code> {
         let device = self.device(handle)?;
-        if device.mig.is_some() { Err(INVALID_ARGUMENT) } else { Ok(device) }
+        if device.mig.is_some() {
+            Err(INVALID_ARGUMENT)
+        } else {
+            Ok(device)
+        }
     }
 
     /// The handle of a GPU, unless it is to be out of reach.
     pub fn open(&self, index: usize) -> Result<Handle, Code> {
         let gpu = self.machine.gpus.get(index).ok_or(INVALID_ARGUMENT)?;
         self.initialize_gpu(index, gpu.init_ms);
-        self.suffer(&gpu.errors, Some(&gpu.delays_ms), &[self.name, "handle", "*"])?;
+        self.suffer(
+            &gpu.errors,
+            Some(&gpu.delays_ms),
+            &[self.name, "handle", "*"],
+        )?;
         Ok(gpu_handle(index))
     }
 
@@ -73,9 +86,16 @@ impl Call {
     /// The handle of the MIG device with that UUID.
     pub fn find_mig(&self, uuid: &str) -> Result<Handle, Code> {
         for (index, gpu) in self.machine.gpus.iter().enumerate() {
-            let devices = gpu.mig.iter().filter(|mig| mig.enabled).flat_map(|mig| &mig.devices);
+            let devices = gpu
+                .mig
+                .iter()
+                .filter(|mig| mig.enabled)
+                .flat_map(|mig| &mig.devices);
             for (number, device) in devices.enumerate() {
-                if device.as_ref().is_some_and(|device| device.uuid.as_deref() == Some(uuid)) {
+                if device
+                    .as_ref()
+                    .is_some_and(|device| device.uuid.as_deref() == Some(uuid))
+                {
                     self.open(index)?;
                     return Ok(mig_handle(index, number));
                 }
@@ -87,7 +107,12 @@ impl Call {
 
 /// A GPU's MIG device of that number, where MIG is enabled.
 pub fn mig_device(gpu: &Gpu, number: usize) -> Option<&MigDevice> {
-    gpu.mig.as_ref().filter(|mig| mig.enabled)?.devices.get(number)?.as_ref()
+    gpu.mig
+        .as_ref()
+        .filter(|mig| mig.enabled)?
+        .devices
+        .get(number)?
+        .as_ref()
 }
 
 impl<'a> Device<'a> {
@@ -107,7 +132,9 @@ impl<'a> Device<'a> {
         let names = [Some(self.index.to_string()), self.gpu.uuid.clone()];
         let mut parts = vec![(None, self.gpu.processes.as_slice(), register(&names))];
         let count = self.gpu.mig.as_ref().map_or(0, |mig| mig.devices.len());
-        parts.extend((0..count).filter_map(|number| Some(of_mig(number, mig_device(self.gpu, number)?))));
+        parts.extend(
+            (0..count).filter_map(|number| Some(of_mig(number, mig_device(self.gpu, number)?))),
+        );
         parts
     }
 
@@ -134,7 +161,10 @@ impl<'a> Device<'a> {
             None => self.gpu.memory,
         };
         let mut memory = memory.ok_or(NOT_SUPPORTED)?;
-        let registered = self.parts().into_iter().flat_map(|(_, _, registered)| registered);
+        let registered = self
+            .parts()
+            .into_iter()
+            .flat_map(|(_, _, registered)| registered);
         let held: u64 = registered.filter_map(|process| process.memory).sum();
         memory.used += held;
         memory.free = memory.free.saturating_sub(held);
@@ -150,7 +180,9 @@ impl<'a> Device<'a> {
         match self.gpu.utilization.as_ref().ok_or(NOT_SUPPORTED)? {
             Utilizations::Always(reading) => Ok(*reading),
             Utilizations::InTurn(readings) => {
-                let turn = READINGS.next(self.index).min(readings.len().saturating_sub(1));
+                let turn = READINGS
+                    .next(self.index)
+                    .min(readings.len().saturating_sub(1));
                 readings.get(turn).copied().ok_or(NOT_SUPPORTED)
             }
         }
@@ -164,8 +196,11 @@ impl<'a> Device<'a> {
                 (other, one) if one == self.index => Some(other),
                 _ => None,
             };
-            peer.into_iter().flat_map(|peer| (0..link.nvlinks).map(move |_| Peer::Gpu(peer)))
+            peer.into_iter()
+                .flat_map(|peer| (0..link.nvlinks).map(move |_| Peer::Gpu(peer)))
         });
-        direct.chain((0..self.gpu.nvswitch_links).map(|_| Peer::Switch)).collect()
+        direct
+            .chain((0..self.gpu.nvswitch_links).map(|_| Peer::Switch))
+            .collect()
     }
 }

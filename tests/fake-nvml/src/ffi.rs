@@ -181,7 +181,9 @@ impl In {
             return Err(INVALID_ARGUMENT);
         }
         // SAFETY: not null, and the caller of the C function vouches for a terminated string.
-        unsafe { CStr::from_ptr(self.0) }.to_str().map_err(|_| INVALID_ARGUMENT)
+        unsafe { CStr::from_ptr(self.0) }
+            .to_str()
+            .map_err(|_| INVALID_ARGUMENT)
     }
 }
 

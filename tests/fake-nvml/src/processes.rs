@@ -29,9 +29,21 @@ fn process(path: &Path) -> Option<Process> {
     let content = fs::read_to_string(path).ok()?;
     let mut words = content.split_whitespace();
     let kind = words.next().unwrap_or("C").to_owned();
-    let memory = words.next().and_then(|word| word.parse().ok()).unwrap_or(PROCESS_MEMORY);
-    let linger = words.next().and_then(|word| word.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
-    (is_alive(pid) || lingers(path, linger)).then_some(Process { pid, kind, memory: Some(memory), gi: None, ci: None })
+    let memory = words
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(PROCESS_MEMORY);
+    let linger = words
+        .next()
+        .and_then(|word| word.parse().ok())
+        .map_or(Duration::ZERO, Duration::from_millis);
+    (is_alive(pid) || lingers(path, linger)).then_some(Process {
+        pid,
+        kind,
+        memory: Some(memory),
+        gi: None,
+        ci: None,
+    })
 }
 
 fn lingers(path: &Path, linger: Duration) -> bool {
@@ -47,8 +59,12 @@ fn lingers(path: &Path, linger: Duration) -> bool {
 
 /// Whether this process's /proc shows it, and not as a zombie: that has no context any more.
 pub fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
     // The state follows the command, which may itself hold parentheses.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
     !matches!(state, None | Some('Z' | 'X'))
 }

@@ -1,11 +1,18 @@
 use super::{ListedMigDevice, bytes, parse, parse_list, pci_id, percent};
-use crate::gpu::{ComputeMode, Gpu, Memory, Mig, Process, ProcessKind, Snapshot, Source, State, Utilization};
+use crate::gpu::{
+    ComputeMode, Gpu, Memory, Mig, Process, ProcessKind, Snapshot, Source, State, Utilization,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 macro_rules! fixture {
     ($name:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/", $name)).as_slice()
+        include_bytes!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/smi/",
+            $name
+        ))
+        .as_slice()
     };
 }
 
@@ -39,17 +46,31 @@ fn edited(xml: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 fn process(pid: u32, kind: ProcessKind, command: &str, mib: u64) -> Process {
-    Process { pid, kind, user: None, command: Some(command.into()), used_memory: Some(mib << 20), started: None }
+    Process {
+        pid,
+        kind,
+        user: None,
+        command: Some(command.into()),
+        used_memory: Some(mib << 20),
+        started: None,
+    }
 }
 
 fn memory(total: u64, used: u64, free: u64) -> Memory {
-    Memory { total: Some(total << 20), used: Some(used << 20), free: Some(free << 20) }
+    Memory {
+        total: Some(total << 20),
+        used: Some(used << 20),
+        free: Some(free << 20),
+    }
 }
 
 #[test]
 fn everything_that_is_known_of_a_gpu_is_read() {
     let snapshot = read(fixture!("418.xml"));
-    assert_eq!((snapshot.source, snapshot.links.len()), (Source::NvidiaSmi, 0));
+    assert_eq!(
+        (snapshot.source, snapshot.links.len()),
+        (Source::NvidiaSmi, 0)
+    );
     assert_eq!(snapshot.driver_version.as_deref(), Some("418.43"));
     let expected = Gpu {
         index: 0,
@@ -57,7 +78,10 @@ fn everything_that_is_known_of_a_gpu_is_read() {
         pci_bus_id: Some("00000000:17:00.0".into()),
         name: Some("Tesla V100-PCIE-16GB".into()),
         memory: memory(16130, 1031, 15099),
-        utilization: Utilization { gpu: Some(97), memory: Some(30) },
+        utilization: Utilization {
+            gpu: Some(97),
+            memory: Some(30),
+        },
         compute_mode: Some(ComputeMode::Default),
         processes: Some(vec![process(4021, ProcessKind::Compute, "python", 1021)]),
         ..Gpu::default()
@@ -73,7 +97,11 @@ fn every_generation_of_the_driver_is_read() {
         let snapshot = parse(xml).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(snapshot.driver_version.is_some(), "{name}");
         for gpu in &snapshot.gpus {
-            let missing = [gpu.uuid.is_none(), gpu.pci_bus_id.is_none(), gpu.name.is_none()];
+            let missing = [
+                gpu.uuid.is_none(),
+                gpu.pci_bus_id.is_none(),
+                gpu.name.is_none(),
+            ];
             assert_eq!(missing, [false; 3], "{name}");
         }
     }
@@ -84,37 +112,80 @@ fn process_types_are_told_apart() {
     use ProcessKind::{Compute, ComputeGraphics, Graphics, MpsCompute};
     let kinds = |xml: &[u8]| -> Vec<_> {
         let gpus = read(xml).gpus;
-        gpus.iter().flat_map(|gpu| gpu.processes.iter().flatten().map(|process| process.kind)).collect()
+        gpus.iter()
+            .flat_map(|gpu| gpu.processes.iter().flatten().map(|process| process.kind))
+            .collect()
     };
     assert_eq!(kinds(fixture!("470.xml")), [Graphics, Graphics]);
     assert_eq!(kinds(fixture!("535.xml")), [Graphics, ComputeGraphics]);
-    assert_eq!(kinds(fixture!("550.xml")), [Compute, MpsCompute, MpsCompute]);
+    assert_eq!(
+        kinds(fixture!("550.xml")),
+        [Compute, MpsCompute, MpsCompute]
+    );
     // O, another one to come, or none at all.
     for kind in ["<type>O</type>", "<type>Q+Z</type>", "<type>N/A</type>", ""] {
-        assert_eq!(kinds(&edited(fixture!("590.xml"), "<type>C</type>", kind)), [Compute], "{kind}");
+        assert_eq!(
+            kinds(&edited(fixture!("590.xml"), "<type>C</type>", kind)),
+            [Compute],
+            "{kind}"
+        );
     }
 }
 
 #[test]
 fn processes_that_have_ended_are_not_counted() {
-    let processes = read(fixture!("515.xml")).gpus.remove(0).processes.expect("a list");
-    assert_eq!(processes.iter().map(|process| process.pid).collect::<Vec<_>>(), [675, 5762]);
+    let processes = read(fixture!("515.xml"))
+        .gpus
+        .remove(0)
+        .processes
+        .expect("a list");
+    assert_eq!(
+        processes
+            .iter()
+            .map(|process| process.pid)
+            .collect::<Vec<_>>(),
+        [675, 5762]
+    );
 }
 
 #[test]
 fn compute_modes_are_read() {
-    let modes = |xml: &[u8]| read(xml).gpus.iter().map(|gpu| gpu.compute_mode).collect::<Vec<_>>();
+    let modes = |xml: &[u8]| {
+        read(xml)
+            .gpus
+            .iter()
+            .map(|gpu| gpu.compute_mode)
+            .collect::<Vec<_>>()
+    };
     let exclusive = Some(ComputeMode::ExclusiveProcess);
-    assert_eq!(modes(fixture!("550.xml")), [exclusive, Some(ComputeMode::Prohibited)]);
-    let xml = edited(fixture!("550.xml"), "Exclusive_Process", "Exclusive Process");
+    assert_eq!(
+        modes(fixture!("550.xml")),
+        [exclusive, Some(ComputeMode::Prohibited)]
+    );
+    let xml = edited(
+        fixture!("550.xml"),
+        "Exclusive_Process",
+        "Exclusive Process",
+    );
     assert_eq!(modes(&xml)[0], exclusive);
     assert_eq!(modes(&edited(&xml, "Exclusive Process", "[N/A]"))[0], None);
 }
 
 #[test]
 fn memory_on_a_numa_node_is_known_by_its_addressing_mode() {
-    assert!(read(fixture!("580.xml")).gpus.iter().all(|gpu| gpu.memory_is_numa_node));
-    assert!(read(fixture!("590.xml")).gpus.iter().all(|gpu| !gpu.memory_is_numa_node), "HMM");
+    assert!(
+        read(fixture!("580.xml"))
+            .gpus
+            .iter()
+            .all(|gpu| gpu.memory_is_numa_node)
+    );
+    assert!(
+        read(fixture!("590.xml"))
+            .gpus
+            .iter()
+            .all(|gpu| !gpu.memory_is_numa_node),
+        "HMM"
+    );
 }
 
 #[test]
@@ -126,9 +197,15 @@ fn a_gpu_is_not_mistaken_for_its_mig_devices() {
     assert_eq!(gpus[0].processes.as_ref(), Some(&busy));
     let devices = &gpus[0].mig.as_ref().expect("MIG").devices;
     let ids = |d: &crate::gpu::MigDevice| (d.index, d.gpu_instance_id, d.compute_instance_id);
-    assert_eq!(devices.iter().map(ids).collect::<Vec<_>>(), [(0, Some(1), Some(0)), (1, Some(2), Some(0))]);
+    assert_eq!(
+        devices.iter().map(ids).collect::<Vec<_>>(),
+        [(0, Some(1), Some(0)), (1, Some(2), Some(0))]
+    );
     assert_eq!(devices[0].memory, memory(19968, 3024, 16943));
-    assert_eq!((&devices[0].processes, &devices[1].processes), (&Some(busy), &Some(vec![])));
+    assert_eq!(
+        (&devices[0].processes, &devices[1].processes),
+        (&Some(busy), &Some(vec![]))
+    );
     assert_eq!(devices[0].uuid, None, "no version tells");
     assert_eq!((&gpus[1].mig, &gpus[1].processes), (&None, &Some(vec![])));
 }
@@ -137,32 +214,49 @@ fn a_gpu_is_not_mistaken_for_its_mig_devices() {
 fn a_process_that_may_be_on_any_mig_device_leaves_all_their_lists_unknown() {
     let lists = |xml: &[u8]| -> Vec<_> {
         let mig = read(xml).gpus.swap_remove(0).mig.expect("MIG");
-        mig.devices.into_iter().map(|device| device.processes.map(|list| list.len())).collect()
+        mig.devices
+            .into_iter()
+            .map(|device| device.processes.map(|list| list.len()))
+            .collect()
     };
-    let row =
-        "<gpu_instance_id>1</gpu_instance_id>\n\t\t\t\t<compute_instance_id>0</compute_instance_id>\n\t\t\t\t<pid>";
+    let row = "<gpu_instance_id>1</gpu_instance_id>\n\t\t\t\t<compute_instance_id>0</compute_instance_id>\n\t\t\t\t<pid>";
     let with = |gi, ci| {
-        let ids =
-            format!("<gpu_instance_id>{gi}</gpu_instance_id><compute_instance_id>{ci}</compute_instance_id><pid>");
+        let ids = format!(
+            "<gpu_instance_id>{gi}</gpu_instance_id><compute_instance_id>{ci}</compute_instance_id><pid>"
+        );
         lists(&edited(fixture!("mig.xml"), row, &ids))
     };
     assert_eq!(with("2", "0"), [Some(0), Some(1)]);
     assert_eq!(with("N/A", "N/A"), [None, None]);
     assert_eq!(with("1", "N/A"), [None, Some(0)]);
-    assert_eq!(with("7", "0"), [None, None], "on a device that is not there");
+    assert_eq!(
+        with("7", "0"),
+        [None, None],
+        "on a device that is not there"
+    );
 }
 
 #[test]
 fn a_mig_gpu_that_may_not_be_asked_is_unknown_but_its_device_is_read() {
     let gpu = read(fixture!("mig-460-container.xml")).gpus.remove(0);
-    assert_eq!((gpu.memory, gpu.processes, gpu.state), (Memory::default(), None, None));
+    assert_eq!(
+        (gpu.memory, gpu.processes, gpu.state),
+        (Memory::default(), None, None)
+    );
     let device = &gpu.mig.expect("MIG").devices[0];
-    assert_eq!((device.memory, &device.processes), (memory(4864, 3, 4861), &None));
+    assert_eq!(
+        (device.memory, &device.processes),
+        (memory(4864, 3, 4861), &None)
+    );
 }
 
 #[test]
 fn mig_without_devices_is_still_mig() {
-    let xml = edited(fixture!("590.xml"), "<current_mig>N/A", "<current_mig>Enabled");
+    let xml = edited(
+        fixture!("590.xml"),
+        "<current_mig>N/A",
+        "<current_mig>Enabled",
+    );
     assert_eq!(read(&xml).gpus[0].mig, Some(Mig::default()));
 }
 
@@ -170,17 +264,35 @@ fn mig_without_devices_is_still_mig() {
 fn mig_devices_without_numbers_are_counted() {
     let xml = edited(fixture!("mig.xml"), "<index>1</index>", "<index>0</index>");
     let devices = read(&xml).gpus.swap_remove(0).mig.expect("MIG").devices;
-    assert_eq!(devices.iter().map(|device| device.index).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(
+        devices
+            .iter()
+            .map(|device| device.index)
+            .collect::<Vec<_>>(),
+        [0, 1]
+    );
 }
 
 #[test]
 fn what_may_not_be_read_is_unknown_never_zero() {
     let gpus = read(fixture!("permissions.xml")).gpus;
-    assert_eq!((&gpus[0].processes, gpus[0].utilization), (&None, Utilization::default()));
+    assert_eq!(
+        (&gpus[0].processes, gpus[0].utilization),
+        (&None, Utilization::default())
+    );
     assert_eq!(gpus[1].utilization, Utilization::default());
-    assert_eq!(gpus[1].state, None, "an error in one metric does not make it unusable");
-    let unnamed =
-        |pid| Process { pid, kind: ProcessKind::Compute, user: None, command: None, used_memory: None, started: None };
+    assert_eq!(
+        gpus[1].state, None,
+        "an error in one metric does not make it unusable"
+    );
+    let unnamed = |pid| Process {
+        pid,
+        kind: ProcessKind::Compute,
+        user: None,
+        command: None,
+        used_memory: None,
+        started: None,
+    };
     assert_eq!(gpus[1].processes, Some(vec![unnamed(8125), unnamed(8126)]));
 }
 
@@ -203,14 +315,34 @@ fn every_token_for_an_absent_value_is_unknown() {
         "65720",
     ];
     for token in tokens {
-        let xml = edited(fixture!("590.xml"), "<used>65720 MiB</used>", &format!("<used>{token}</used>"));
+        let xml = edited(
+            fixture!("590.xml"),
+            "<used>65720 MiB</used>",
+            &format!("<used>{token}</used>"),
+        );
         assert_eq!(read(&xml).gpus[0].memory.used, None, "{token:?}");
-        let xml = edited(fixture!("590.xml"), "<used_memory>65710 MiB<", &format!("<used_memory>{token}<"));
-        assert_eq!(read(&xml).gpus[0].processes.as_ref().expect("a list")[0].used_memory, None, "{token:?}");
-        let xml = edited(fixture!("590.xml"), "<gpu_util>0 %<", &format!("<gpu_util>{token}<"));
+        let xml = edited(
+            fixture!("590.xml"),
+            "<used_memory>65710 MiB<",
+            &format!("<used_memory>{token}<"),
+        );
+        assert_eq!(
+            read(&xml).gpus[0].processes.as_ref().expect("a list")[0].used_memory,
+            None,
+            "{token:?}"
+        );
+        let xml = edited(
+            fixture!("590.xml"),
+            "<gpu_util>0 %<",
+            &format!("<gpu_util>{token}<"),
+        );
         assert_eq!(read(&xml).gpus[0].utilization.gpu, None, "{token:?}");
         if token.parse::<u32>().is_err() {
-            let xml = edited(fixture!("590.xml"), "<pid>116860<", &format!("<pid>{token}<"));
+            let xml = edited(
+                fixture!("590.xml"),
+                "<pid>116860<",
+                &format!("<pid>{token}<"),
+            );
             assert_eq!(read(&xml).gpus[0].processes, None, "{token:?}");
         }
     }
@@ -218,25 +350,76 @@ fn every_token_for_an_absent_value_is_unknown() {
 
 #[test]
 fn a_list_is_unknown_unless_all_of_it_is_understood() {
-    let list = |from: &str, to: &str| read(&edited(fixture!("590.xml"), from, to)).gpus.remove(0).processes;
+    let list = |from: &str, to: &str| {
+        read(&edited(fixture!("590.xml"), from, to))
+            .gpus
+            .remove(0)
+            .processes
+    };
     assert_eq!(list("<pid>116860</pid>", ""), None, "no pid");
-    assert_eq!(list("<pid>116860</pid>", "<pid>0</pid>"), None, "no process has that pid");
-    assert_eq!(list("<pid>116860</pid>", "<pid>1</pid><pid>2</pid>"), None, "two pids");
-    assert_eq!(list("<processes>", "<processes>N/A"), None, "text beside it");
-    assert_eq!(list("<processes>", "<processes><what/>"), None, "an unknown element in it");
-    assert_eq!(list("<processes>", "<processes/><processes>"), None, "two lists");
-    assert_eq!(list("<process_info>", "<process_info>?"), None, "text beside the values");
+    assert_eq!(
+        list("<pid>116860</pid>", "<pid>0</pid>"),
+        None,
+        "no process has that pid"
+    );
+    assert_eq!(
+        list("<pid>116860</pid>", "<pid>1</pid><pid>2</pid>"),
+        None,
+        "two pids"
+    );
+    assert_eq!(
+        list("<processes>", "<processes>N/A"),
+        None,
+        "text beside it"
+    );
+    assert_eq!(
+        list("<processes>", "<processes><what/>"),
+        None,
+        "an unknown element in it"
+    );
+    assert_eq!(
+        list("<processes>", "<processes/><processes>"),
+        None,
+        "two lists"
+    );
+    assert_eq!(
+        list("<process_info>", "<process_info>?"),
+        None,
+        "text beside the values"
+    );
     let other = edited(fixture!("590.xml"), "<process_info>", "<other_info>");
     let other = edited(&other, "</process_info>", "</other_info>");
-    assert_eq!(read(&other).gpus[0].processes, None, "a process by another name");
+    assert_eq!(
+        read(&other).gpus[0].processes,
+        None,
+        "a process by another name"
+    );
     let start = "<processes>\n\t\t\t<process_info>";
-    assert_eq!(list(start, "<no/><processes>\n\t\t\t<process_info>").map(|list| list.len()), Some(1));
+    assert_eq!(
+        list(start, "<no/><processes>\n\t\t\t<process_info>").map(|list| list.len()),
+        Some(1)
+    );
     let idle = fixture!("inforom.xml");
-    let list = |to: &str| read(&edited(idle, "<processes>\n\t\t</processes>", to)).gpus.remove(0).processes;
+    let list = |to: &str| {
+        read(&edited(idle, "<processes>\n\t\t</processes>", to))
+            .gpus
+            .remove(0)
+            .processes
+    };
     assert_eq!(list("<processes></processes>"), Some(vec![]));
     assert_eq!(list("<processes/>"), Some(vec![]));
-    for text in ["N/A", "None", "[Not Supported]", "Insufficient Permissions", "[Insufficient Permissions]"] {
-        assert_eq!(list(&format!("<processes>{text}</processes>")), None, "{text}");
+    for text in [
+        "N/A",
+        "None",
+        "[Not Supported]",
+        "Insufficient Permissions",
+        "[Insufficient Permissions]",
+    ] {
+        assert_eq!(
+            list(&format!("<processes>{text}</processes>")),
+            None,
+            "{text}"
+        );
     }
     assert_eq!(list(""), None, "no list at all");
 }
@@ -246,12 +429,18 @@ fn a_lost_gpu_is_unavailable_and_the_others_serve() {
     let gpus = read(fixture!("lost.xml")).gpus;
     let states: Vec<_> = gpus.iter().map(|gpu| gpu.state).collect();
     assert_eq!(states, [None, Some(State::Unavailable), None]);
-    assert_eq!(gpus.iter().map(|gpu| gpu.index).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        gpus.iter().map(|gpu| gpu.index).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
     // nvidia-smi prints an empty list for it.
     assert_eq!(gpus[1].processes, None);
     assert_eq!(gpus[1].memory, Memory::default());
     let reason = gpus[1].reason.as_deref().expect("a reason");
-    assert!(reason.contains("lost") && reason.contains("reboot"), "{reason}");
+    assert!(
+        reason.contains("lost") && reason.contains("reboot"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -259,16 +448,32 @@ fn what_makes_a_gpu_unusable_says_what_helps() {
     let state = |xml: &[u8], from: &str, to: &str| {
         let gpu = read(&edited(xml, from, to)).gpus.remove(0);
         assert_eq!(gpu.state.is_some(), gpu.reason.is_some());
-        assert!(gpu.state.is_none() || gpu.processes.is_none(), "what it runs is unknown");
+        assert!(
+            gpu.state.is_none() || gpu.processes.is_none(),
+            "what it runs is unknown"
+        );
         gpu.reason.unwrap_or_default()
     };
     let new = fixture!("590.xml");
     let action = "<gpu_recovery_action>None<";
     assert!(state(new, action, "<gpu_recovery_action>Reset<").contains("--gpu-reset"));
     assert!(state(new, action, "<gpu_recovery_action>Reboot<").contains("reboot"));
-    assert_eq!(state(new, action, "<gpu_recovery_action>Drain and Reset<"), "", "it works until then");
-    assert!(state(fixture!("535.xml"), "<reset_required>No<", "<reset_required>Yes<").contains("--gpu-reset"));
-    assert!(state(new, "<gpu_temp>36 C<", "<gpu_temp>[GPU requires reset]<").contains("--gpu-reset"));
+    assert_eq!(
+        state(new, action, "<gpu_recovery_action>Drain and Reset<"),
+        "",
+        "it works until then"
+    );
+    assert!(
+        state(
+            fixture!("535.xml"),
+            "<reset_required>No<",
+            "<reset_required>Yes<"
+        )
+        .contains("--gpu-reset")
+    );
+    assert!(
+        state(new, "<gpu_temp>36 C<", "<gpu_temp>[GPU requires reset]<").contains("--gpu-reset")
+    );
     assert!(state(new, "<gpu_temp>36 C<", "<gpu_temp>[GPU is lost]<").contains("lost"));
     assert!(state(new, "<total>97887 MiB<", "<total>[Unknown Error]<").contains("Unknown Error"));
     assert!(state(new, "<total>97887 MiB<", "<total>ERR!<").contains("reset it or reboot"));
@@ -277,20 +482,40 @@ fn what_makes_a_gpu_unusable_says_what_helps() {
     assert!(state(new, uuid, "<uuid>[Insufficient Permissions]<").contains("not permitted"));
     // What a process calls itself proves nothing.
     assert_eq!(state(new, "/opt/llama/bin/llama-server", "GPU is lost"), "");
-    assert_eq!(state(new, "<gpu_temp>36 C<", "<gpu_temp>ERR!<"), "", "a sensor");
+    assert_eq!(
+        state(new, "<gpu_temp>36 C<", "<gpu_temp>ERR!<"),
+        "",
+        "a sensor"
+    );
 }
 
 #[test]
 fn a_lost_gpu_takes_its_mig_devices_with_it() {
-    let gpu = read(&edited(fixture!("mig.xml"), "<gpu_temp>36 C<", "<gpu_temp>GPU is lost<")).gpus.remove(0);
+    let gpu = read(&edited(
+        fixture!("mig.xml"),
+        "<gpu_temp>36 C<",
+        "<gpu_temp>GPU is lost<",
+    ))
+    .gpus
+    .remove(0);
     for device in gpu.mig.expect("MIG").devices {
-        assert_eq!((device.state, device.processes), (Some(State::Unavailable), None));
+        assert_eq!(
+            (device.state, device.processes),
+            (Some(State::Unavailable), None)
+        );
     }
 }
 
 #[test]
 fn under_wsl_only_a_computing_process_makes_a_list_known() {
-    assert_eq!(read(fixture!("wsl.xml")).gpus.iter().filter(|gpu| gpu.processes.is_some()).count(), 0);
+    assert_eq!(
+        read(fixture!("wsl.xml"))
+            .gpus
+            .iter()
+            .filter(|gpu| gpu.processes.is_some())
+            .count(),
+        0
+    );
     let gpus = read(&edited(fixture!("wsl.xml"), "<type>G<", "<type>C<")).gpus;
     assert_eq!(gpus.iter().filter(|gpu| gpu.processes.is_some()).count(), 1);
 }
@@ -298,7 +523,11 @@ fn under_wsl_only_a_computing_process_makes_a_list_known() {
 #[test]
 fn a_warning_around_the_document_is_passed_over() {
     assert_eq!(read(fixture!("inforom.xml")).gpus.len(), 1);
-    let before = [b"WARNING: infoROM is corrupted at gpu 0000:00:1E.0\n", fixture!("inforom.xml")].concat();
+    let before = [
+        b"WARNING: infoROM is corrupted at gpu 0000:00:1E.0\n",
+        fixture!("inforom.xml"),
+    ]
+    .concat();
     assert_eq!(read(&before).gpus.len(), 1);
 }
 
@@ -310,32 +539,65 @@ fn a_machine_without_gpus_is_empty() {
 #[test]
 fn a_gpu_that_is_counted_but_not_described_is_an_error() {
     for count in ["1", "3", "0", "N/A", "", "-2"] {
-        let xml = edited(fixture!("418.xml"), "<attached_gpus>2<", &format!("<attached_gpus>{count}<"));
+        let xml = edited(
+            fixture!("418.xml"),
+            "<attached_gpus>2<",
+            &format!("<attached_gpus>{count}<"),
+        );
         assert!(parse(&xml).is_err(), "{count:?}");
     }
-    let error = parse(&edited(fixture!("418.xml"), "<attached_gpus>2<", "<attached_gpus>3<"));
-    assert!(error.is_err_and(|error| error.contains("3 GPUs but describes 2") && error.contains("reboot")));
+    let error = parse(&edited(
+        fixture!("418.xml"),
+        "<attached_gpus>2<",
+        "<attached_gpus>3<",
+    ));
+    assert!(
+        error.is_err_and(
+            |error| error.contains("3 GPUs but describes 2") && error.contains("reboot")
+        )
+    );
 }
 
 #[test]
 fn indices_follow_the_pci_bus() {
-    let xml = edited(fixture!("418.xml"), "<pci_bus_id>00000000:17:00.0<", "<pci_bus_id>00010000:17:00.0<");
+    let xml = edited(
+        fixture!("418.xml"),
+        "<pci_bus_id>00000000:17:00.0<",
+        "<pci_bus_id>00010000:17:00.0<",
+    );
     let gpus = read(&xml).gpus;
     assert_eq!(gpus[0].pci_bus_id.as_deref(), Some("00000000:65:00.0"));
     assert_eq!(gpus[1].pci_bus_id.as_deref(), Some("00010000:17:00.0"));
     assert_eq!((gpus[0].index, gpus[1].index), (0, 1));
     // Without it the attribute serves; without either, the order of the document.
     let xml = edited(&xml, "<pci_bus_id>00010000:17:00.0<", "<pci_bus_id>N/A<");
-    assert_eq!(read(&xml).gpus[0].pci_bus_id.as_deref(), Some("00000000:17:00.0"));
-    let xml = edited(&edited(&xml, " id=\"00000000:17:00.0\"", ""), "00000000:65:00.0", "00000000:01:00.0");
+    assert_eq!(
+        read(&xml).gpus[0].pci_bus_id.as_deref(),
+        Some("00000000:17:00.0")
+    );
+    let xml = edited(
+        &edited(&xml, " id=\"00000000:17:00.0\"", ""),
+        "00000000:65:00.0",
+        "00000000:01:00.0",
+    );
     let gpus = read(&xml).gpus;
-    assert_eq!((gpus[0].pci_bus_id.as_deref(), gpus[0].name.as_deref()), (None, Some("Tesla V100-PCIE-16GB")));
+    assert_eq!(
+        (gpus[0].pci_bus_id.as_deref(), gpus[0].name.as_deref()),
+        (None, Some("Tesla V100-PCIE-16GB"))
+    );
 }
 
 #[test]
 fn names_that_are_not_xml_are_read() {
-    let processes = read(fixture!("raw-names.xml")).gpus.remove(0).processes.expect("a list");
-    let names: Vec<_> = processes.iter().map(|process| (process.pid, process.command.as_deref())).collect();
+    let processes = read(fixture!("raw-names.xml"))
+        .gpus
+        .remove(0)
+        .processes
+        .expect("a list");
+    let names: Vec<_> = processes
+        .iter()
+        .map(|process| (process.pid, process.command.as_deref()))
+        .collect();
     let expected = [
         (101, Some("\u{FFFD}\u{FFFD}\u{1}\u{FFFD}")),
         (102, Some("sh -c a && b < c > d; echo \"&\"")),
@@ -365,7 +627,10 @@ fn a_name_that_imitates_the_document_cannot_free_the_gpu() {
         let xml = edited(fixture!("590.xml"), "/opt/llama/bin/llama-server", name);
         if let Ok(snapshot) = parse(&xml) {
             let list = snapshot.gpus[0].processes.as_ref();
-            assert!(list.is_none_or(|list| list.iter().any(|process| process.pid == 116_860)), "{name}");
+            assert!(
+                list.is_none_or(|list| list.iter().any(|process| process.pid == 116_860)),
+                "{name}"
+            );
         }
     }
 }
@@ -376,7 +641,10 @@ fn what_nvidia_smi_does_not_write_is_refused() {
         ("<processes>", "<processes><!-- -->"),
         ("<pci>", "<pci><![CDATA[x]]>"),
         ("<pci>", "<pci><?x?>"),
-        ("</nvidia_smi_log>", "</nvidia_smi_log><nvidia_smi_log></nvidia_smi_log>"),
+        (
+            "</nvidia_smi_log>",
+            "</nvidia_smi_log><nvidia_smi_log></nvidia_smi_log>",
+        ),
         ("<pci>", "<pci>&lol;"),
         ("<nvidia_smi_log>", "<nvidia_smi_logs>"),
         ("</gpu>", ""),
@@ -384,9 +652,18 @@ fn what_nvidia_smi_does_not_write_is_refused() {
         ("<processes>", "<processes/>/processes><processes>"),
         ("<driver_version>", "driver_version><driver_version>"),
     ] {
-        assert!(parse(&edited(fixture!("590.xml"), from, to)).is_err(), "{from} to {to}");
+        assert!(
+            parse(&edited(fixture!("590.xml"), from, to)).is_err(),
+            "{from} to {to}"
+        );
     }
-    for text in ["", "No devices were found\n", "<html></html>", "<nvidia_smi_log/>", "\u{FEFF}"] {
+    for text in [
+        "",
+        "No devices were found\n",
+        "<html></html>",
+        "<nvidia_smi_log/>",
+        "\u{FEFF}",
+    ] {
         assert!(parse(text.as_bytes()).is_err(), "{text:?}");
     }
     let deep = format!("<nvidia_smi_log>{}", "<a>".repeat(1_000_000));
@@ -398,14 +675,22 @@ fn a_document_type_with_entities_is_not_read() {
     let dtd = "<!DOCTYPE nvidia_smi_log [<!ENTITY x SYSTEM \"file:///etc/passwd\">]>";
     let plain = "<!DOCTYPE nvidia_smi_log SYSTEM \"nvsmi_device_v13.dtd\">";
     assert!(parse(&edited(fixture!("590.xml"), plain, dtd)).is_ok());
-    let xml = edited(&edited(fixture!("590.xml"), plain, dtd), "<serial>N/A", "<serial>&x;");
+    let xml = edited(
+        &edited(fixture!("590.xml"), plain, dtd),
+        "<serial>N/A",
+        "<serial>&x;",
+    );
     assert!(parse(&xml).is_err());
 }
 
 #[test]
 fn a_document_cut_off_anywhere_is_an_error() {
     for (name, xml) in ALL {
-        let end = xml.windows(17).rposition(|window| window == b"</nvidia_smi_log>").expect("an end") + 16;
+        let end = xml
+            .windows(17)
+            .rposition(|window| window == b"</nvidia_smi_log>")
+            .expect("an end")
+            + 16;
         // Every byte of the short ones; of the others every seventh, and all of the last two hundred.
         let step = if xml.len() < 3500 { 1 } else { 7 };
         for at in (0..=end).step_by(step).chain(end.saturating_sub(200)..=end) {
@@ -421,18 +706,40 @@ fn values_are_read_with_their_units() {
     assert_eq!(bytes("2 GiB"), Some(2 << 30));
     assert_eq!(bytes("12 B"), Some(12));
     assert_eq!(bytes("14 MB"), Some(14 << 20));
-    for text in ["", "12", "MiB", "1.5 GiB", "-1 MiB", "12 W", "18446744073709551615 KiB", "N/A"] {
+    for text in [
+        "",
+        "12",
+        "MiB",
+        "1.5 GiB",
+        "-1 MiB",
+        "12 W",
+        "18446744073709551615 KiB",
+        "N/A",
+    ] {
         assert_eq!(bytes(text), None, "{text}");
     }
-    assert_eq!((percent("35 %"), percent("100%"), percent("0 %")), (Some(35), Some(100), Some(0)));
+    assert_eq!(
+        (percent("35 %"), percent("100%"), percent("0 %")),
+        (Some(35), Some(100), Some(0))
+    );
     for text in ["", "%", "101 %", "-1 %", "35", "N/A"] {
         assert_eq!(percent(text), None, "{text}");
     }
     assert_eq!(pci_id("0000:3b:00.0").as_deref(), Some("00000000:3B:00.0"));
-    assert_eq!(pci_id("00010000:FF:1f.7").as_deref(), Some("00010000:FF:1F.7"));
-    for text in
-        ["", "3b:00.0", "0000:3b:00", "0000:100:00.0", "0000:+1:00.0", "x:y:z.0", "1FFFFFFFF:00:00.0", "0:0:0.10"]
-    {
+    assert_eq!(
+        pci_id("00010000:FF:1f.7").as_deref(),
+        Some("00010000:FF:1F.7")
+    );
+    for text in [
+        "",
+        "3b:00.0",
+        "0000:3b:00",
+        "0000:100:00.0",
+        "0000:+1:00.0",
+        "x:y:z.0",
+        "1FFFFFFFF:00:00.0",
+        "0:0:0.10",
+    ] {
         assert_eq!(pci_id(text), None, "{text}");
     }
 }
@@ -447,13 +754,31 @@ fn mig_devices_are_listed_with_their_uuids() {
     };
     let gpu = "GPU-88888888-1111-2222-3333-444455556666";
     let expected = [
-        device(gpu, 0, "MIG-feb88891-0321-5fef-9c87-d4af3b542500", "3g.20gb"),
-        device(gpu, 1, "MIG-a25704ba-3a06-5299-a795-fd7cf4d13900", "3g.20gb"),
+        device(
+            gpu,
+            0,
+            "MIG-feb88891-0321-5fef-9c87-d4af3b542500",
+            "3g.20gb",
+        ),
+        device(
+            gpu,
+            1,
+            "MIG-a25704ba-3a06-5299-a795-fd7cf4d13900",
+            "3g.20gb",
+        ),
     ];
     assert_eq!(parse_list(fixture!("list.txt")), expected);
     let gpu = "GPU-eeeeeeee-1111-2222-3333-444455556666";
-    assert_eq!(parse_list(fixture!("list-460.txt")), [device(gpu, 0, &format!("MIG-{gpu}/10/0"), "1g.5gb")]);
-    for text in ["", "No devices were found", "  MIG 1g.5gb Device 0: (UUID: MIG-x)", "GPU 0: x\n MIG a Device b: c"] {
+    assert_eq!(
+        parse_list(fixture!("list-460.txt")),
+        [device(gpu, 0, &format!("MIG-{gpu}/10/0"), "1g.5gb")]
+    );
+    for text in [
+        "",
+        "No devices were found",
+        "  MIG 1g.5gb Device 0: (UUID: MIG-x)",
+        "GPU 0: x\n MIG a Device b: c",
+    ] {
         assert_eq!(parse_list(text.as_bytes()), [], "{text}");
     }
     // A GPU without a UUID must not lend its devices to the one before.
@@ -465,10 +790,16 @@ fn mig_devices_are_listed_with_their_uuids() {
 fn idle(snapshot: &Snapshot) -> usize {
     let gpus = snapshot.gpus.iter();
     let lists = gpus.flat_map(|gpu| {
-        let devices = gpu.mig.iter().flat_map(|mig| &mig.devices).map(|device| &device.processes);
+        let devices = gpu
+            .mig
+            .iter()
+            .flat_map(|mig| &mig.devices)
+            .map(|device| &device.processes);
         devices.chain([&gpu.processes])
     });
-    lists.filter(|list| list.as_ref().is_some_and(Vec::is_empty)).count()
+    lists
+        .filter(|list| list.as_ref().is_some_and(Vec::is_empty))
+        .count()
 }
 
 /// The fixtures in which every list is known from its element alone. Elsewhere a list is unknown because of what
@@ -525,7 +856,10 @@ fn debris() -> impl Strategy<Value = Vec<u8>> {
         "1",
     ];
     let tags = proptest::collection::vec(proptest::sample::select(tags.to_vec()), 0..3);
-    prop_oneof![tags.prop_map(|tags| tags.concat().into_bytes()), proptest::collection::vec(any::<u8>(), 0..40),]
+    prop_oneof![
+        tags.prop_map(|tags| tags.concat().into_bytes()),
+        proptest::collection::vec(any::<u8>(), 0..40),
+    ]
 }
 
 proptest! {

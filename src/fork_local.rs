@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 /// A value for each process, behind a lock.
-pub(crate) struct PerProcess<T: 'static>(AtomicPtr<Slot<T>>);
+pub(crate) struct ForkLocal<T: 'static>(AtomicPtr<Slot<T>>);
 
 struct Slot<T> {
     /// The process that made it.
@@ -16,7 +16,7 @@ struct Slot<T> {
     value: Mutex<T>,
 }
 
-impl<T: Default + Send> PerProcess<T> {
+impl<T: Default + Send> ForkLocal<T> {
     pub(crate) const fn new() -> Self {
         Self(AtomicPtr::new(null_mut()))
     }
@@ -29,11 +29,20 @@ impl<T: Default + Send> PerProcess<T> {
             // SAFETY: it is null or came out of a box that was leaked below.
             let known: Option<&'static Slot<T>> = unsafe { slot.as_ref() };
             if let Some(known) = known.filter(|known| known.pid == pid) {
-                return known.value.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                return known
+                    .value
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
             }
             // What the parent had is left as it is: a lock cannot be told from one that will be opened.
-            let fresh = Box::into_raw(Box::new(Slot { pid, value: Mutex::new(T::default()) }));
-            slot = match self.0.compare_exchange(slot, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            let fresh = Box::into_raw(Box::new(Slot {
+                pid,
+                value: Mutex::new(T::default()),
+            }));
+            slot = match self
+                .0
+                .compare_exchange(slot, fresh, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => fresh,
                 Err(other) => {
                     // SAFETY: nobody else has seen it.
@@ -49,7 +58,7 @@ impl<T: Default + Send> PerProcess<T> {
 mod tests {
     use super::*;
 
-    static NUMBERS: PerProcess<Vec<u32>> = PerProcess::new();
+    static NUMBERS: ForkLocal<Vec<u32>> = ForkLocal::new();
 
     #[test]
     fn it_is_one_value_within_a_process_and_another_one_in_a_forked_child() {
@@ -58,10 +67,15 @@ mod tests {
         assert_eq!(*NUMBERS.lock(), [1, 2]);
         // As a child sees it: made by another process, and locked.
         let slot = NUMBERS.0.load(Ordering::Acquire);
-        let theirs = Slot { pid: std::process::id() + 1, value: Mutex::new(vec![3]) };
+        let theirs = Slot {
+            pid: std::process::id() + 1,
+            value: Mutex::new(vec![3]),
+        };
         let theirs: &'static Slot<Vec<u32>> = Box::leak(Box::new(theirs));
         let _locked = theirs.value.lock().expect("nobody else has it");
-        NUMBERS.0.store(std::ptr::from_ref(theirs).cast_mut(), Ordering::Release);
+        NUMBERS
+            .0
+            .store(std::ptr::from_ref(theirs).cast_mut(), Ordering::Release);
         assert!(NUMBERS.lock().is_empty());
         NUMBERS.0.store(slot, Ordering::Release);
     }

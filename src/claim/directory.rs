@@ -1,4 +1,4 @@
-//! The folder of claims: made for everybody, and never trusted for what others put into it.
+//! The directory of claims: made for everybody, and never trusted for what others put into it.
 
 use super::own;
 use crate::proc;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Where the queue of waiters lives, inside the folder.
+/// Where the queue of waiters lives, inside the directory.
 const QUEUE: &str = "queue";
 /// Files that are being written; a name that is not a claim's.
 pub(crate) const UNFINISHED: &str = ".new-";
@@ -21,14 +21,14 @@ pub(super) const HIGH_DESCRIPTOR: i32 = 200;
 /// A writer that has not finished its file in this time was killed between two system calls.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
-/// The folder, open. Not to be shared: a listing moves the descriptor's place in it.
-pub(crate) struct Folder {
+/// The directory, open. Not to be shared: a listing moves the descriptor's place in it.
+pub(crate) struct Directory {
     path: PathBuf,
     directory: Arc<OwnedFd>,
 }
 
-impl Folder {
-    /// Opens the folder, making it, sticky and world-writable, if it is not there.
+impl Directory {
+    /// Opens the directory, making it, sticky and world-writable, if it is not there.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let opened = Self::open_in(CWD, path, path);
         match (&opened, path.parent()) {
@@ -40,7 +40,7 @@ impl Folder {
         }
     }
 
-    /// Opens, or makes, the folder that `name` is in the folder `at`, and that is called `path` from elsewhere.
+    /// Opens, or makes, the directory that `name` is in the directory `at`, and that is called `path` from elsewhere.
     fn open_in(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
         for pause in [2, 20] {
             match Self::try_open(&at, name, path) {
@@ -57,14 +57,26 @@ impl Folder {
     fn try_open(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
         let directory = make_directory(at, name).map_err(|error| {
             let link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
-            let why = if link { "it is a symbolic link".to_owned() } else { error.to_string() };
+            let why = if link {
+                "it is a symbolic link".to_owned()
+            } else {
+                error.to_string()
+            };
             io::Error::new(error.kind(), why)
         })?;
-        rustix::fs::accessat(&directory, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
-        Ok(Self { path: path.to_owned(), directory: Arc::new(directory) })
+        rustix::fs::accessat(
+            &directory,
+            ".",
+            Access::WRITE_OK | Access::EXEC_OK,
+            AtFlags::EACCESS,
+        )?;
+        Ok(Self {
+            path: path.to_owned(),
+            directory: Arc::new(directory),
+        })
     }
 
-    /// Whether the path still leads here: a cleaner may have removed the folder, or somebody moved it.
+    /// Whether the path still leads here: a cleaner may have removed the directory, or somebody moved it.
     pub(super) fn is_current(&self) -> bool {
         let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
         let named = rustix::fs::lstat(&self.path).map(identity);
@@ -79,13 +91,16 @@ impl Folder {
         Ok(())
     }
 
-    /// The folder of the queue, if anybody has waited yet.
+    /// The directory of the queue, if anybody has waited yet.
     pub(super) fn queue(&self) -> io::Result<Self> {
         let directory = rustix::fs::openat(&self.directory, QUEUE, DIRECTORY_FLAGS, Mode::empty())?;
-        Ok(Self { path: self.path.join(QUEUE), directory: Arc::new(directory) })
+        Ok(Self {
+            path: self.path.join(QUEUE),
+            directory: Arc::new(directory),
+        })
     }
 
-    /// The folder of the queue, made if it is not there.
+    /// The directory of the queue, made if it is not there.
     pub(super) fn make_queue(&self) -> io::Result<Self> {
         Self::open_in(&self.directory, Path::new(QUEUE), &self.path.join(QUEUE))
     }
@@ -94,7 +109,7 @@ impl Folder {
         &self.path
     }
 
-    /// Takes the folder's own lock; `None` where somebody else has it.
+    /// Takes the directory's own lock; `None` where somebody else has it.
     pub(super) fn try_lock(&self) -> io::Result<Option<Lock>> {
         match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock(self.directory.clone()))),
@@ -125,8 +140,14 @@ impl Folder {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(&self.directory, &mut buffer);
         while let Some(Ok(entry)) = entries.next() {
-            names
-                .extend(entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
+            names.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .ok()
+                    .filter(|name| !matches!(*name, "." | ".."))
+                    .map(str::to_owned),
+            );
         }
         names
     }
@@ -138,7 +159,7 @@ impl Folder {
 
     /// Opens a file for reading, unless it is a trap: a link, a FIFO, a device.
     pub(super) fn open_file(&self, name: &str) -> Option<File> {
-        proc::open_plain(&self.directory, name)
+        proc::open_regular(&self.directory, name)
     }
 
     pub(super) fn new_name(&self) -> String {
@@ -147,9 +168,15 @@ impl Folder {
 
     /// Makes the unfinished file of `name`, which all may read; returns the path it will have.
     pub(super) fn create(&self, name: &str) -> io::Result<(PathBuf, File)> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let readable = Mode::from_raw_mode(0o644);
-        let file = rustix::fs::openat(&self.directory, format!("{UNFINISHED}{name}"), flags, readable)?;
+        let file = rustix::fs::openat(
+            &self.directory,
+            format!("{UNFINISHED}{name}"),
+            flags,
+            readable,
+        )?;
         // The umask took its share.
         rustix::fs::fchmod(&file, readable)?;
         Ok((self.path.join(name), File::from(file)))
@@ -162,7 +189,12 @@ impl Folder {
 
     fn rename(&self, unfinished: &str, name: &str) -> io::Result<()> {
         let unfinished = format!("{UNFINISHED}{unfinished}");
-        Ok(rustix::fs::renameat(&self.directory, unfinished, &self.directory, name)?)
+        Ok(rustix::fs::renameat(
+            &self.directory,
+            unfinished,
+            &self.directory,
+            name,
+        )?)
     }
 
     /// Removes the unfinished file of `name`.
@@ -196,15 +228,20 @@ impl Folder {
     }
 
     fn remove_if_abandoned(&self, name: &str) {
-        let Ok(stat) = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
+        let Ok(stat) = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            return;
+        };
         let written = UNIX_EPOCH + Duration::from_secs(stat.st_mtime.unsigned_abs());
-        if SystemTime::now().duration_since(written).is_ok_and(|age| age > ABANDONED_AFTER) {
+        if SystemTime::now()
+            .duration_since(written)
+            .is_ok_and(|age| age > ABANDONED_AFTER)
+        {
             self.remove(name);
         }
     }
 }
 
-/// The folder's lock; dropped, it is free, whoever else has the descriptor by a fork.
+/// The directory's lock; dropped, it is free, whoever else has the descriptor by a fork.
 pub struct Lock(Arc<OwnedFd>);
 
 impl Drop for Lock {
@@ -221,12 +258,16 @@ pub(super) fn out_of_the_way(file: File) -> File {
 /// `PID-NANOSECONDS`.
 fn is_claim_name(name: &str) -> bool {
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    name.split_once('-').is_some_and(|(pid, time)| digits(pid) && digits(time))
+    name.split_once('-')
+        .is_some_and(|(pid, time)| digits(pid) && digits(time))
 }
 
-const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
-/// Opens a folder, making it for everybody if it is not there.
+/// Opens a directory, making it for everybody if it is not there.
 fn make_directory(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     match rustix::fs::openat(&at, path, DIRECTORY_FLAGS, Mode::empty()) {
         Err(Errno::NOENT) => {}
@@ -244,12 +285,21 @@ fn make_directory(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
 
 /// Locks a file for this process alone until it ends or closes the file.
 pub(super) fn lock(file: &File) -> io::Result<()> {
-    Ok(rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive)?)
+    Ok(rustix::fs::fcntl_lock(
+        file,
+        FlockOperation::NonBlockingLockExclusive,
+    )?)
 }
 
 /// Whether another process, of whatever namespace, has locked the file.
 pub(super) fn is_locked(file: &File) -> bool {
     use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
-    let whole = Flock { start: 0, length: 0, pid: None, typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set };
+    let whole = Flock {
+        start: 0,
+        length: 0,
+        pid: None,
+        typ: FlockType::WriteLock,
+        offset_type: FlockOffsetType::Set,
+    };
     matches!(fcntl_getlk(file, &whole), Ok(Some(_)))
 }

@@ -1,10 +1,10 @@
 //! The machine as it is shown: what a probe reads, with the claims and all that /proc adds to them.
 
 use crate::acquire::Observer;
-use crate::claim::{Claim, Claims};
+use crate::claim::{Claim, ClaimStore};
 use crate::environment::Environment;
 use crate::gpu::{ClaimInfo, Link, ProcessView, Snapshot, State};
-use crate::ids::{self, Unit};
+use crate::ids::{self, DeviceId};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::{Result, proc};
 use std::path::Path;
@@ -12,24 +12,32 @@ use std::path::Path;
 /// A machine to look at as a whole, once or again and again.
 pub struct Machine {
     probe: Box<dyn Probe>,
-    claims: Option<Claims>,
+    claims: Option<ClaimStore>,
     /// How its GPUs are connected, once that has been asked: it does not change.
     links: Option<Vec<Link>>,
 }
 
 impl Machine {
-    /// Opens the source of its state and the folder of claims; `observer` is told if that folder cannot be used.
+    /// Opens the source of its state and the directory of claims; `observer` is told if that directory cannot be used.
     ///
     /// # Errors
     /// [`NoGpu`](crate::ErrorKind::NoGpu) where no GPU can be read.
-    pub fn open(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Self> {
+    pub fn open(
+        choice: &ProbeChoice,
+        environment: &Environment,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         observer.looking(true, None);
         let probe = probe::open(choice, environment.nvml_library.clone());
         observer.looking(false, None);
         let probe = probe?;
         // To show the machine is to show the claims around this process too.
         let claims = open_claims(&environment.claim_dir, Vec::new(), &*probe, observer);
-        Ok(Self { probe, claims, links: None })
+        Ok(Self {
+            probe,
+            claims,
+            links: None,
+        })
     }
 
     /// The state of all its GPUs with their claims, judged.
@@ -45,7 +53,7 @@ impl Machine {
             if let Some(claims) = &mut self.claims {
                 mark(&mut snapshot, &claims.live());
             }
-            describe(&mut snapshot, Whom::All);
+            describe(&mut snapshot, Scope::All);
         }
         snapshot.judge();
         Ok(snapshot)
@@ -77,27 +85,31 @@ impl Machine {
 ///
 /// # Errors
 /// [`NoGpu`](crate::ErrorKind::NoGpu) where no GPU can be read.
-pub fn status(choice: &ProbeChoice, environment: &Environment, observer: &mut dyn Observer) -> Result<Snapshot> {
+pub fn status(
+    choice: &ProbeChoice,
+    environment: &Environment,
+    observer: &mut dyn Observer,
+) -> Result<Snapshot> {
     Machine::open(choice, environment, observer)?.look(observer)
 }
 
-/// The claims in `folder`; those `around` this process are left out of what it sees.
+/// The claims in `directory`; those `around` this process are left out of what it sees.
 pub(crate) fn open_claims(
-    folder: &Path,
+    directory: &Path,
     around: Vec<String>,
     probe: &dyn Probe,
     observer: &mut dyn Observer,
-) -> Option<Claims> {
+) -> Option<ClaimStore> {
     if !probe.is_live() {
         return None;
     }
-    match Claims::open(folder, around) {
+    match ClaimStore::open(directory, around) {
         Ok(claims) => Some(claims),
         Err(error) => {
-            let folder = folder.display();
+            let directory = directory.display();
             observer.warn(&format!(
-                "'{folder}' cannot be used for claims: {error}; other launches may pick the same GPUs \
-                 (name another folder in AUTOCVD_CLAIM_DIR)"
+                "'{directory}' cannot be used for claims: {error}; other launches may pick the same GPUs \
+                 (name another directory in AUTOCVD_CLAIM_DIR)"
             ));
             None
         }
@@ -110,11 +122,11 @@ pub(crate) fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
     if claims.is_empty() {
         return;
     }
-    for unit in ids::units(snapshot) {
-        let key = unit.key(snapshot);
+    for device in ids::devices(snapshot) {
+        let key = device.key(snapshot);
         let on_it: Vec<ClaimInfo> = claims
             .iter()
-            .filter(|claim| claim.units.contains(&key))
+            .filter(|claim| claim.devices.contains(&key))
             .map(|claim| ClaimInfo {
                 // The shell of a lease may be out of sight.
                 pid: Some(claim.pid).filter(|pid| *pid > 0),
@@ -123,23 +135,26 @@ pub(crate) fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
                 since: Some(claim.since),
             })
             .collect();
-        *claims_of(snapshot, unit) = on_it;
+        *claims_of(snapshot, device) = on_it;
     }
 }
 
 pub(crate) fn forget_claims(snapshot: &mut Snapshot) {
     for gpu in &mut snapshot.gpus {
         gpu.claims.clear();
-        gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices).for_each(|device| device.claims.clear());
+        gpu.mig
+            .iter_mut()
+            .flat_map(|mig| &mut mig.devices)
+            .for_each(|device| device.claims.clear());
         if gpu.state == Some(State::Claimed) {
             gpu.state = None;
         }
     }
 }
 
-fn claims_of(snapshot: &mut Snapshot, unit: Unit) -> &mut Vec<ClaimInfo> {
-    let gpu = &mut snapshot.gpus[unit.gpu];
-    match (unit.mig, &mut gpu.mig) {
+fn claims_of(snapshot: &mut Snapshot, device: DeviceId) -> &mut Vec<ClaimInfo> {
+    let gpu = &mut snapshot.gpus[device.gpu];
+    match (device.mig, &mut gpu.mig) {
         (Some(device), Some(mig)) => &mut mig.devices[device].claims,
         _ => &mut gpu.claims,
     }
@@ -147,33 +162,44 @@ fn claims_of(snapshot: &mut Snapshot, unit: Unit) -> &mut Vec<ClaimInfo> {
 
 /// Whom to describe.
 #[derive(Clone, Copy)]
-pub(crate) enum Whom {
+pub(crate) enum Scope {
     All,
     /// Of the processes on a GPU those that a [`Verdict`] may name.
     Named,
 }
 
 /// Adds what /proc tells of the processes, and the names of users.
-pub(crate) fn describe(snapshot: &mut Snapshot, whom: Whom) {
+pub(crate) fn describe(snapshot: &mut Snapshot, whom: Scope) {
     if snapshot.source == crate::gpu::Source::File {
         return;
     }
     // Before 535.113 a container is told the host's pids, which mean other processes there, or none.
-    let known = snapshot.process_view == ProcessView::Host || driver_major(snapshot).is_some_and(|major| major > 535);
-    for unit in ids::units(snapshot) {
-        for claim in claims_of(snapshot, unit) {
+    let known = snapshot.process_view == ProcessView::Host
+        || driver_major(snapshot).is_some_and(|major| major > 535);
+    for device in ids::devices(snapshot) {
+        for claim in claims_of(snapshot, device) {
             if let Some(uid) = claim.user.as_ref().and_then(|user| user.parse().ok()) {
                 claim.user = Some(proc::user_name(uid));
             }
         }
     }
     for gpu in &mut snapshot.gpus {
-        let parts = gpu.mig.iter_mut().flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
-        for processes in parts.chain([&mut gpu.processes]).flatten().filter(|_| known) {
-            let named = processes.iter().position(|process| process.kind.computes()).unwrap_or(0);
+        let parts = gpu
+            .mig
+            .iter_mut()
+            .flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
+        for processes in parts
+            .chain([&mut gpu.processes])
+            .flatten()
+            .filter(|_| known)
+        {
+            let named = processes
+                .iter()
+                .position(|process| process.kind.computes())
+                .unwrap_or(0);
             let shown = match whom {
-                Whom::All => &mut processes[..],
-                Whom::Named => processes.get_mut(named..=named).unwrap_or_default(),
+                Scope::All => &mut processes[..],
+                Scope::Named => processes.get_mut(named..=named).unwrap_or_default(),
             };
             for process in shown {
                 if let Some(id) = proc::ProcessId::of(process.pid) {
@@ -187,5 +213,11 @@ pub(crate) fn describe(snapshot: &mut Snapshot, whom: Whom) {
 }
 
 fn driver_major(snapshot: &Snapshot) -> Option<u32> {
-    snapshot.driver_version.as_deref()?.split('.').next()?.parse().ok()
+    snapshot
+        .driver_version
+        .as_deref()?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
 }
