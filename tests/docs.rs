@@ -69,7 +69,11 @@ fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for directory in [root.to_path_buf(), root.join("docs")] {
         let entries = fs::read_dir(&directory).expect("a directory of the repository");
-        found.extend(entries.map(|entry| entry.expect("an entry").path()).filter(markdown));
+        found.extend(
+            entries
+                .map(|entry| entry.expect("an entry").path())
+                .filter(markdown),
+        );
     }
     found.sort();
     found
@@ -85,7 +89,11 @@ fn read(document: &Path) -> String {
 }
 
 fn name(document: &Path) -> String {
-    document.strip_prefix(root()).expect("a path of the repository").display().to_string()
+    document
+        .strip_prefix(root())
+        .expect("a path of the repository")
+        .display()
+        .to_string()
 }
 
 fn blocks(document: &Path) -> Vec<Block> {
@@ -111,27 +119,47 @@ fn blocks(document: &Path) -> Vec<Block> {
     found
 }
 
-/// The lines of a document outside its blocks, without `code`.
-fn prose(document: &Path) -> String {
+/// The lines of a document outside its blocks.
+fn lines(document: &Path) -> Vec<String> {
     let mut open = false;
-    let mut prose = String::new();
+    let mut outside = Vec::new();
     for line in read(document).lines() {
         if line.trim_start().starts_with("```") {
             open = !open;
         } else if !open {
-            let outside_code = line.split('`').step_by(2);
-            outside_code.for_each(|part| prose.push_str(part));
-            prose.push('\n');
+            outside.push(line.to_owned());
         }
     }
-    prose
+    outside
+}
+
+/// The `code` in the lines of a document.
+fn code_words(document: &Path) -> Vec<String> {
+    let lines = lines(document);
+    lines
+        .iter()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The lines of a document without `code`.
+fn prose(document: &Path) -> String {
+    let lines = lines(document);
+    let parts = lines
+        .iter()
+        .flat_map(|line| line.split('`').step_by(2).chain(["\n"]));
+    parts.collect()
 }
 
 /// The targets of `[text](target)` and `![text](target)`.
 fn links(document: &Path) -> Vec<String> {
     let prose = prose(document);
     let after = prose.split("](").skip(1);
-    after.filter_map(|rest| rest.split_once(')')).map(|(target, _)| target.to_owned()).collect()
+    after
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(target, _)| target.to_owned())
+        .collect()
 }
 
 /// The anchors of a document's headings, as GitHub makes them.
@@ -145,7 +173,9 @@ fn anchors(document: &Path) -> BTreeSet<String> {
         let title = line.trim_start_matches('#');
         if !open && line.starts_with('#') && title.starts_with(' ') {
             let kept = title.trim().to_lowercase();
-            let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            let kept = kept
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
             anchors.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
         }
     }
@@ -163,7 +193,10 @@ fn links_between_the_documents_lead_somewhere() {
             let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
             let target = match path {
                 "" => document.clone(),
-                path => document.parent().expect("a file is in a directory").join(path),
+                path => document
+                    .parent()
+                    .expect("a file is in a directory")
+                    .join(path),
             };
             let leads = target.exists() && (anchor.is_empty() || anchors(&target).contains(anchor));
             if !leads {
@@ -181,27 +214,56 @@ fn every_guide_can_be_reached_from_the_readme() {
     while let Some(document) = next.pop() {
         for link in links(&document) {
             let path = link.split('#').next().unwrap_or_default();
-            let target = document.parent().expect("a file is in a directory").join(path);
-            let Ok(target) = target.canonicalize() else { continue };
-            let is_document = target.extension().is_some_and(|extension| extension == "md");
+            let target = document
+                .parent()
+                .expect("a file is in a directory")
+                .join(path);
+            let Ok(target) = target.canonicalize() else {
+                continue;
+            };
+            let is_document = target
+                .extension()
+                .is_some_and(|extension| extension == "md");
             if is_document && seen.insert(target.clone()) {
                 next.push(target);
             }
         }
     }
-    let lost: Vec<_> = documents().into_iter().filter(|path| !seen.contains(path)).collect();
+    let lost: Vec<_> = documents()
+        .into_iter()
+        .filter(|path| !seen.contains(path))
+        .collect();
     assert!(lost.is_empty(), "no link leads to {lost:?}");
 }
 
+/// Where the documents say that something lives.
+const DIRECTORIES: [&str; 9] = [
+    ".ci/",
+    "benches/",
+    "docs/",
+    "examples/",
+    "packaging/",
+    "python/",
+    "schema/",
+    "src/",
+    "tests/",
+];
+
 #[test]
-fn the_contract_names_test_files_that_exist() {
-    let contract = read(&root().join("docs/contract.md"));
-    let named = contract.split('`').skip(1).step_by(2).filter(|word| {
-        let is_path = word.starts_with("tests/") || word.starts_with("python/tests/");
-        is_path && !word.contains(' ')
-    });
-    let missing: Vec<_> = named.filter(|path| !root().join(path).exists()).collect();
-    assert!(missing.is_empty(), "no such files: {missing:?}");
+fn the_documents_name_files_that_exist() {
+    let mut missing = String::new();
+    for document in documents() {
+        for name_of_file in code_words(&document) {
+            let is_path = DIRECTORIES
+                .iter()
+                .any(|directory| name_of_file.starts_with(directory))
+                && !name_of_file.contains([' ', '*', '…', '<']);
+            if is_path && !root().join(&name_of_file).exists() {
+                writeln!(missing, "{}: {name_of_file}", name(&document)).expect("a string");
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such files:\n{missing}");
 }
 
 /// `autocvd` at PyPI is another project's package.
@@ -210,7 +272,11 @@ fn no_text_sends_a_user_to_another_projects_package() {
     for document in documents() {
         for block in blocks(&document) {
             let sends = block.text.contains("pip install autocvd");
-            assert!(!sends, "{}: `pip install autocvd` gets another package", block.place);
+            assert!(
+                !sends,
+                "{}: `pip install autocvd` gets another package",
+                block.place
+            );
         }
     }
 }
@@ -248,14 +314,49 @@ fn the_shell_blocks_of_the_documents_run() {
         }
     }
     assert!(failures.is_empty(), "blocks that fail:\n{failures}");
-    assert!(only_read <= 8, "{only_read} blocks are marked not-run: run what can be run");
+    assert!(
+        only_read <= 8,
+        "{only_read} blocks are marked not-run: run what can be run"
+    );
+}
+
+/// The line for the profile, as README.md has it.
+#[test]
+fn with_the_line_for_the_profile_a_shell_in_which_autocvd_cannot_run_shows_no_gpu() {
+    let readme = read(&root().join("README.md"));
+    let line = readme
+        .lines()
+        .find(|line| line.contains("${CUDA_VISIBLE_DEVICES-}"));
+    let line = line.expect("README.md has the line");
+    for shell in ["bash", "dash", "zsh", "ksh", "mksh", "busybox"] {
+        if !is_installed(shell) {
+            skip(&format!("{shell} is not installed"));
+            continue;
+        }
+        let machine = machine();
+        let shown = |script: &str| run(&mut machine.shell(shell, &format!("{line}\n{script}")));
+        let show = r#"sh -c 'echo "[$CUDA_VISIBLE_DEVICES]"'"#;
+        // Not on PATH, and ended before it could print.
+        for missing in ["not-on-path", "killed"] {
+            let script = format!("killed() {{ sh -c 'kill -9 $$'; }}\neval $({missing}) sh show\n");
+            let script = format!("cd \"$HOME\"; cat >show <<'END'\n{show}\nEND\n{script}");
+            let outcome = shown(&script);
+            assert_eq!(outcome.stdout, "[]\n", "{shell}, {missing}: {outcome:?}");
+        }
+        // Alone on a line: the variables are exported already.
+        let outcome = shown(&format!("eval $(autocvd)\n{show}"));
+        assert_eq!(outcome.stdout, "[7]\n", "{shell}: {outcome:?}");
+    }
 }
 
 #[test]
 fn what_the_documents_show_is_what_the_program_prints() {
     let mut differences = String::new();
     for document in documents() {
-        for block in blocks(&document).iter().filter(|block| block.language() == "console") {
+        for block in blocks(&document)
+            .iter()
+            .filter(|block| block.language() == "console")
+        {
             let machine = machine();
             for (command, expected) in sessions(&block.text) {
                 let script = format!("cd work || exit\n{{ {command}\n}} 2>&1");
@@ -263,17 +364,25 @@ fn what_the_documents_show_is_what_the_program_prints() {
                 let outcome = run(shell.current_dir(machine.path()).env("COLUMNS", "80"));
                 if !matches(&expected, &outcome.stdout) {
                     let place = &block.place;
-                    writeln!(differences, "{place}: $ {command}\n{}", outcome.stdout).expect("a string");
+                    writeln!(differences, "{place}: $ {command}\n{}", outcome.stdout)
+                        .expect("a string");
                 }
             }
         }
     }
-    assert!(differences.is_empty(), "these print something else:\n{differences}");
+    assert!(
+        differences.is_empty(),
+        "these print something else:\n{differences}"
+    );
 }
 
 /// A block as a script that ends at the first command that fails, where the shell can.
 fn script_of(block: &Block) -> String {
-    let stop = if block.language() == "sh" { "set -e\n" } else { "" };
+    let stop = if block.language() == "sh" {
+        "set -e\n"
+    } else {
+        ""
+    };
     format!("cd work || exit 1\n{stop}{}", block.text)
 }
 
@@ -324,5 +433,8 @@ fn matches(expected: &[String], printed: &str) -> bool {
             _ => false,
         }
     }
-    all(expected, &printed.lines().map(str::trim_end).collect::<Vec<_>>())
+    all(
+        expected,
+        &printed.lines().map(str::trim_end).collect::<Vec<_>>(),
+    )
 }
