@@ -34,7 +34,7 @@ fn a_command_in_another_namespace_ends_its_claim_though_a_child_of_its_lives_on(
     }
     let script = "autocvd -q -- sh -c 'setsid sleep 60 & echo; read line'; sleep 60";
     let mut inside = in_namespace(&machine, &["sh", "-c", script]);
-    let (input, output) = std::io::pipe().expect("a pipe");
+    let (input, output) = common::pipe();
     let inside = start(inside.stdin(input));
     wait_until("the COMMAND runs", || inside.stdout() == "\n");
     let waiting = start(

@@ -824,7 +824,7 @@ fn output_that_cannot_be_written_is_a_failure_and_leaves_no_claim() {
         assert_eq!(left_behind(&machine), [""; 0]);
 
         // A pipe that nobody reads.
-        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let (reader, writer) = common::pipe();
         drop(reader);
         let status = machine
             .autocvd()

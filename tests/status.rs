@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::fs;
-use std::io::{PipeWriter, Write};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -592,12 +592,12 @@ fn on_a_terminal(
     machine: &Machine,
     line: &str,
     environment: &[(&str, &str)],
-) -> Option<(Running, PipeWriter)> {
+) -> Option<(Running, File)> {
     if Command::new("script").arg("--version").output().is_err() {
         common::skip("needs script");
         return None;
     }
-    let (input, keys) = std::io::pipe().expect("a pipe");
+    let (input, keys) = common::pipe();
     let mut script = machine.command("script");
     script
         .args(["-qefc", line, "/dev/null"])

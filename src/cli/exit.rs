@@ -106,10 +106,10 @@ pub(super) fn catch_panics() {
             .location()
             .map(|place| format!(" at {}:{}", place.file(), place.line()))
             .unwrap_or_default();
-        let cause = panic
-            .payload_as_str()
-            .unwrap_or("no message")
-            .replace('\n', " ");
+        let payload = panic.payload();
+        let cause = payload.downcast_ref::<String>().map(String::as_str);
+        let cause = cause.or_else(|| payload.downcast_ref::<&str>().copied());
+        let cause = cause.unwrap_or("no message").replace('\n', " ");
         let message = format!(
             "internal error{place}: {cause}; please report it with the command that you ran"
         );

@@ -327,10 +327,12 @@ fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure
 }
 
 fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Result<(), Failure> {
-    if options.bind
-        && let Err(why) = exec::bind(&found.cpu_affinity)
-        && !options.quiet
-    {
+    let bound = if options.bind {
+        exec::bind(&found.cpu_affinity)
+    } else {
+        Ok(())
+    };
+    if let Some(why) = bound.err().filter(|_| !options.quiet) {
         let _ = writeln!(
             std::io::stderr(),
             "autocvd: warning: --bind: {why}; the command runs unbound"

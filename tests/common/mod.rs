@@ -473,6 +473,12 @@ fn written(file: &File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// A pipe whose ends no other program inherits: what reads, and what writes.
+pub fn pipe() -> (File, File) {
+    let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    (ends.0.into(), ends.1.into())
+}
+
 /// Waits until something is so, for at most 60 s.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

@@ -77,10 +77,10 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
                 let id = tag
                     .try_get_attribute("id")
                     .map_err(|error| format!("its XML is damaged: {error}"))?;
-                let (name, id) = (
-                    tag.name().into_inner().to_owned(),
-                    id.map(|id| id.value.into_owned()),
-                );
+                let id = id
+                    .map(|id| utf8(&id.value).map(str::to_owned))
+                    .transpose()?;
+                let name = utf8(tag.name().into_inner())?.to_owned();
                 open.push(Element {
                     name,
                     id,
@@ -94,7 +94,7 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
                     None => break element,
                 }
             }
-            (Event::Text(text), Some(element)) => element.text.push_str(&text),
+            (Event::Text(text), Some(element)) => element.text.push_str(utf8(&text)?),
             (Event::GeneralRef(entity), Some(element)) => resolve(&entity, &mut element.text)?,
             (Event::Eof, _) => return Err("its output ends in the middle".to_owned()),
             // Comments and the like would hide what is inside them.
@@ -110,12 +110,18 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
     Ok(root)
 }
 
+/// A part of the document as text: the reader hands out bytes, whatever it was given.
+fn utf8(part: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(part).map_err(|error| format!("its XML is damaged: {error}"))
+}
+
 /// Appends what an entity stands for.
 fn resolve(entity: &BytesRef, text: &mut String) -> Result<(), String> {
-    let unknown = || format!("its XML is damaged: '&{};' stands for nothing", &**entity);
+    let name = utf8(entity)?;
+    let unknown = || format!("its XML is damaged: '&{name};' stands for nothing");
     match entity.resolve_char_ref().map_err(|_| unknown())? {
         Some(char) => text.push(char),
-        None => text.push_str(resolve_predefined_entity(entity).ok_or_else(unknown)?),
+        None => text.push_str(resolve_predefined_entity(name).ok_or_else(unknown)?),
     }
     Ok(())
 }

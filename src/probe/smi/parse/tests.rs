@@ -902,9 +902,7 @@ proptest! {
         let (from, to) = (from.index(xml.len()), to.index(xml.len()));
         let (from, to) = (from.min(to), from.max(to));
         let damaged = [&xml[..from], &xml[to..]].concat();
-        if let Ok(snapshot) = parse(&damaged)
-            && idle(&snapshot) > idle(&read(xml))
-        {
+        if parse(&damaged).is_ok_and(|snapshot| idle(&snapshot) > idle(&read(xml))) {
             let cut = String::from_utf8_lossy(&xml[from..to]);
             prop_assert!(cut.matches("process_info>").count() >= 2, "at {from}: {}", around(&damaged, from));
         }
