@@ -320,6 +320,35 @@ fn the_shell_blocks_of_the_documents_run() {
     );
 }
 
+/// The options in a text, by their long names.
+fn options(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let long = words.filter(|word| word.len() > 2 && word.starts_with("--"));
+    long.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_page_of_options_has_each_option_that_help_has_and_no_other() {
+    let machine = machine();
+    let help = run(machine.autocvd().arg("--help")).success();
+    let defined = help
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with('-'));
+    let defined = defined.flat_map(|line| options(line.split("  ").next().unwrap_or_default()));
+    let mut defined: BTreeSet<_> = defined.collect();
+    for everywhere in ["--help", "--version"] {
+        defined.remove(everywhere);
+    }
+    let page = read(&root().join("docs/options.md"));
+    let rows = page.lines().filter(|line| line.starts_with("| `-"));
+    let listed = rows.flat_map(|row| options(row.split('|').nth(1).unwrap_or_default()));
+    let mut listed: BTreeSet<_> = listed.collect();
+    // An alias of --source; help names it behind the description.
+    listed.remove("--export");
+    assert_eq!(listed, defined, "docs/options.md beside `autocvd --help`");
+}
+
 /// The line for the profile, as README.md has it.
 #[test]
 fn with_the_line_for_the_profile_a_shell_in_which_autocvd_cannot_run_shows_no_gpu() {

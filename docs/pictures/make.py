@@ -120,11 +120,11 @@ def svg(screen, title):
     rows = screen.text().count("\n") + 1
     width = COLUMNS * CELL_WIDTH + 2 * MARGIN
     height = rows * CELL_HEIGHT + 2 * MARGIN
+    font = f"{FONT_SIZE}px ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">',
         f"<title>{html.escape(title)}</title>",
-        f"<style>text {{ font: {FONT_SIZE}px ui-monospace, SFMono-Regular, Menlo, Consolas, "
-        "'DejaVu Sans Mono', monospace; white-space: pre } .b { font-weight: bold }</style>",
+        f"<style>text {{ font: {font}; white-space: pre }} .b {{ font-weight: bold }}</style>",
         f'<rect width="{width:g}" height="{height:g}" rx="8" fill="{BACKGROUND}"/>',
     ]
     for number, row in enumerate(screen.rows[:rows]):
@@ -250,7 +250,9 @@ def wait():
             script = 'mount --bind "$0" /etc/passwd && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", script, str(passwd), *command]
         environment = plain_environment(
-            AUTOCVD_NVML_LIB=str(library), AUTOCVD_CLAIM_DIR=str(machine / "claims"), FAKE_NVML=str(machine)
+            AUTOCVD_NVML_LIB=str(library),
+            AUTOCVD_CLAIM_DIR=str(machine / "claims"),
+            FAKE_NVML=str(machine),
         )
         begun = time.monotonic()
         written = on_terminal(command, environment, lambda text: text and time.monotonic() - begun > 12)
