@@ -281,6 +281,23 @@ fn no_text_sends_a_user_to_another_projects_package() {
     }
 }
 
+/// The project has published nothing yet: no address is known to be its own.
+#[test]
+fn no_file_names_an_address_of_the_project() {
+    let schemas = ["schema/choice.schema.json", "schema/status.schema.json"];
+    let files = ["Cargo.toml", "pyproject.toml", "python/Cargo.toml"]
+        .into_iter()
+        .chain(schemas);
+    let named = files.map(|file| root().join(file)).chain(documents());
+    let naming: Vec<_> = named
+        .filter(|file| read(file).contains("/autocvd/autocvd"))
+        .collect();
+    assert!(
+        naming.is_empty(),
+        "addresses of a repository that is not the project's: {naming:?}"
+    );
+}
+
 #[test]
 fn the_shell_blocks_of_the_documents_run() {
     let mut failures = String::new();
