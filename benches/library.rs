@@ -6,7 +6,7 @@ use autocvd::gpu::{
     ComputeMode, Gpu, Link, Memory, ProcessView, Snapshot, Source, TopologyLevel, Utilization,
 };
 use autocvd::select::{Constraints, select};
-use autocvd::{ids, probe};
+use autocvd::{PciBusId, probe};
 
 pub(crate) fn measure(report: &mut Report) {
     report.section("Choosing among idle GPUs (library)");
@@ -17,7 +17,7 @@ pub(crate) fn measure(report: &mut Report) {
                 num_gpus,
                 least_used: false,
                 min_free_memory: None,
-                allowed: ids::devices(&snapshot),
+                devices: snapshot.device_ids(),
             };
             report.row(
                 &format!("{num_gpus} of {gpus}"),
@@ -57,7 +57,7 @@ fn machine(gpus: u32) -> Snapshot {
     let gpu = |index| Gpu {
         index,
         uuid: Some(format!("GPU-{index:08x}-0000-0000-0000-000000000000")),
-        pci_bus_id: Some(format!("00000000:{:02X}:00.0", index + 1)),
+        pci_bus_id: PciBusId::parse(&format!("00000000:{:02X}:00.0", index + 1)),
         memory: Memory {
             total: Some(80 << 30),
             used: Some(0),

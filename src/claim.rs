@@ -85,7 +85,7 @@ pub struct Claim {
     /// What tells when it may have ended.
     pub end: End,
     /// Whether it is a lease for a program that this process descends from, which cannot end before this process does.
-    pub around: bool,
+    pub held_by_ancestor: bool,
 }
 
 /// What tells when a claim may have ended.
@@ -160,7 +160,7 @@ impl ClaimStore {
         self.requester = Some(requester);
     }
 
-    /// Makes choosing and claiming one step: to be held from [`live`](Self::live) to [`claim`](Self::claim).
+    /// Makes choosing and claiming one step: to be held from [`active`](Self::active) to [`try_claim`](Self::try_claim).
     /// `None` where it cannot be had.
     pub fn lock(&self) -> Option<Lock> {
         let deadline = Instant::now() + PATIENCE;
@@ -180,7 +180,7 @@ impl ClaimStore {
 
     /// The claims that count now, this process's own surroundings left out: what it was started inside
     /// of, and leases of its shell that end because the shell asks again.
-    pub fn live(&mut self) -> Vec<Claim> {
+    pub fn active(&mut self) -> Vec<Claim> {
         if let Err(error) = self.directory.refresh() {
             tracing::debug!("the directory of claims is gone: {error}");
         }
@@ -246,7 +246,7 @@ impl ClaimStore {
             }
         };
         Some(Claim {
-            around,
+            held_by_ancestor: around,
             ..record.into_claim(name, uid, end)
         })
     }
@@ -323,11 +323,15 @@ impl ClaimStore {
     }
 
     /// ClaimStore `devices`; `None` where another launch turns out to have claimed one of them since
-    /// [`live`](Self::live) was asked.
+    /// [`active`](Self::active) was asked.
     ///
     /// # Errors
     /// Where the claim cannot be written.
-    pub fn claim(&mut self, devices: &[String], holder: &Holder) -> io::Result<Option<ClaimGuard>> {
+    pub fn try_claim(
+        &mut self,
+        devices: &[String],
+        holder: &Holder,
+    ) -> io::Result<Option<ClaimGuard>> {
         let name = self.directory.new_name();
         let record = self.record(devices, holder);
         let (path, file) = match self.directory.create(&name) {
@@ -489,7 +493,7 @@ impl ClaimStore {
     }
 
     /// The claims inside which this process was started, the outermost first.
-    pub fn around(&self) -> &[String] {
+    pub fn ancestor_claims(&self) -> &[String] {
         &self.around
     }
 
@@ -536,7 +540,7 @@ impl ClaimGuard {
     }
 
     /// Lets the claim live on: it is now the shell's.
-    pub fn leave(mut self) {
+    pub fn persist(mut self) {
         cleanup::CLAIM.clear();
         self.file = None;
         std::mem::forget(self);
@@ -577,7 +581,7 @@ mod tests {
             command: "a test".into(),
         };
         claims
-            .claim(&[device.to_owned()], &holder)
+            .try_claim(&[device.to_owned()], &holder)
             .expect("it can be written")
             .expect("nobody else is here")
     }
@@ -618,13 +622,13 @@ mod tests {
         let held = hold(&mut first, "GPU-1");
         assert!(is_locked_for_others(&held));
         let mut second = claims(&directory);
-        assert_eq!(second.live().len(), 1);
+        assert_eq!(second.active().len(), 1);
         let mut other = hold(&mut second, "GPU-2");
         assert!(is_locked_for_others(&held) && is_locked_for_others(&other));
         other.release();
         assert_eq!(
             second
-                .live()
+                .active()
                 .iter()
                 .map(|claim| &claim.devices[0])
                 .collect::<Vec<_>>(),
@@ -642,14 +646,14 @@ mod tests {
         };
         assert!(
             claims(&directory)
-                .claim(&["GPU-1".into()], &holder)
+                .try_claim(&["GPU-1".into()], &holder)
                 .expect("it can be written")
                 .is_none()
         );
         drop(held);
         assert!(
             claims(&directory)
-                .claim(&["GPU-1".into()], &holder)
+                .try_claim(&["GPU-1".into()], &holder)
                 .expect("it can be written")
                 .is_some()
         );

@@ -2,6 +2,10 @@
 //! could not be read, and what is unknown is never taken for zero.
 
 #[cfg(feature = "serde")]
+pub(crate) mod json;
+
+use crate::pci::PciBusId;
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 /// Where a [`Snapshot`] was read from.
@@ -58,9 +62,9 @@ pub struct Gpu {
     /// `GPU-` and 36 hexadecimal digits and dashes.
     #[cfg_attr(feature = "serde", serde(default))]
     pub uuid: Option<String>,
-    /// `domain:bus:device.function`, with the eight-digit domain of NVML: `00000000:3B:00.0`.
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub pci_bus_id: Option<String>,
+    /// Its place on the PCI bus.
+    #[cfg_attr(feature = "serde", serde(default, with = "json::pci_bus_id"))]
+    pub pci_bus_id: Option<PciBusId>,
     /// The product name, such as `NVIDIA A100-SXM4-80GB`.
     #[cfg_attr(feature = "serde", serde(default))]
     pub name: Option<String>,
@@ -71,16 +75,10 @@ pub struct Gpu {
     #[cfg_attr(feature = "serde", serde(default))]
     pub utilization: Utilization,
     /// Who may create contexts on it.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, with = "crate::probe::file::compute_mode")
-    )]
+    #[cfg_attr(feature = "serde", serde(default, with = "json::compute_mode"))]
     pub compute_mode: Option<ComputeMode>,
     /// The MIG devices it is divided into, where MIG is enabled.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, deserialize_with = "crate::probe::file::mig")
-    )]
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::mig"))]
     pub mig: Option<Mig>,
     /// The processes that have a context on it; `None` where the list cannot be read.
     #[cfg_attr(feature = "serde", serde(default))]
@@ -92,11 +90,16 @@ pub struct Gpu {
     /// The launches that have taken it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub claims: Vec<ClaimInfo>,
-    /// What the source itself says of its state. A probe says only [`State::Unavailable`]; a file says
-    /// what was judged when it was recorded, and [`Snapshot::judge`](crate::select) fills it in.
+    /// Why it cannot be used at all, where the probe says so: lost, in need of a reset, not permitted.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub unusable: Option<String>,
+    /// What was judged when the machine was recorded, where it comes from a file.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub recorded: Option<Judgement>,
+    /// What [`Snapshot::judge`] made of all this.
     #[cfg_attr(feature = "serde", serde(default))]
     pub state: Option<State>,
-    /// Why it is in that state.
+    /// Why it is in that state, where there is something to say.
     #[cfg_attr(feature = "serde", serde(default))]
     pub reason: Option<String>,
 }
@@ -206,6 +209,12 @@ pub struct MigDevice {
     /// The launches that have taken it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub claims: Vec<ClaimInfo>,
+    /// As [`Gpu::unusable`].
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub unusable: Option<String>,
+    /// As [`Gpu::recorded`].
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub recorded: Option<Judgement>,
     /// As [`Gpu::state`].
     #[cfg_attr(feature = "serde", serde(default))]
     pub state: Option<State>,
@@ -233,10 +242,7 @@ pub struct Process {
     #[cfg_attr(feature = "serde", serde(default))]
     pub used_memory: Option<u64>,
     /// When it started: Unix time in seconds.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, deserialize_with = "crate::probe::file::time")
-    )]
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::time"))]
     pub started: Option<u64>,
 }
 
@@ -289,10 +295,7 @@ pub struct ClaimInfo {
     #[cfg_attr(feature = "serde", serde(default))]
     pub command: Option<String>,
     /// When it was made: Unix time in seconds.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, deserialize_with = "crate::probe::file::time")
-    )]
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::time"))]
     pub since: Option<u64>,
 }
 
@@ -312,6 +315,15 @@ pub enum State {
     Claimed,
     /// It cannot be used: lost, in need of a reset, not permitted, prohibited.
     Unavailable,
+}
+
+/// A state, and why a device was in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// What could be done with the device.
+    pub state: State,
+    /// Why, where there is something to say.
+    pub reason: Option<String>,
 }
 
 /// How two GPUs are connected.

@@ -6,7 +6,7 @@
 //! ```no_run
 //! use autocvd::{Environment, Request, NoObserver, acquire};
 //!
-//! let request = Request { num_gpus: 2, ..Request::default() };
+//! let request = Request::new().num_gpus(2);
 //! let found = acquire(&request, &Environment::read(), &mut NoObserver)?;
 //! for (name, value) in found.variables() {
 //!     println!("{name}={value}"); // CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES=2,3
@@ -26,14 +26,21 @@ pub mod error;
 mod fork_local;
 pub mod gpu;
 pub mod ids;
+mod observer;
+mod pci;
+mod policy;
 pub mod probe;
 pub mod proc;
+mod request;
 pub mod select;
 pub mod status;
 #[cfg(feature = "text")]
 pub mod text;
 pub mod wait;
 
-pub use acquire::{Acquisition, ClaimPolicy, NoObserver, Observer, Request, Waiting, acquire};
+pub use acquire::{Acquisition, acquire};
 pub use environment::Environment;
 pub use error::{Error, ErrorKind, Result};
+pub use observer::{NoObserver, Observer, WaitStatus};
+pub use pci::PciBusId;
+pub use request::{ClaimPolicy, OutputForm, Request};

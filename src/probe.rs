@@ -8,8 +8,8 @@ pub mod file;
 pub mod nvml;
 pub mod smi;
 
-use crate::gpu::{Gpu, Link, ProcessView, Snapshot, Source, State};
-use crate::ids::PciBusId;
+use crate::gpu::{Gpu, Link, ProcessView, Snapshot, Source};
+use crate::pci::PciBusId;
 use crate::{Error, ErrorKind, Result};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -28,11 +28,22 @@ pub enum ProbeChoice {
     File(PathBuf),
 }
 
-/// What to read of each GPU, beyond what a decision always needs.
+/// What to read of each GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Detail {
-    /// Names, utilization, the driver's version and complete process lists: what is shown to people.
-    pub all: bool,
+pub enum Detail {
+    /// What a decision needs.
+    #[default]
+    Decision,
+    /// Also names, utilization, the driver's version and complete process lists: what is shown to
+    /// people.
+    Everything,
+}
+
+impl Detail {
+    /// Whether what is read is to be shown to people.
+    pub(crate) fn shows_people(self) -> bool {
+        self == Self::Everything
+    }
 }
 
 /// A way to read the machine's state.
@@ -117,10 +128,10 @@ pub(crate) fn none_can_be_read<'a>(
         Source::File => return None,
     };
     let mut gpus = gpus.into_iter();
-    let unreadable = |gpu: &&Gpu| gpu.state == Some(State::Unavailable);
+    let unreadable = |gpu: &&Gpu| gpu.unusable.is_some();
     let first = gpus.next().filter(unreadable)?;
     gpus.all(|gpu| unreadable(&gpu)).then(|| {
-        let reason = first.reason.as_deref().unwrap_or("unknown reason");
+        let reason = first.unusable.as_deref().unwrap_or("unknown reason");
         format!("{source} can read none of the GPUs; GPU 0: {reason}")
     })
 }
@@ -134,10 +145,9 @@ fn with_a_readable_gpu(snapshot: Snapshot) -> Result<Snapshot> {
 }
 
 /// Sorts by PCI bus id, as CUDA counts; where one is unknown, the order in which they were read stays.
-pub(crate) fn sort_by_pci<T>(items: &mut [T], bus_id: impl Fn(&T) -> Option<&str>) {
-    let place = |item: &T| bus_id(item).and_then(PciBusId::parse);
-    let places: Option<Vec<PciBusId>> = items.iter().map(place).collect();
+pub(crate) fn sort_by_pci<T>(items: &mut [T], bus_id: impl Fn(&T) -> Option<PciBusId>) {
+    let places: Option<Vec<PciBusId>> = items.iter().map(&bus_id).collect();
     if places.is_some_and(|places| !places.is_sorted()) {
-        items.sort_by_key(place);
+        items.sort_by_key(bus_id);
     }
 }

@@ -1,23 +1,22 @@
 //! The machine as it is shown: what a probe reads, with the claims and all that /proc adds to them.
 
-use crate::acquire::Observer;
 use crate::claim::{Claim, ClaimStore};
 use crate::environment::Environment;
-use crate::gpu::{ClaimInfo, Link, ProcessView, Snapshot, State};
-use crate::ids::{self, DeviceId};
+use crate::gpu::{ClaimInfo, Judgement, Link, ProcessView, Snapshot, State};
+use crate::observer::Observer;
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::{Result, proc};
 use std::path::Path;
 
 /// A machine to look at as a whole, once or again and again.
-pub struct Machine {
+pub struct Reader {
     probe: Box<dyn Probe>,
     claims: Option<ClaimStore>,
     /// How its GPUs are connected, once that has been asked: it does not change.
     links: Option<Vec<Link>>,
 }
 
-impl Machine {
+impl Reader {
     /// Opens the source of its state and the directory of claims; `observer` is told if that directory cannot be used.
     ///
     /// # Errors
@@ -27,9 +26,9 @@ impl Machine {
         environment: &Environment,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        observer.looking(true, None);
+        observer.probe_started(None);
         let probe = probe::open(choice, environment.nvml_library.clone());
-        observer.looking(false, None);
+        observer.probe_finished();
         let probe = probe?;
         // To show the machine is to show the claims around this process too.
         let claims = open_claims(&environment.claim_dir, Vec::new(), &*probe, observer);
@@ -45,15 +44,15 @@ impl Machine {
     /// # Errors
     /// [`NoGpu`](crate::ErrorKind::NoGpu) where no GPU can be read.
     pub fn look(&mut self, observer: &mut dyn Observer) -> Result<Snapshot> {
-        observer.looking(true, None);
+        observer.probe_started(None);
         let snapshot = self.read();
-        observer.looking(false, None);
+        observer.probe_finished();
         let mut snapshot = snapshot?;
         if self.is_live() {
             if let Some(claims) = &mut self.claims {
-                mark(&mut snapshot, &claims.live());
+                attach_claims(&mut snapshot, &claims.active());
             }
-            describe(&mut snapshot, Scope::All);
+            resolve_processes(&mut snapshot, Scope::All);
         }
         snapshot.judge();
         Ok(snapshot)
@@ -65,7 +64,7 @@ impl Machine {
     }
 
     fn read(&mut self) -> Result<Snapshot> {
-        let detail = Detail { all: true };
+        let detail = Detail::Everything;
         let mut snapshot = self.probe.begin(detail)?;
         let view = snapshot.process_view;
         for gpu in &mut snapshot.gpus {
@@ -90,7 +89,7 @@ pub fn status(
     environment: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Snapshot> {
-    Machine::open(choice, environment, observer)?.look(observer)
+    Reader::open(choice, environment, observer)?.look(observer)
 }
 
 /// The claims in `directory`; those `around` this process are left out of what it sees.
@@ -117,67 +116,60 @@ pub(crate) fn open_claims(
 }
 
 /// Writes the claims onto the GPUs that they are on.
-pub(crate) fn mark(snapshot: &mut Snapshot, claims: &[Claim]) {
+pub(crate) fn attach_claims(snapshot: &mut Snapshot, claims: &[Claim]) {
     forget_claims(snapshot);
     if claims.is_empty() {
         return;
     }
-    for device in ids::devices(snapshot) {
-        let key = device.key(snapshot);
-        let on_it: Vec<ClaimInfo> = claims
-            .iter()
-            .filter(|claim| claim.devices.contains(&key))
-            .map(|claim| ClaimInfo {
-                // The shell of a lease may be out of sight.
-                pid: Some(claim.pid).filter(|pid| *pid > 0),
-                user: Some(claim.uid.to_string()),
-                command: Some(claim.command.clone()).filter(|command| !command.is_empty()),
-                since: Some(claim.since),
-            })
-            .collect();
-        *claims_of(snapshot, device) = on_it;
+    for id in snapshot.device_ids() {
+        let key = snapshot.device(id).key();
+        let on_it = claims.iter().filter(|claim| claim.devices.contains(&key));
+        *snapshot.claims_mut(id) = on_it.map(claim_info).collect();
     }
 }
 
+fn claim_info(claim: &Claim) -> ClaimInfo {
+    ClaimInfo {
+        // The shell of a lease may be out of sight.
+        pid: Some(claim.pid).filter(|pid| *pid > 0),
+        user: Some(claim.uid.to_string()),
+        command: Some(claim.command.clone()).filter(|command| !command.is_empty()),
+        since: Some(claim.since),
+    }
+}
+
+/// Takes the claims off all devices, those that were recorded included.
 pub(crate) fn forget_claims(snapshot: &mut Snapshot) {
+    let is_claimed = |recorded: &mut Judgement| recorded.state == State::Claimed;
     for gpu in &mut snapshot.gpus {
         gpu.claims.clear();
-        gpu.mig
-            .iter_mut()
-            .flat_map(|mig| &mut mig.devices)
-            .for_each(|device| device.claims.clear());
-        if gpu.state == Some(State::Claimed) {
-            gpu.state = None;
+        gpu.recorded.take_if(is_claimed);
+        for part in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
+            part.claims.clear();
+            part.recorded.take_if(is_claimed);
         }
     }
 }
 
-fn claims_of(snapshot: &mut Snapshot, device: DeviceId) -> &mut Vec<ClaimInfo> {
-    let gpu = &mut snapshot.gpus[device.gpu];
-    match (device.mig, &mut gpu.mig) {
-        (Some(device), Some(mig)) => &mut mig.devices[device].claims,
-        _ => &mut gpu.claims,
-    }
-}
-
-/// Whom to describe.
+/// Which processes to describe.
 #[derive(Clone, Copy)]
 pub(crate) enum Scope {
+    /// All of them.
     All,
-    /// Of the processes on a GPU those that a [`Verdict`] may name.
+    /// Of the processes on a GPU those that a verdict may name.
     Named,
 }
 
 /// Adds what /proc tells of the processes, and the names of users.
-pub(crate) fn describe(snapshot: &mut Snapshot, whom: Scope) {
+pub(crate) fn resolve_processes(snapshot: &mut Snapshot, scope: Scope) {
     if snapshot.source == crate::gpu::Source::File {
         return;
     }
     // Before 535.113 a container is told the host's pids, which mean other processes there, or none.
     let known = snapshot.process_view == ProcessView::Host
         || driver_major(snapshot).is_some_and(|major| major > 535);
-    for device in ids::devices(snapshot) {
-        for claim in claims_of(snapshot, device) {
+    for id in snapshot.device_ids() {
+        for claim in snapshot.claims_mut(id) {
             if let Some(uid) = claim.user.as_ref().and_then(|user| user.parse().ok()) {
                 claim.user = Some(proc::user_name(uid));
             }
@@ -197,7 +189,7 @@ pub(crate) fn describe(snapshot: &mut Snapshot, whom: Scope) {
                 .iter()
                 .position(|process| process.kind.computes())
                 .unwrap_or(0);
-            let shown = match whom {
+            let shown = match scope {
                 Scope::All => &mut processes[..],
                 Scope::Named => processes.get_mut(named..=named).unwrap_or_default(),
             };

@@ -1,9 +1,8 @@
 //! Times, sizes and pictures as people write and read them: the same in the program and in Python.
 
-use crate::acquire::Waiting;
 use crate::amount::duration;
 use crate::gpu::State;
-use crate::select;
+use crate::observer::WaitStatus;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -34,7 +33,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WaitSummary {
     head: String,
-    taken: Vec<BlockedDevice>,
+    blocked: Vec<BlockedDevice>,
 }
 
 /// A device that is not to be had now.
@@ -51,56 +50,51 @@ const LEAST: usize = 32;
 
 impl WaitSummary {
     /// What a waiter sees.
-    pub fn of(waiting: &Waiting) -> Self {
-        let all = waiting.allowed.len();
-        let gpus = if waiting.num_gpus == 1 {
-            "a GPU".to_owned()
-        } else {
-            format!("{} GPUs", waiting.num_gpus)
+    pub fn of(status: &WaitStatus) -> Self {
+        let all = status.candidates.len();
+        let gpus = match status.num_gpus {
+            1 => "a GPU".to_owned(),
+            n => format!("{n} GPUs"),
         };
-        let mut head = format!(
-            "autocvd: waiting for {gpus}; {} of {all} free",
-            waiting.free.len()
-        );
-        if waiting.behind > 0 {
-            head += &format!(", {} waiting before", waiting.behind);
+        let free = status.free.len();
+        let mut head = format!("autocvd: waiting for {gpus}; {free} of {all} free");
+        if status.waiters_ahead > 0 {
+            head += &format!(", {} waiting before", status.waiters_ahead);
         }
-        let snapshot = waiting.snapshot;
-        let taken = waiting.allowed.iter().rev().filter_map(|device| {
-            let verdict = select::judge(*device, snapshot);
+        let blocked = status.candidates.iter().rev().filter_map(|id| {
+            let device = status.snapshot.device(*id);
+            let verdict = device.verdict();
             let reason = match verdict.state() {
-                State::Free => {
-                    select::memory_shortfall(*device, snapshot, waiting.min_free_memory)?
-                }
+                State::Free => device.memory_shortfall(status.min_free_memory)?,
                 _ => verdict.reason()?.to_owned(),
             };
             Some(BlockedDevice {
-                label: device.label(snapshot),
+                label: device.label(),
                 reason,
-                since: select::since(*device, snapshot),
+                since: device.taken_since(),
             })
         });
         Self {
             head,
-            taken: taken.collect(),
+            blocked: blocked.collect(),
         }
     }
 
-    /// All of it, with times as [`clock`] writes them.
+    /// All of it, with times as [`rfc3339`] writes them.
     pub fn line(&self) -> String {
-        let taken = self.taken.iter().map(
+        let blocked = self.blocked.iter().map(
             |BlockedDevice {
                  label,
                  reason,
                  since,
              }| {
                 let since = since
-                    .map(|time| format!(" since {}", clock(time)))
+                    .map(|time| format!(" since {}", rfc3339(time)))
                     .unwrap_or_default();
                 format!("; {label} {reason}{since}")
             },
         );
-        self.head.clone() + &taken.collect::<String>()
+        self.head.clone() + &blocked.collect::<String>()
     }
 
     /// What fits into so many columns of a terminal: first what changes, then who is on the rest, and for how long.
@@ -118,7 +112,7 @@ impl WaitSummary {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |now| now.as_secs());
-        let taken = self.taken.iter().map(
+        let blocked = self.blocked.iter().map(
             |BlockedDevice {
                  label,
                  reason,
@@ -132,17 +126,17 @@ impl WaitSummary {
                 format!("; {label}{}: {reason}", age.unwrap_or_default())
             },
         );
-        let taken: Vec<String> = taken.collect();
-        let room = columns.saturating_sub(width(&line)) / taken.len().max(1);
-        let fits = taken.iter().map(|text| width(text)).sum::<usize>() <= room * taken.len();
-        for text in taken {
+        let blocked: Vec<String> = blocked.collect();
+        let room = columns.saturating_sub(width(&line)) / blocked.len().max(1);
+        let fits = blocked.iter().map(|text| width(text)).sum::<usize>() <= room * blocked.len();
+        for text in blocked {
             line += &if fits {
                 text
             } else {
-                cut(&text, room.max(LEAST))
+                truncate(&text, room.max(LEAST))
             };
         }
-        cut(&line, columns)
+        truncate(&line, columns)
     }
 }
 
@@ -152,7 +146,7 @@ pub fn width(text: &str) -> usize {
 }
 
 /// The text, cut to `columns` where it is longer, the last one an ellipsis.
-pub fn cut(text: &str, columns: usize) -> String {
+pub fn truncate(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
     }
@@ -174,7 +168,7 @@ pub fn cut(text: &str, columns: usize) -> String {
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// A Unix time in seconds, as RFC 3339 writes it.
-pub fn clock(time: u64) -> impl std::fmt::Display {
+pub fn rfc3339(time: u64) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.min(LAST_SECOND)))
 }
 
@@ -210,8 +204,8 @@ mod tests {
 
     #[test]
     fn every_time_has_a_form() {
-        assert_eq!(clock(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
-        assert_eq!(clock(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
+        assert_eq!(rfc3339(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
+        assert_eq!(rfc3339(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]
@@ -223,7 +217,7 @@ mod tests {
         };
         let picture = WaitSummary {
             head: "autocvd: waiting for a GPU; 0 of 2 free".into(),
-            taken: vec![taken.clone(), taken],
+            blocked: vec![taken.clone(), taken],
         };
         for columns in 20..160 {
             let line = picture.line_within(Some(Duration::from_secs(90)), columns);

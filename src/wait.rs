@@ -7,7 +7,7 @@
 //! now and then), and the time. Nothing else is done in between. Where a descriptor cannot be had (old kernels,
 //! another user's process in a sandbox), the interval covers it.
 
-use crate::claim::Ticket;
+use crate::policy::{IMMINENT, RECHECKS_MS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;
@@ -18,11 +18,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The driver's list may lag behind a process's exit: after one, look at once and then after so many
-/// milliseconds. To tear down a large context can take seconds.
-const AFTER_EXIT: [u64; 11] = [1, 5, 10, 20, 35, 48, 100, 200, 400, 1000, 3000];
-/// A look that is due within this time follows on this one.
-const SETTLING: Duration = Duration::from_millis(30);
 /// More processes than this are left to the interval: descriptors are few.
 const MAX_PIDFDS: usize = 256;
 
@@ -57,13 +52,13 @@ pub enum WakeReason {
 pub struct WakeLoop {
     exits: HashMap<u32, OwnedFd>,
     /// Processes that had ended before they could be watched, or that live in another namespace.
-    gone: HashSet<u32>,
+    exited: HashSet<u32>,
     /// The directory of claims.
     claims: Option<PathBuf>,
     notify: Option<OwnedFd>,
     bell: Option<OwnedFd>,
     /// The looks that are due after an exit.
-    due: Vec<Instant>,
+    rechecks: Vec<Instant>,
 }
 
 impl WakeLoop {
@@ -72,24 +67,24 @@ impl WakeLoop {
         let claims = claims.map(Path::to_owned);
         Self {
             exits: HashMap::new(),
-            gone: HashSet::new(),
+            exited: HashSet::new(),
             claims,
             notify: None,
             bell: None,
-            due: Vec::new(),
+            rechecks: Vec::new(),
         }
     }
 
-    /// Also wakes when somebody calls this place in the queue.
-    pub fn listen(&mut self, ticket: &Ticket) {
-        self.bell = ticket.bell();
+    /// Also wakes when this descriptor becomes readable.
+    pub fn listen(&mut self, bell: Option<OwnedFd>) {
+        self.bell = bell;
     }
 
     /// Forgets what woke it so far: to be called before a look, so that what happens during the look wakes it again.
-    pub fn rearm(&mut self) {
-        self.drain();
+    pub fn drain(&mut self) {
+        self.drain_descriptors();
         let now = Instant::now();
-        self.due.retain(|due| *due > now);
+        self.rechecks.retain(|due| *due > now);
     }
 
     /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
@@ -102,7 +97,7 @@ impl WakeLoop {
                 return WakeReason::Changed;
             }
         }
-        let changes = [watch.at, self.due.iter().min().copied()]
+        let changes = [watch.at, self.rechecks.iter().min().copied()]
             .into_iter()
             .flatten()
             .min();
@@ -132,12 +127,12 @@ impl WakeLoop {
         }
         for (pid, _) in pids.iter().zip(&ready).filter(|(_, ready)| **ready) {
             self.exits.remove(pid);
-            self.gone.insert(*pid);
+            self.exited.insert(*pid);
             self.look_after_exit();
         }
         let mut changed = ready[..pids.len()].iter().any(|ready| *ready);
         if ready[pids.len()..].contains(&true) {
-            changed |= self.drain();
+            changed |= self.drain_descriptors();
         }
         if changed {
             WakeReason::Changed
@@ -149,13 +144,13 @@ impl WakeLoop {
     /// Whether another look is due at once: what is seen between a process's exit and the driver's taking note
     /// of it is worth no words.
     pub fn recheck_imminent(&self) -> bool {
-        let soon = Instant::now() + SETTLING;
-        self.due.iter().any(|due| *due <= soon)
+        let soon = Instant::now() + IMMINENT;
+        self.rechecks.iter().any(|due| *due <= soon)
     }
 
     fn look_after_exit(&mut self) {
         let now = Instant::now();
-        self.due = AFTER_EXIT
+        self.rechecks = RECHECKS_MS
             .iter()
             .map(|after| now + Duration::from_millis(*after))
             .collect();
@@ -164,7 +159,7 @@ impl WakeLoop {
     /// Watches these processes and no others.
     fn follow(&mut self, pids: &[u32]) {
         self.exits.retain(|pid, _| pids.contains(pid));
-        self.gone.retain(|pid| pids.contains(pid));
+        self.exited.retain(|pid| pids.contains(pid));
         for pid in pids.iter().take(MAX_PIDFDS) {
             if self.exits.contains_key(pid) {
                 continue;
@@ -179,7 +174,7 @@ impl WakeLoop {
                 // It ended since the look. Once only: a pid of another namespace is never found, and a
                 // zombie that the driver still lists has ended for as long as nobody waits for it.
                 Ok(_) | Err(Errno::SRCH) => {
-                    if self.gone.insert(*pid) {
+                    if self.exited.insert(*pid) {
                         self.look_after_exit();
                     }
                 }
@@ -189,7 +184,7 @@ impl WakeLoop {
     }
 
     /// Reads what the bell and inotify have to tell; whether any of it matters.
-    fn drain(&mut self) -> bool {
+    fn drain_descriptors(&mut self) -> bool {
         let mut matters = false;
         if let Some(bell) = &self.bell {
             while rustix::io::read(bell, &mut [0; 256]).is_ok_and(|read| read > 0) {

@@ -10,10 +10,10 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _autocvd {
     use super::{claims, watcher};
-    use autocvd::acquire::{ClaimPolicy, Request, acquire};
     use autocvd::environment::Environment;
     use autocvd::probe::{ProbeChoice, file};
     use autocvd::status as machine_status;
+    use autocvd::{ClaimPolicy, Request, acquire};
     use autocvd::{Error, ErrorKind, text};
     use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
     use pyo3::prelude::*;
@@ -52,51 +52,45 @@ mod _autocvd {
         warn: Py<PyAny>,
         on_main_thread: bool,
     ) -> PyResult<BlockedDevice> {
-        let request = Request {
-            num_gpus,
-            least_used,
-            timeout: timeout.map(Duration::from_secs_f64),
-            interval: Duration::from_secs_f64(interval),
-            exclude,
-            only,
-            min_free_memory,
-            inherit,
-            claim: if claim {
-                ClaimPolicy::Process {
-                    command: String::new(),
-                }
-            } else {
-                ClaimPolicy::No
-            },
-            ..Request::default()
-        };
+        let timeout = timeout.map(Duration::from_secs_f64);
+        let mut request = Request::new()
+            .num_gpus(num_gpus)
+            .interval(Duration::from_secs_f64(interval))
+            .exclude(exclude);
+        if least_used {
+            request = request.least_used();
+        }
+        if let Some(timeout) = timeout {
+            request = request.timeout(timeout);
+        }
+        if let Some(only) = only {
+            request = request.only(only);
+        }
+        if let Some(bytes) = min_free_memory {
+            request = request.min_free_memory(bytes);
+        }
+        if inherit {
+            request = request.inherit();
+        }
+        if !claim {
+            request = request.claim(ClaimPolicy::No);
+        }
         // Read before other threads run: Python changes the environment only while it holds them up.
         let environment = Environment {
             cuda_visible_devices: visible,
             ..Environment::read()
         };
-        let mut watcher = Watcher::new(tell, in_place, warn, on_main_thread, request.timeout);
+        let mut watcher = Watcher::new(tell, in_place, warn, on_main_thread, timeout);
         let found = py.detach(|| acquire(&request, &environment, &mut watcher));
         if let Some(error) = watcher.failure {
             return Err(error);
         }
         let mut found = found.map_err(exception)?;
         let snapshot = &found.snapshot;
-        let indices = found
-            .devices
-            .iter()
-            .map(|device| device.gpu(snapshot).index)
-            .collect();
-        let labels: Vec<String> = found
-            .devices
-            .iter()
-            .map(|device| device.label(snapshot))
-            .collect();
-        let keys = found
-            .devices
-            .iter()
-            .map(|device| device.key(snapshot))
-            .collect();
+        let devices = || found.devices.iter().map(|id| snapshot.device(*id));
+        let indices = devices().map(|device| device.gpu().index).collect();
+        let labels: Vec<String> = devices().map(|device| device.label()).collect();
+        let keys = devices().map(|device| device.key()).collect();
         let variables = found.variables().into();
         let token = found.claim.take().map(|held| claims::keep(held, keys));
         Ok((indices, variables, labels.join(", "), token))

@@ -1,11 +1,11 @@
 //! What Python has to do with a wait: signals, and telling of it.
 
 use super::claims;
-use autocvd::acquire::{Observer, Waiting};
 use autocvd::amount;
-use autocvd::ids::DeviceId;
+use autocvd::ids::Device;
 use autocvd::text::WaitSummary;
 use autocvd::{Error, ErrorKind};
+use autocvd::{Observer, WaitStatus};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::time::{Duration, Instant};
@@ -86,19 +86,20 @@ impl Watcher {
     }
 
     /// A thread that waits for what it has itself claimed would wait for ever, where no time is set.
-    fn check_own_claims(&mut self, waiting: &Waiting) {
-        if waiting.deadline.is_some() {
+    fn check_own_claims(&mut self, status: &WaitStatus) {
+        if status.deadline.is_some() {
             return;
         }
         self.call(|_, _| {
             let own = claims::of_this_thread();
-            let is_own = |device: &&DeviceId| own.contains(&device.key(waiting.snapshot));
-            let own: Vec<&DeviceId> = waiting.allowed.iter().filter(is_own).collect();
-            if own.is_empty() || waiting.allowed.len() - own.len() >= waiting.num_gpus {
+            let is_own = |device: &Device| own.contains(&device.key());
+            let candidates = status.candidates.iter().map(|id| status.snapshot.device(*id));
+            let own: Vec<Device> = candidates.filter(is_own).collect();
+            if own.is_empty() || status.candidates.len() - own.len() >= status.num_gpus {
                 return Ok(());
             }
-            let labels: Vec<String> = own.into_iter().map(|device| device.label(waiting.snapshot)).collect();
-            let (wanted, all) = (waiting.num_gpus, waiting.allowed.len());
+            let labels: Vec<String> = own.into_iter().map(Device::label).collect();
+            let (wanted, all) = (status.num_gpus, status.candidates.len());
             Err(PyValueError::new_err(format!(
                 "num_gpus={wanted}: of the {all} to choose among, this thread has already claimed {}, and would wait \
                  for itself; call autocvd.release() first",
@@ -113,10 +114,10 @@ impl Observer for Watcher {
         self.call(|py, watcher| watcher.warn.call1(py, (text,)).map(drop));
     }
 
-    fn waiting(&mut self, waiting: &Waiting) {
-        self.check_own_claims(waiting);
-        self.deadline = waiting.deadline;
-        self.picture = WaitSummary::of(waiting);
+    fn waiting(&mut self, status: &WaitStatus) {
+        self.check_own_claims(status);
+        self.deadline = status.deadline;
+        self.picture = WaitSummary::of(status);
         self.tell_picture();
     }
 

@@ -306,7 +306,7 @@ pub struct Requester {
 impl Requester {
     /// To be called early: who asks at the same time is told from who asks again by what is there now.
     /// `None` where /proc does not show the shell.
-    pub fn now() -> Option<Self> {
+    pub fn detect() -> Option<Self> {
         // Elsewhere /proc shows other processes by the pids of this namespace.
         if !proc::shows_this_namespace() {
             return None;

@@ -85,7 +85,7 @@ impl Ticket {
     }
 
     /// How many files are before this one in the queue, those of ended waiters included.
-    pub(crate) fn rank(&self) -> usize {
+    pub(crate) fn position(&self) -> usize {
         places(&self.directory)
             .iter()
             .filter(|name| **name < self.name)

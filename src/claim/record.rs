@@ -59,7 +59,7 @@ impl Record {
             since,
             parent,
             end,
-            around: false,
+            held_by_ancestor: false,
         }
     }
 

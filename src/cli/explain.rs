@@ -1,8 +1,9 @@
 //! What the program tells of a choice: to people with `-v`, to scripts with `--json`.
 
-use autocvd::acquire::{Acquisition, Request};
-use autocvd::ids;
-use autocvd::select::{self, Verdict};
+use super::args::Options;
+use autocvd::Acquisition;
+use autocvd::ids::DeviceId;
+use autocvd::select::Verdict;
 use std::io::Write;
 use tracing::Level;
 
@@ -41,38 +42,33 @@ impl Write for IgnoreWriteErrors {
 }
 
 /// Says what was chosen, what was passed over and for what.
-pub(super) fn choice(found: &Acquisition, request: &Request) {
+pub(super) fn choice(found: &Acquisition, options: &Options) {
     let snapshot = &found.snapshot;
-    let labels: Vec<String> = found
-        .devices
-        .iter()
-        .map(|device| device.label(snapshot))
-        .collect();
-    let how = match (request.least_used, request.num_gpus) {
+    let labels = found.devices.iter().map(|id| snapshot.device(*id).label());
+    let labels: Vec<String> = labels.collect();
+    let how = match (options.least_used, found.devices.len()) {
         (true, _) => "the most free memory",
         (false, 1) => "free; the highest index goes first",
         (false, _) => "free; the best connected set goes first, then the highest indices",
     };
     tracing::info!("chose {} ({how})", labels.join(", "));
-    for device in ids::devices(snapshot)
-        .into_iter()
-        .filter(|device| !found.devices.contains(device))
-    {
-        let why = match select::judge(device, snapshot) {
+    let passed_over = snapshot
+        .devices()
+        .filter(|device| !found.devices.contains(&device.id()));
+    for device in passed_over {
+        let why = match device.verdict() {
             Verdict::Unavailable(reason) => reason,
-            _ if !found.allowed.contains(&device) => {
+            _ if !found.candidates.contains(&device.id()) => {
                 "not to be chosen (--exclude, --only, --inherit, or the launch around this one)"
                     .to_owned()
             }
             Verdict::Free => {
-                match select::memory_shortfall(device, snapshot, request.min_free_memory) {
-                    Some(reason) => reason,
-                    None => "free, but not needed".to_owned(),
-                }
+                let shortfall = device.memory_shortfall(options.min_free_memory);
+                shortfall.unwrap_or_else(|| "free, but not needed".to_owned())
             }
             verdict => verdict.reason().unwrap_or("no reason").to_owned(),
         };
-        tracing::info!("passed over {}: {why}", device.label(snapshot));
+        tracing::info!("passed over {}: {why}", device.label());
     }
     for link in &snapshot.links {
         tracing::debug!(
@@ -83,31 +79,26 @@ pub(super) fn choice(found: &Acquisition, request: &Request) {
             link.ancestor
         );
     }
-    if !ids::indices_are_ordinals(snapshot) {
+    if !snapshot.indices_are_ordinals() {
         tracing::info!(
-            "printing UUIDs: a GPU that CUDA does not count, or MIG, makes indices mean other GPUs to CUDA"
+            "printing UUIDs: indices would be ambiguous because a GPU is hidden from CUDA or MIG \
+             is enabled"
         );
     }
 }
 
 /// The choice as one JSON object.
 pub(super) fn json(found: &Acquisition) -> String {
-    let gpus: Vec<serde_json::Value> = found
-        .devices
-        .iter()
-        .map(|device| {
-            let gpu = device.gpu(&found.snapshot);
-            let name = device
-                .mig_device(&found.snapshot)
-                .map_or(&gpu.name, |device| &device.name);
-            serde_json::json!({
-                "index": gpu.index,
-                "uuid": device.uuid(&found.snapshot),
-                "pci_bus_id": gpu.pci_bus_id,
-                "name": name,
-            })
+    let gpu = |id: &DeviceId| {
+        let device = found.snapshot.device(*id);
+        serde_json::json!({
+            "index": device.gpu().index,
+            "uuid": device.uuid(),
+            "pci_bus_id": device.gpu().pci_bus_id.map(|id| id.to_string()),
+            "name": device.name(),
         })
-        .collect();
+    };
+    let gpus: Vec<serde_json::Value> = found.devices.iter().map(gpu).collect();
     let env: serde_json::Map<_, _> = found
         .variables()
         .into_iter()

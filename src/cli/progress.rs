@@ -1,9 +1,9 @@
 //! What is told on standard error while waiting.
 
 use super::{signals, terminal};
-use autocvd::acquire::{Observer, Waiting};
 use autocvd::amount::duration;
 use autocvd::text::WaitSummary;
+use autocvd::{Observer, WaitStatus};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -96,12 +96,12 @@ impl Observer for Progress {
         }
     }
 
-    fn waiting(&mut self, waiting: &Waiting) {
+    fn waiting(&mut self, status: &WaitStatus) {
         if self.quiet {
             return;
         }
-        self.deadline = waiting.deadline;
-        self.picture = WaitSummary::of(waiting);
+        self.deadline = status.deadline;
+        self.picture = WaitSummary::of(status);
         self.tell();
     }
 
@@ -121,10 +121,11 @@ impl Observer for Progress {
         Ok(())
     }
 
-    fn looking(&mut self, looking: bool, deadline: Option<Instant>) {
-        if !looking {
-            return signals::driver_answered();
-        }
+    fn probe_finished(&mut self) {
+        signals::driver_answered();
+    }
+
+    fn probe_started(&mut self, deadline: Option<Instant>) {
         let limit = match (self.timeout, deadline) {
             // 'Look once' must let a slow driver answer: without persistence mode a GPU takes seconds.
             (Some(Duration::ZERO), _) => Some(ONE_LOOK),

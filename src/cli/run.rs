@@ -4,10 +4,10 @@ use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
 use super::{args, exec, explain, man, shell, signals, status, variables};
-use autocvd::acquire::{Acquisition, ClaimPolicy, OutputForm, Request, acquire};
 use autocvd::environment::Environment;
 use autocvd::probe::Detail;
 use autocvd::proc;
+use autocvd::{Acquisition, ClaimPolicy, OutputForm, Request, acquire};
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
 use std::ffi::OsString;
 use std::io::Write;
@@ -239,7 +239,7 @@ fn choose(options: &Options, command: &[OsString]) -> Result<(), Failure> {
     progress.finish();
     let found = found?;
     if options.verbose > 0 {
-        explain::choice(&found, &request);
+        explain::choice(&found, options);
     }
     if command.is_empty() {
         print_choice(options, found)
@@ -267,24 +267,39 @@ fn request(options: &Options, command: &[OsString]) -> Request {
             form,
         }
     };
-    let default = Request::default();
-    Request {
-        num_gpus: options.num_gpus.unwrap_or(default.num_gpus),
-        least_used: options.least_used,
-        timeout: options.timeout,
-        interval: options.interval.unwrap_or(default.interval),
-        exclude: words(&options.exclude),
-        only: options.only.as_deref().map(words),
-        min_free_memory: options.min_free_memory,
-        inherit: options.inherit,
-        uuid: options.uuid,
-        claim,
-        probe: probe_choice(options.probe, options.from.as_ref()),
-        detail: Detail {
-            all: options.json || options.verbose > 0,
-        },
-        cpu_affinity: options.bind,
+    let mut request = Request::new()
+        .num_gpus(options.num_gpus.unwrap_or(1))
+        .exclude(words(&options.exclude))
+        .claim(claim)
+        .probe(probe_choice(options.probe, options.from.as_ref()));
+    if options.least_used {
+        request = request.least_used();
     }
+    if let Some(timeout) = options.timeout {
+        request = request.timeout(timeout);
+    }
+    if let Some(interval) = options.interval {
+        request = request.interval(interval);
+    }
+    if let Some(only) = &options.only {
+        request = request.only(words(only));
+    }
+    if let Some(bytes) = options.min_free_memory {
+        request = request.min_free_memory(bytes);
+    }
+    if options.inherit {
+        request = request.inherit();
+    }
+    if options.uuid {
+        request = request.by_uuid();
+    }
+    if options.json || options.verbose > 0 {
+        request = request.detail(Detail::Everything);
+    }
+    if options.bind {
+        request = request.with_cpu_affinity();
+    }
+    request
 }
 
 /// Ids may also be separated by spaces, as in a variable.
@@ -310,7 +325,7 @@ fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure
     match exit::write_stdout(&format!("{text}\n")) {
         Ok(()) => {
             if let Some(claim) = found.claim.take() {
-                claim.leave();
+                claim.persist();
             }
             Ok(())
         }

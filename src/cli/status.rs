@@ -6,12 +6,12 @@ mod screen;
 use super::args::{StatusArgs, probe_choice};
 use super::exit::{self, Failure};
 use super::{signals, terminal};
-use autocvd::acquire::Observer;
+use autocvd::Observer;
 use autocvd::environment::Environment;
 use autocvd::gpu::Snapshot;
 use autocvd::probe::{ProbeChoice, file};
 use autocvd::proc;
-use autocvd::status::Machine;
+use autocvd::status::Reader;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,7 +29,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut witness = WarningSink {
         warnings: redraws.then(Vec::new),
     };
-    let mut machine = Machine::open(&choice, &environment, &mut witness)?;
+    let mut machine = Reader::open(&choice, &environment, &mut witness)?;
     let snapshot = machine.look(&mut witness)?;
     match args.watch {
         None if args.json => print(&printable_json(&file::to_json(&snapshot))),
@@ -56,7 +56,7 @@ struct Watched<'a> {
     args: &'a StatusArgs,
     choice: ProbeChoice,
     environment: Environment,
-    machine: Machine,
+    machine: Reader,
     witness: WarningSink,
     redraws: bool,
 }
@@ -84,7 +84,7 @@ impl Watched<'_> {
     fn look(&mut self) -> autocvd::Result<Snapshot> {
         if !self.machine.is_live() {
             // A file may have been written anew.
-            self.machine = Machine::open(&self.choice, &self.environment, &mut self.witness)?;
+            self.machine = Reader::open(&self.choice, &self.environment, &mut self.witness)?;
         }
         self.machine.look(&mut self.witness)
     }
@@ -153,16 +153,17 @@ impl Observer for WarningSink {
         }
     }
 
-    fn looking(&mut self, looking: bool, _: Option<Instant>) {
-        match looking {
-            true => signals::watch_driver(None),
-            false => signals::driver_answered(),
-        }
+    fn probe_started(&mut self, _: Option<Instant>) {
+        signals::watch_driver(None);
+    }
+
+    fn probe_finished(&mut self) {
+        signals::driver_answered();
     }
 }
 
 /// How to show what `machine` tells, on what standard output is.
-fn view(machine: &Machine) -> screen::View {
+fn view(machine: &Reader) -> screen::View {
     let stdout = std::io::stdout();
     let terminal = stdout.is_terminal();
     let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));

@@ -7,7 +7,7 @@ fn gpu(index: u32) -> Gpu {
         uuid: Some(format!(
             "GPU-{index}a0b0c0d-0000-0000-0000-00000000000{index}"
         )),
-        pci_bus_id: Some(format!("0000000{}:{:02X}:00.0", index / 2, 0x3a + index)),
+        pci_bus_id: PciBusId::parse(&format!("0000000{}:{:02X}:00.0", index / 2, 0x3a + index)),
         ..Gpu::default()
     }
 }
@@ -50,8 +50,7 @@ fn divided() -> Snapshot {
 
 fn lost(gpu: Gpu) -> Gpu {
     Gpu {
-        state: Some(State::Unavailable),
-        reason: Some("GPU is lost".into()),
+        unusable: Some("GPU is lost".into()),
         ..gpu
     }
 }
@@ -107,8 +106,11 @@ fn an_id_that_names_no_gpu_or_several_is_a_wrong_value_and_quoted() {
         ("-1", "'-1' names no GPU here"),
         ("", "'' names no GPU here"),
         ("GPU-9", "'GPU-9' names no GPU here"),
-        ("GPU-", "'GPU-' is the start of 4 UUIDs; write more of it"),
-        ("G", "'G' is the start of 4 UUIDs"),
+        (
+            "GPU-",
+            "'GPU-' is ambiguous: 4 UUIDs start with it; use a longer prefix",
+        ),
+        ("G", "'G' is ambiguous: 4 UUIDs"),
         ("3c:00.0", "'3c:00.0' names no GPU here"),
         ("3b:00.1", "'3b:00.1' names no GPU here"),
         ("0:0:3b:00.0", "names no GPU here"),
@@ -166,7 +168,7 @@ fn a_divided_gpu_stands_for_its_mig_devices_and_each_of_them_for_itself() {
     assert!(
         several
             .to_string()
-            .contains("'MIG-11' is the start of 2 UUIDs"),
+            .contains("'MIG-11' is ambiguous: 2 UUIDs start with it"),
         "{several}"
     );
 }
@@ -195,36 +197,46 @@ fn cuda_visible_devices_allows_what_cuda_would_read_in_it() {
         ("x", &[]),
     ] {
         let expected: Vec<DeviceId> = expected.iter().copied().map(whole).collect();
-        assert_eq!(visible(value, &snapshot), expected, "'{value}'");
+        assert_eq!(
+            parse_visible_devices(value, &snapshot),
+            expected,
+            "'{value}'"
+        );
     }
 }
 
 #[test]
 fn cuda_visible_devices_counts_the_gpus_that_cuda_counts() {
     let snapshot = machine(vec![gpu(0), lost(gpu(1)), gpu(2), gpu(3)]);
-    assert_eq!(visible("0,1", &snapshot), [whole(0), whole(2)]);
-    assert_eq!(visible("3", &snapshot), []);
+    assert_eq!(
+        parse_visible_devices("0,1", &snapshot),
+        [whole(0), whole(2)]
+    );
+    assert_eq!(parse_visible_devices("3", &snapshot), []);
     // CUDA does count a GPU on which it may not compute.
     let prohibited = Gpu {
         compute_mode: Some(ComputeMode::Prohibited),
         ..lost(gpu(1))
     };
     let snapshot = machine(vec![gpu(0), prohibited, gpu(2)]);
-    assert_eq!(visible("2", &snapshot), [whole(2)]);
+    assert_eq!(parse_visible_devices("2", &snapshot), [whole(2)]);
 }
 
 #[test]
 fn cuda_visible_devices_may_name_mig_devices() {
     let snapshot = divided();
-    assert_eq!(visible("MIG-112", &snapshot), [part(1, 1)]);
+    assert_eq!(parse_visible_devices("MIG-112", &snapshot), [part(1, 1)]);
     assert_eq!(
-        visible(
+        parse_visible_devices(
             "MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/7/0",
             &snapshot
         ),
         [part(1, 0)]
     );
-    assert_eq!(visible("GPU-1", &snapshot), [part(1, 0), part(1, 1)]);
+    assert_eq!(
+        parse_visible_devices("GPU-1", &snapshot),
+        [part(1, 0), part(1, 1)]
+    );
 }
 
 #[test]

@@ -4,11 +4,10 @@
 //! passed over) and strict where it could (a field of the wrong type is an error).
 
 use super::{Detail, Probe};
-use crate::gpu::{Gpu, Link, Mig, ProcessView, Snapshot, Source};
+use crate::gpu::{Gpu, Judgement, Link, ProcessView, Snapshot, Source, State};
 use crate::{Error, ErrorKind, Result};
 use rustix::fs::{Mode, OFlags};
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::Path;
 
@@ -100,6 +99,7 @@ pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
         ));
     }
     let mut gpus = document.gpus.into_owned();
+    gpus.iter_mut().for_each(take_for_recorded);
     gpus.sort_by_key(|gpu| gpu.index);
     if let Some(pair) = gpus.windows(2).find(|pair| pair[0].index == pair[1].index) {
         return Err(format!("two GPUs have index {}", pair[0].index));
@@ -111,6 +111,21 @@ pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
         gpus,
         links: document.links.into_owned(),
     })
+}
+
+/// What the document says of states was judged when it was written: here it is evidence.
+fn take_for_recorded(gpu: &mut Gpu) {
+    let recorded = |state: Option<State>, reason: Option<String>| match state {
+        Some(State::Unavailable) => {
+            let reason = reason.unwrap_or_else(|| "not usable".to_owned());
+            (Some(reason), None)
+        }
+        state => (None, state.map(|state| Judgement { state, reason })),
+    };
+    (gpu.unusable, gpu.recorded) = recorded(gpu.state.take(), gpu.reason.take());
+    for part in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
+        (part.unusable, part.recorded) = recorded(part.state.take(), part.reason.take());
+    }
 }
 
 /// The JSON of a snapshot, which [`parse`] reads back.
@@ -133,88 +148,5 @@ fn document(snapshot: &Snapshot) -> Document<'_> {
         process_view: snapshot.process_view,
         gpus: (&snapshot.gpus).into(),
         links: (&snapshot.links).into(),
-    }
-}
-
-/// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
-// Not an untagged enum: serde's code for one is larger than all that parses command lines here.
-pub(crate) fn mig<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> std::result::Result<Option<Mig>, D::Error> {
-    struct Form;
-
-    impl<'de> Visitor<'de> for Form {
-        type Value = Option<Mig>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-            f.write_str("an object with MIG devices, true, false, a word or null")
-        }
-
-        fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
-            Ok(None)
-        }
-
-        fn visit_bool<E>(self, enabled: bool) -> std::result::Result<Self::Value, E> {
-            Ok(enabled.then(Mig::default))
-        }
-
-        fn visit_str<E>(self, word: &str) -> std::result::Result<Self::Value, E> {
-            Ok(word.eq_ignore_ascii_case("enabled").then(Mig::default))
-        }
-
-        fn visit_map<A: MapAccess<'de>>(
-            self,
-            mut map: A,
-        ) -> std::result::Result<Self::Value, A::Error> {
-            let (mut enabled, mut mig) = (true, Mig::default());
-            while let Some(key) = map.next_key::<String>()? {
-                match key.as_str() {
-                    "enabled" => enabled = map.next_value()?,
-                    "devices" => mig.devices = map.next_value()?,
-                    _ => {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-            }
-            Ok(enabled.then_some(mig))
-        }
-    }
-
-    deserializer.deserialize_any(Form)
-}
-
-/// Unix time in seconds; what is not a whole number is unknown, for it only serves display.
-pub(crate) fn time<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> std::result::Result<Option<u64>, D::Error> {
-    let value = Option::<serde_json::Value>::deserialize(deserializer)?;
-    Ok(value.and_then(|value| {
-        value
-            .as_u64()
-            .or_else(|| value.as_f64().map(|seconds| seconds as u64))
-    }))
-}
-
-/// NVML's names in NVML's spelling; nvidia-smi's (`Exclusive_Process`) are read too.
-pub(crate) mod compute_mode {
-    use crate::gpu::ComputeMode;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    pub(crate) fn serialize<S: Serializer>(
-        mode: &Option<ComputeMode>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        mode.map(ComputeMode::name).serialize(serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<ComputeMode>, D::Error> {
-        let Some(word) = Option::<String>::deserialize(deserializer)? else {
-            return Ok(None);
-        };
-        ComputeMode::from_name(&word)
-            .map(Some)
-            .ok_or_else(|| D::Error::custom(format!("unknown compute mode '{word}'")))
     }
 }

@@ -12,10 +12,10 @@ use super::{Detail, Probe, none_can_be_read, process_view, sort_by_pci};
 use crate::Result;
 use crate::fork_local::ForkLocal;
 use crate::gpu::{
-    ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, State,
-    Utilization,
+    ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, Utilization,
 };
-use crate::select::memory_needs_explaining;
+use crate::pci::PciBusId;
+use crate::policy::memory_needs_explaining;
 use nvml_wrapper::enum_wrappers::device::ComputeMode as NvmlComputeMode;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml as Library};
@@ -74,7 +74,7 @@ impl Nvml {
         let mut slots: Vec<DeviceSlot> = (0..count)
             .map(|index| DeviceSlot::new(library, index))
             .collect();
-        sort_by_pci(&mut slots, |slot| slot.known.pci_bus_id.as_deref());
+        sort_by_pci(&mut slots, |slot| slot.known.pci_bus_id);
         for (index, slot) in (0..).zip(&mut slots) {
             slot.known.index = index;
         }
@@ -96,7 +96,7 @@ impl Nvml {
             let answer = self.nvml.device_by_index(slot.number);
             slot.answers = answer.is_ok();
             match answer {
-                Ok(device) if slot.known.state == Some(State::Unavailable) => slot.identify(device),
+                Ok(device) if slot.known.unusable.is_some() => slot.identify(device),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!("NVML: GPU {}: {}", slot.known.index, explain::error(&error));
@@ -178,21 +178,17 @@ impl DeviceSlot {
 
     /// Asks what does not change while the GPU answers.
     fn identify(&mut self, device: Device<'static>) {
-        (self.known.state, self.known.reason, self.known.mig) = (None, None, None);
+        (self.known.unusable, self.known.mig) = (None, None);
         self.mig.clear();
         self.known.uuid = device.uuid().ok().filter(|uuid| !uuid.is_empty());
-        self.known.pci_bus_id = device
-            .pci_info()
-            .ok()
-            .map(|pci| pci.bus_id)
-            .filter(|id| !id.is_empty());
+        let pci = device.pci_info().ok();
+        self.known.pci_bus_id = pci.and_then(|pci| PciBusId::parse(&pci.bus_id));
         self.find_mig(&device);
         self.device = Some(device);
     }
 
     fn unavailable(&mut self, reason: String) {
-        self.known.state = Some(State::Unavailable);
-        self.known.reason = Some(reason);
+        self.known.unusable = Some(reason);
     }
 
     fn find_mig(&mut self, device: &Device<'static>) {
@@ -214,11 +210,10 @@ impl DeviceSlot {
                 Ok(part) => part,
                 Err(NvmlError::NotFound | NvmlError::InvalidArg) => continue,
                 Err(error) => {
-                    let (state, reason) = (Some(State::Unavailable), Some(explain::error(&error)));
+                    let unusable = Some(explain::error(&error));
                     found.devices.push(MigDevice {
                         index,
-                        state,
-                        reason,
+                        unusable,
                         ..MigDevice::default()
                     });
                     self.mig.push(None);
@@ -248,7 +243,7 @@ impl Probe for Nvml {
         let snapshot = Snapshot {
             source: Source::Nvml,
             driver_version: detail
-                .all
+                .shows_people()
                 .then(|| self.nvml.sys_driver_version().ok())
                 .flatten(),
             process_view: process_view(),
@@ -263,7 +258,7 @@ impl Probe for Nvml {
             return;
         };
         let Some(device) = &slot.device else { return };
-        if gpu.state == Some(State::Unavailable) || !slot.answers {
+        if gpu.unusable.is_some() || !slot.answers {
             return;
         }
         let mut reader = Reader {
@@ -285,19 +280,19 @@ impl Probe for Nvml {
                         reader.read_mig(part, into);
                     }
                 }
-                if detail.all {
+                if detail.shows_people() {
                     gpu.memory = reader.memory(device);
                     gpu.processes = reader.all_processes(device).map(processes::plain);
                 }
             }
             None => reader.read_gpu(device, gpu),
         }
-        if detail.all {
+        if detail.shows_people() {
             gpu.name = device.name().ok();
         }
         // As of this look: a GPU that was reset answers again.
         if let Some(reason) = reader.lost {
-            (gpu.state, gpu.reason) = (Some(State::Unavailable), Some(reason));
+            gpu.unusable = Some(reason);
         }
     }
 
@@ -345,16 +340,19 @@ impl Reader<'_> {
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
         gpu.compute_mode = self.note(compute_mode(device));
         gpu.memory = self.memory(device);
-        let listed = match self.detail.all {
+        let listed = match self.detail.shows_people() {
             true => self.all_processes(device),
             false => self.deciding_processes(device, gpu.memory),
         };
         gpu.processes = listed.map(processes::plain);
         // Memory explains nothing where its pages outlive their process; only then is it worth asking.
-        if self.detail.all || memory_needs_explaining(gpu.memory) {
+        if self.detail.shows_people() || memory_needs_explaining(gpu.memory.used) {
             gpu.memory_is_numa_node = device.numa_node_id().is_ok();
         }
-        if self.detail.all || self.view == ProcessView::Container || gpu.processes.is_none() {
+        if self.detail.shows_people()
+            || self.view == ProcessView::Container
+            || gpu.processes.is_none()
+        {
             let rates = self.note(device.utilization_rates());
             gpu.utilization = Utilization {
                 gpu: rates.as_ref().map(|r| r.gpu),
@@ -369,7 +367,7 @@ impl Reader<'_> {
         // Some drivers list the whole GPU's processes for each of its MIG devices.
         let listed = self.all_processes(device);
         part.processes = listed.map(|all| processes::plain(processes::of_instance(all, instance)));
-        if self.detail.all {
+        if self.detail.shows_people() {
             part.name = device.name().ok();
         }
     }
@@ -396,7 +394,7 @@ impl Reader<'_> {
         if listed.is_empty() {
             listed = self.list_or_absent(device, List::Mps)?;
         }
-        if listed.is_empty() && memory_needs_explaining(memory) {
+        if listed.is_empty() && memory_needs_explaining(memory.used) {
             listed = self.list(device, List::Graphics).unwrap_or_default();
         }
         Some(listed)

@@ -20,7 +20,7 @@ impl Scores {
         let mut pairs = vec![(0, 0); width * width];
         let place = |index: u32| {
             free.iter()
-                .position(|device| device.gpu(snapshot).index == index)
+                .position(|device| snapshot.gpus[device.gpu].index == index)
         };
         for link in &snapshot.links {
             if let (Some(a), Some(b)) = (place(link.gpus.0), place(link.gpus.1)) {

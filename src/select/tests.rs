@@ -1,5 +1,9 @@
 use super::*;
-use crate::gpu::{Gpu, Link, Mig, MigDevice, ProcessKind, Source, TopologyLevel, Utilization};
+use crate::gpu::{
+    ClaimInfo, Gpu, Judgement, Link, Mig, MigDevice, Process, ProcessKind, ProcessView, Source,
+    TopologyLevel, Utilization,
+};
+use crate::policy::{GIB, IDLE_MEMORY, MIB};
 use proptest::prelude::*;
 
 const TOTAL: u64 = 80 * GIB;
@@ -97,7 +101,7 @@ fn constraints(num_gpus: usize, snapshot: &Snapshot) -> Constraints {
         num_gpus,
         least_used: false,
         min_free_memory: None,
-        allowed: ids::devices(snapshot),
+        devices: snapshot.device_ids(),
     }
 }
 
@@ -114,7 +118,7 @@ fn chosen(snapshot: &Snapshot, constraints: &Constraints) -> Vec<u32> {
     match select(snapshot, constraints) {
         Selection::Chosen(devices) => devices
             .iter()
-            .map(|device| device.gpu(snapshot).index)
+            .map(|device| snapshot.gpus[device.gpu].index)
             .collect(),
         other => panic!("{other:?}"),
     }
@@ -133,7 +137,7 @@ fn verdict(gpu: Gpu, view: ProcessView) -> Verdict {
         process_view: view,
         ..machine(vec![Gpu { index: 0, ..gpu }])
     };
-    judge(ids::devices(&snapshot)[0], &snapshot)
+    snapshot.devices().next().expect("one").verdict()
 }
 
 /// What a verdict is, without its words.
@@ -266,8 +270,7 @@ fn least_used_never_takes_what_cannot_be_used() {
         ..idle(1)
     };
     let lost = Gpu {
-        state: Some(State::Unavailable),
-        reason: Some("GPU is lost".into()),
+        unusable: Some("GPU is lost".into()),
         ..idle(2)
     };
     let snapshot = machine(vec![with_free(busy(0), 1), prohibited, lost]);
@@ -287,7 +290,7 @@ fn a_request_beyond_what_may_be_used_is_impossible_and_says_how_many_there_are()
             .map(|&gpu| DeviceId { gpu, mig: None })
             .collect::<Vec<_>>()
     };
-    for (num_gpus, allowed, expected) in [
+    for (num_gpus, devices, expected) in [
         (
             4,
             only(&[0, 1, 2]),
@@ -312,7 +315,7 @@ fn a_request_beyond_what_may_be_used_is_impossible_and_says_how_many_there_are()
         let text = impossible_text(
             &snapshot,
             &Constraints {
-                allowed,
+                devices,
                 ..constraints(num_gpus, &snapshot)
             },
         );
@@ -439,7 +442,7 @@ fn mig_devices_are_judged_by_what_is_on_them_alone() {
     let held = MigDevice {
         processes: None,
         memory: Memory {
-            used: Some(UNEXPLAINED_BLIND + 1),
+            used: Some(IDLE_MEMORY + 1),
             ..mig_device(3).memory
         },
         ..mig_device(3)
@@ -453,9 +456,10 @@ fn mig_devices_are_judged_by_what_is_on_them_alone() {
         ..divided(0, vec![used, claimed, unlisted, held, mig_device(4)])
     };
     let snapshot = machine(vec![parent]);
-    let verdicts: Vec<Verdict> = ids::devices(&snapshot)
+    let verdicts: Vec<Verdict> = snapshot
+        .device_ids()
         .into_iter()
-        .map(|device| judge(device, &snapshot))
+        .map(|device| snapshot.device(device).verdict())
         .collect();
     assert_eq!(
         verdicts.iter().map(kind).collect::<Vec<_>>(),
@@ -562,13 +566,13 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
         ),
         (
             "G, in a container",
-            used(xorg(), 2 * GIB + UNEXPLAINED_BLIND),
+            used(xorg(), 2 * GIB + IDLE_MEMORY),
             Container,
             "free",
         ),
         (
             "G, in a container, more used",
-            used(xorg(), 2 * GIB + UNEXPLAINED_BLIND + 1),
+            used(xorg(), 2 * GIB + IDLE_MEMORY + 1),
             Container,
             "busy",
         ),
@@ -770,8 +774,10 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
 #[test]
 fn a_recorded_state_makes_a_gpu_less_free_than_the_facts_and_never_freer() {
     let recorded = |state, gpu: Gpu| Gpu {
-        state: Some(state),
-        reason: Some("as recorded".into()),
+        recorded: Some(Judgement {
+            state,
+            reason: Some("as recorded".into()),
+        }),
         ..gpu
     };
     for (state, gpu, expected) in [
@@ -788,8 +794,6 @@ fn a_recorded_state_makes_a_gpu_less_free_than_the_facts_and_never_freer() {
         (State::Busy, idle(0), "busy"),
         (State::Claimed, idle(0), "claimed"),
         (State::Claimed, busy(0), "claimed"),
-        (State::Unavailable, idle(0), "unavailable"),
-        (State::Unavailable, busy(0), "unavailable"),
     ] {
         let seen = verdict(recorded(state, gpu), ProcessView::Host);
         assert_eq!(kind(&seen), expected, "{state:?}");
@@ -837,8 +841,7 @@ fn a_verdict_says_who_uses_the_gpu() {
 #[test]
 fn judging_a_machine_writes_each_state_down() {
     let lost = Gpu {
-        state: Some(State::Unavailable),
-        reason: Some("GPU is lost".into()),
+        unusable: Some("GPU is lost".into()),
         ..Gpu {
             index: 3,
             ..Gpu::default()
@@ -871,7 +874,7 @@ fn judging_a_machine_writes_each_state_down() {
     let devices = &snapshot.gpus[2].mig.as_ref().expect("enabled").devices;
     assert_eq!(devices[0].state, Some(State::Claimed));
     assert_eq!(devices[1].state, Some(State::Free));
-    // Read back, it is judged alike.
+    // Judged again, it is judged alike.
     let before = snapshot.clone();
     snapshot.judge();
     assert_eq!(
@@ -1250,21 +1253,21 @@ proptest! {
         min_free_memory in proptest::option::weighted(0.3, 1..TOTAL),
         left_out in any::<u8>(),
     ) {
-        let allowed: Vec<DeviceId> =
-            ids::devices(&snapshot).into_iter().filter(|device| left_out >> device.gpu & 3 != 3).collect();
-        let constraints = Constraints { num_gpus, least_used, min_free_memory, allowed };
-        let free = |device: &DeviceId| judge(*device, &snapshot) == Verdict::Free;
+        let devices: Vec<DeviceId> =
+            snapshot.device_ids().into_iter().filter(|device| left_out >> device.gpu & 3 != 3).collect();
+        let constraints = Constraints { num_gpus, least_used, min_free_memory, devices };
+        let free = |device: &DeviceId| snapshot.device(*device).verdict() == Verdict::Free;
         match select(&snapshot, &constraints) {
             Selection::Chosen(devices) => {
                 prop_assert_eq!(devices.len(), num_gpus);
                 prop_assert!(devices.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", devices);
                 for device in devices {
-                    prop_assert!(constraints.allowed.contains(&device));
+                    prop_assert!(constraints.devices.contains(&device));
                     prop_assert!(num_gpus == 1 || device.mig.is_none());
-                    let verdict = judge(device, &snapshot);
+                    let verdict = snapshot.device(device).verdict();
                     prop_assert!(verdict == Verdict::Free || least_used && kind(&verdict) != "unavailable", "{:?}", verdict);
                     if let Some(wanted) = min_free_memory {
-                        prop_assert!(memory(device, &snapshot).free.is_some_and(|free| free >= wanted));
+                        prop_assert!(snapshot.device(device).memory().free.is_some_and(|free| free >= wanted));
                     }
                 }
             }

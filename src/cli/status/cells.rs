@@ -1,7 +1,7 @@
 //! Pieces of the screen: text that fits, bars, amounts.
 
 use autocvd::proc::printable;
-use autocvd::text::{cut, width};
+use autocvd::text::{truncate, width};
 
 /// What stands for a value that could not be read.
 pub(super) const UNKNOWN: &str = "?";
@@ -15,14 +15,14 @@ pub(super) fn known(text: Option<&str>) -> String {
 
 /// The text in exactly so many columns, at their left.
 pub(super) fn left(text: &str, columns: usize) -> String {
-    let text = cut(text, columns);
+    let text = truncate(text, columns);
     let space = " ".repeat(columns.saturating_sub(width(&text)));
     text + &space
 }
 
 /// The text in exactly so many columns, at their right.
 pub(super) fn right(text: &str, columns: usize) -> String {
-    let text = cut(text, columns);
+    let text = truncate(text, columns);
     " ".repeat(columns.saturating_sub(width(&text))) + &text
 }
 
@@ -35,7 +35,7 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
                 line.push(' ');
                 line.push_str(word);
             }
-            _ => lines.push(cut(word, columns)),
+            _ => lines.push(truncate(word, columns)),
         }
     }
     lines

@@ -5,9 +5,8 @@ use autocvd::amount::{bytes as amount, duration};
 use autocvd::gpu::{
     ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State,
 };
-use autocvd::ids;
 use autocvd::proc::printable;
-use autocvd::text::{clock, cut, width};
+use autocvd::text::{rfc3339, truncate, width};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No terminal is taken to be narrower.
@@ -18,7 +17,7 @@ const GAP: &str = "  ";
 const BARS: [(usize, usize); 5] = [(24, 12), (16, 8), (12, 6), (8, 5), (6, 4)];
 /// Names shorter than this are worth more than bars.
 const MIN_NAME: usize = 14;
-/// The longest name of a user that is not cut.
+/// The longest name of a user that is not truncate.
 const MAX_USER: usize = 12;
 
 /// How to show a machine.
@@ -60,7 +59,7 @@ pub(super) fn lines(snapshot: &Snapshot, view: &View) -> Vec<String> {
             if line.contains('\x1b') {
                 line
             } else {
-                cut(line.trim_end(), view.width)
+                truncate(line.trim_end(), view.width)
             }
         })
         .collect()
@@ -86,20 +85,15 @@ fn header(snapshot: &Snapshot, view: &View) -> String {
 }
 
 fn summary(snapshot: &Snapshot) -> String {
-    let devices = ids::devices(snapshot);
-    let state = |device: &ids::DeviceId| match device.mig_device(snapshot) {
-        Some(device) => device.state,
-        None => device.gpu(snapshot).state,
-    };
-    let free = devices
-        .iter()
-        .filter(|device| state(device) == Some(State::Free))
+    let free = snapshot
+        .devices()
+        .filter(|device| device.state() == Some(State::Free))
         .count();
     let view = match snapshot.process_view {
         ProcessView::Host => "",
         ProcessView::Container => " (in a container: processes outside it are not listed)",
     };
-    format!("{free} of {} free{view}", devices.len())
+    format!("{free} of {} free{view}", snapshot.devices().count())
 }
 
 /// A GPU or a MIG device, in words.
@@ -287,7 +281,7 @@ fn time(since: Option<u64>, view: &View) -> String {
             duration(Duration::from_secs(now.saturating_sub(since).max(1)))
         }
         // Minutes say enough of what is past: 2026-03-03 07:59Z.
-        None => match clock(since).to_string().get(..16) {
+        None => match rfc3339(since).to_string().get(..16) {
             Some(minute) => format!("{}Z", minute.replace('T', " ")),
             None => cells::UNKNOWN.into(),
         },

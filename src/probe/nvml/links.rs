@@ -1,7 +1,7 @@
 //! What NVML tells of a GPU's place in the machine: the GPUs it is joined to, the CPU cores near it.
 
 use crate::gpu::{Link, TopologyLevel};
-use crate::ids::PciBusId;
+use crate::pci::PciBusId;
 use nvml_wrapper::Device;
 use nvml_wrapper::enum_wrappers::device::{
     P2pCapabilitiesIndex, P2pStatus, TopologyLevel as NvmlTopologyLevel,

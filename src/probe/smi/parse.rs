@@ -9,8 +9,9 @@
 use super::xml::{Element, document};
 use crate::gpu::{
     ComputeMode, Gpu, Memory, Mig, MigDevice, Process, ProcessKind, ProcessView, Snapshot, Source,
-    State, Utilization,
+    Utilization,
 };
+use crate::pci::PciBusId;
 
 /// What nvidia-smi prints, with or without brackets, in place of a value that it has not got.
 const ABSENT: [&str; 14] = [
@@ -66,8 +67,7 @@ pub fn parse(xml: &[u8]) -> Result<Snapshot, String> {
     }
     // The document's order is the index as far as anybody has seen; the PCI bus order is it by definition.
     if gpus.iter().all(|gpu| gpu.pci_bus_id.is_some()) {
-        // The normal form has fixed widths, so the order of the text is that of the numbers.
-        gpus.sort_by(|a, b| a.pci_bus_id.cmp(&b.pci_bus_id));
+        gpus.sort_by_key(|gpu| gpu.pci_bus_id);
     }
     for (gpu, index) in gpus.iter_mut().zip(0..) {
         gpu.index = index;
@@ -82,10 +82,8 @@ pub fn parse(xml: &[u8]) -> Result<Snapshot, String> {
 }
 
 fn gpu(element: &Element) -> Gpu {
-    let pci_bus_id = element.child("pci").and_then(|pci| pci.value("pci_bus_id"));
-    let pci_bus_id = pci_bus_id
-        .and_then(pci_id)
-        .or_else(|| element.id.as_deref().and_then(pci_id));
+    let place = element.child("pci").and_then(|pci| pci.value("pci_bus_id"));
+    let pci_bus_id = place.or(element.id.as_deref()).and_then(PciBusId::parse);
     let rows = rows(element);
     let mut gpu = Gpu {
         uuid: element
@@ -113,9 +111,9 @@ fn gpu(element: &Element) -> Gpu {
         gpu.processes = None;
         for device in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
             device.processes = None;
-            (device.state, device.reason) = (Some(State::Unavailable), Some(reason.to_owned()));
+            device.unusable = Some(reason.to_owned());
         }
-        (gpu.state, gpu.reason) = (Some(State::Unavailable), Some(reason.to_owned()));
+        gpu.unusable = Some(reason.to_owned());
     }
     gpu
 }
@@ -405,27 +403,6 @@ fn percent(text: &str) -> Option<u32> {
         .parse()
         .ok()
         .filter(|percent| *percent <= 100)
-}
-
-/// `0000:3b:00.0` and its like in NVML's form, `00000000:3B:00.0`.
-fn pci_id(text: &str) -> Option<String> {
-    let (domain, rest) = text.trim().split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    // from_str_radix takes a sign.
-    let hex = |digits: &str| {
-        u32::from_str_radix(digits, 16)
-            .ok()
-            .filter(|_| !digits.starts_with('+'))
-    };
-    let small = |digits| hex(digits).filter(|number| *number <= 0xFF);
-    let function = hex(function).filter(|function| *function <= 0xF)?;
-    Some(format!(
-        "{:08X}:{:02X}:{:02X}.{function:X}",
-        hex(domain)?,
-        small(bus)?,
-        small(device)?
-    ))
 }
 
 #[cfg(test)]

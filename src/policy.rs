@@ -1,0 +1,79 @@
+//! Every threshold and every time constant of a decision and of a wait, in one table.
+//!
+//! # At most 50 ms from a process's exit to the answer
+//! A process's exit wakes a waiter at once. The driver may list the process for some more
+//! milliseconds, so the GPU is read again after each of [`RECHECKS_MS`]. A waiter behind others
+//! gives them a head start of at most [`MAX_WAKEUP_JITTER`]: 20 × 1 ms + 200 × 0.1 ms = 40 ms, which
+//! leaves 10 ms for the driver calls and for the claim.
+
+use std::time::Duration;
+
+/// One mebibyte, in bytes.
+pub(crate) const MIB: u64 = 1 << 20;
+/// One gibibyte, in bytes.
+pub(crate) const GIB: u64 = 1 << 30;
+
+// What counts as free.
+
+/// Where the process list is complete: memory that no process explains belongs to a process that is
+/// hidden or about to end where it is more than this, and more than [`UNEXPLAINED_PERCENT`] of all.
+pub(crate) const UNEXPLAINED_MEMORY: u64 = GIB;
+/// See [`UNEXPLAINED_MEMORY`]: in percent of the GPU's memory.
+pub(crate) const UNEXPLAINED_PERCENT: u128 = 5;
+/// Where the process list proves nothing: how much memory an idle GPU may hold.
+pub(crate) const IDLE_MEMORY: u64 = 256 * MIB;
+/// Where the process list proves nothing: how busy an idle GPU may seem, in percent.
+pub(crate) const IDLE_UTILIZATION: u32 = 5;
+
+/// Whether the verdict on a GPU needs to know what its graphics processes hold: its used memory, in
+/// bytes, is beyond what an idle GPU holds.
+pub(crate) fn memory_needs_explaining(used: Option<u64>) -> bool {
+    used.is_none_or(|used| used > IDLE_MEMORY)
+}
+
+// Waiting.
+
+/// The default of how often a waiter looks at the GPUs though nothing woke it.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
+/// After a process's exit, the GPU is read at once and again after each of these, in milliseconds:
+/// the driver's list may lag behind, and to tear down a large context can take seconds.
+pub(crate) const RECHECKS_MS: [u64; 11] = [1, 5, 10, 20, 35, 48, 100, 200, 400, 1000, 3000];
+/// A recheck that is due within this time follows on the look that is being made.
+pub(crate) const IMMINENT: Duration = Duration::from_millis(30);
+/// How long a driver is left alone that has failed while a launch waits; each further failure
+/// doubles it, up to the interval.
+pub(crate) const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// How often to look whether a claim in another PID namespace has ended, which no descriptor tells
+/// while a child of its holder still has the file open.
+pub(crate) const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(30);
+/// How long an earlier waiter may leave a free GPU unclaimed before it is passed over.
+pub(crate) const HANDOFF_GRACE: Duration = Duration::from_millis(250);
+/// The longest head start that a waiter gives to those before it in the queue.
+#[cfg(test)]
+const MAX_WAKEUP_JITTER: Duration = Duration::from_millis(40);
+
+/// Delays a wake-up by queue position (1 ms each up to 20, then 0.1 ms) so that waiters do not
+/// stampede.
+pub(crate) fn wakeup_jitter(position: usize) -> Duration {
+    let near = position.min(20) as u64;
+    let far = position.saturating_sub(20).min(200) as u64;
+    Duration::from_micros(near * 1000 + far * 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_many_waiters_still_answers_within_50_ms() {
+        assert_eq!(wakeup_jitter(0), Duration::ZERO);
+        assert_eq!(wakeup_jitter(usize::MAX), MAX_WAKEUP_JITTER);
+        assert!(MAX_WAKEUP_JITTER + Duration::from_millis(10) <= Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_gpu_is_read_again_within_50_ms_of_an_exit() {
+        let within = RECHECKS_MS.iter().filter(|after| **after < 50).count();
+        assert!(within >= 5 && RECHECKS_MS.is_sorted());
+    }
+}

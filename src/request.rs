@@ -1,0 +1,188 @@
+//! What is asked for.
+
+use crate::policy;
+use crate::probe::{Detail, ProbeChoice};
+use std::time::Duration;
+
+/// Which GPUs to find, and how. Without more, one GPU, for this process, however long it takes.
+///
+/// ```
+/// use autocvd::Request;
+/// use std::time::Duration;
+///
+/// let request = Request::new()
+///     .num_gpus(2)
+///     .min_free_memory(40 << 30)
+///     .exclude(["0"])
+///     .timeout(Duration::from_secs(3600));
+/// # let _ = request;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a request does nothing until it is passed to `acquire`"]
+pub struct Request {
+    pub(crate) num_gpus: usize,
+    pub(crate) least_used: bool,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) interval: Duration,
+    pub(crate) exclude: Vec<String>,
+    pub(crate) only: Option<Vec<String>>,
+    pub(crate) min_free_memory: Option<u64>,
+    pub(crate) inherit: bool,
+    pub(crate) uuid: bool,
+    pub(crate) claim: ClaimPolicy,
+    pub(crate) probe: ProbeChoice,
+    pub(crate) detail: Detail,
+    pub(crate) cpu_affinity: bool,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            num_gpus: 1,
+            least_used: false,
+            timeout: None,
+            interval: policy::INTERVAL,
+            exclude: Vec::new(),
+            only: None,
+            min_free_memory: None,
+            inherit: false,
+            uuid: false,
+            claim: ClaimPolicy::default(),
+            probe: ProbeChoice::Auto,
+            detail: Detail::Decision,
+            cpu_affinity: false,
+        }
+    }
+}
+
+impl Request {
+    /// One GPU, for this process, however long it takes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many GPUs; at least 1.
+    pub fn num_gpus(self, num_gpus: usize) -> Self {
+        Self { num_gpus, ..self }
+    }
+
+    /// Never wait: take the GPUs with the most free memory, whoever uses them.
+    pub fn least_used(self) -> Self {
+        Self {
+            least_used: true,
+            ..self
+        }
+    }
+
+    /// Give up after this time; zero looks once and does not wait.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self {
+            timeout: Some(timeout),
+            ..self
+        }
+    }
+
+    /// Look again at least this often while waiting; 30 s unless told. What frees a GPU is seen at
+    /// once in any case.
+    pub fn interval(self, interval: Duration) -> Self {
+        Self { interval, ..self }
+    }
+
+    /// Leave these out: indices, UUIDs or unique starts of them, PCI bus ids.
+    pub fn exclude<I: IntoIterator<Item: Into<String>>>(self, ids: I) -> Self {
+        let exclude = ids.into_iter().map(Into::into).collect();
+        Self { exclude, ..self }
+    }
+
+    /// Choose among these alone: indices, UUIDs or unique starts of them, PCI bus ids.
+    pub fn only<I: IntoIterator<Item: Into<String>>>(self, ids: I) -> Self {
+        let only = Some(ids.into_iter().map(Into::into).collect());
+        Self { only, ..self }
+    }
+
+    /// Only GPUs with this many bytes free.
+    pub fn min_free_memory(self, bytes: u64) -> Self {
+        Self {
+            min_free_memory: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Choose among what `CUDA_VISIBLE_DEVICES` allows. In a batch job this is so in any case.
+    pub fn inherit(self) -> Self {
+        Self {
+            inherit: true,
+            ..self
+        }
+    }
+
+    /// Name the GPUs by UUID even where an index would do.
+    pub fn by_uuid(self) -> Self {
+        Self { uuid: true, ..self }
+    }
+
+    /// Whether and for whom to claim what is found; for this process unless told.
+    pub fn claim(self, claim: ClaimPolicy) -> Self {
+        Self { claim, ..self }
+    }
+
+    /// Where to read the machine's state.
+    pub fn probe(self, probe: ProbeChoice) -> Self {
+        Self { probe, ..self }
+    }
+
+    /// What to read beyond what the decision needs, for showing it.
+    pub fn detail(self, detail: Detail) -> Self {
+        Self { detail, ..self }
+    }
+
+    /// Find out which CPU cores are near the GPUs:
+    /// [`Acquisition::cpu_affinity`](crate::Acquisition::cpu_affinity).
+    pub fn with_cpu_affinity(self) -> Self {
+        Self {
+            cpu_affinity: true,
+            ..self
+        }
+    }
+}
+
+/// Whether and for whom to claim what is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClaimPolicy {
+    /// Ignore existing claims and make none.
+    No,
+    /// For this process and what it becomes by exec; the claim ends with the
+    /// [`Acquisition`](crate::Acquisition) or the process.
+    Process {
+        /// What others are told that it runs; empty for its present command line.
+        command: String,
+    },
+    /// For the shell that started this process.
+    Shell {
+        /// How long the claim lasts while the shell has not started a program.
+        hold: Duration,
+        /// What the shell will do with what is printed.
+        form: OutputForm,
+    },
+}
+
+impl Default for ClaimPolicy {
+    fn default() -> Self {
+        Self::Process {
+            command: String::new(),
+        }
+    }
+}
+
+/// What a shell does with a printed choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutputForm {
+    /// Assignments in front of one command.
+    Prefix,
+    /// Exported variables.
+    Export,
+    /// Ids alone.
+    Ids,
+}
