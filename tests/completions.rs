@@ -4,21 +4,8 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
 
-use common::{Machine, run};
-
-/// Whether a program is there; says so if not.
-fn has(program: &str) -> bool {
-    let there = Command::new("sh")
-        .args(["-c", "command -v \"$1\"", "sh", program])
-        .output();
-    let there = there.is_ok_and(|output| output.status.success());
-    if !there {
-        common::skip(&format!("needs {program}"));
-    }
-    there
-}
+use common::{Machine, has, run};
 
 fn page(machine: &Machine) -> String {
     run(machine.autocvd().arg("man")).success()

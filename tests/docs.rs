@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use common::{Machine, run, skip};
+use common::{Machine, run};
 
 /// What the guides start besides autocvd. Each stand-in succeeds and does nothing.
 const STAND_INS: [&str; 24] = [
@@ -310,8 +310,7 @@ fn the_shell_blocks_of_the_documents_run() {
                 "csh" => "tcsh",
                 _ => continue,
             };
-            if !is_installed(shell) {
-                skip(&format!("{} needs {shell}", block.place));
+            if !common::has(shell) {
                 continue;
             }
             let machine = machine();
@@ -375,8 +374,7 @@ fn with_the_line_for_the_profile_a_shell_in_which_autocvd_cannot_run_shows_no_gp
         .find(|line| line.contains("${CUDA_VISIBLE_DEVICES-}"));
     let line = line.expect("README.md has the line");
     for shell in ["bash", "dash", "zsh", "ksh", "mksh", "busybox"] {
-        if !is_installed(shell) {
-            skip(&format!("{shell} is not installed"));
+        if !common::has(shell) {
             continue;
         }
         let machine = machine();
@@ -446,11 +444,6 @@ fn machine() -> Machine {
     symlink(machine.path().join("bin/python"), work.join("job")).expect("a new link");
     fs::write(work.join("train.py"), "").expect("a new file");
     machine
-}
-
-fn is_installed(shell: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(shell).exists())
 }
 
 /// The commands of a console block, each with the lines below it.

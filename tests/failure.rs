@@ -383,10 +383,8 @@ fn huge_numbers_are_numbers() {
             .ends_with("CUDA_VISIBLE_DEVICES=0\n")
     );
     // A hold without end holds.
-    let holder = start(&mut machine.shell(
-        "dash",
-        "autocvd -o --hold 10000000000000000000; sleep 60; :",
-    ));
+    let holder =
+        start(&mut machine.shell("sh", "autocvd -o --hold 10000000000000000000; sleep 60; :"));
     wait_until("it holds", || holder.stdout() == "0\n");
     let held = run(machine.autocvd().args(["-o", "-t", "0"]));
     assert!(
@@ -572,9 +570,9 @@ fn a_driver_that_cannot_be_initialized_is_told_of_with_what_helps() {
 /// How scripts start a program on what was found, `OPTIONS` being the program's. All of them start it only
 /// on success.
 const FORMS: [(&str, &str); 7] = [
-    ("dash", "eval $(autocvd OPTIONS) touch ran"),
-    ("dash", "eval $(autocvd OPTIONS)"),
-    ("dash", "eval \"$(autocvd -s OPTIONS)\" && touch ran"),
+    ("sh", "eval $(autocvd OPTIONS) touch ran"),
+    ("sh", "eval $(autocvd OPTIONS)"),
+    ("sh", "eval \"$(autocvd -s OPTIONS)\" && touch ran"),
     ("bash", "eval $(autocvd OPTIONS) touch ran"),
     ("bash", "eval $(autocvd OPTIONS)"),
     ("bash", ". <(autocvd -s OPTIONS) && touch ran"),
@@ -757,7 +755,7 @@ fn a_shell_whose_wait_is_interrupted_runs_nothing() {
         let machine = Machine::gpus(1);
         let _job = machine.job(0);
         let script = "echo $$ >shell; eval $(sh -c 'echo $$ >asking; exec autocvd') touch ran";
-        let waiting = start(machine.shell("dash", script).current_dir(machine.path()));
+        let waiting = start(machine.shell("sh", script).current_dir(machine.path()));
         wait_until("it waits", || {
             waiting.stderr().contains("waiting for a GPU")
         });
@@ -775,7 +773,7 @@ fn a_shell_whose_wait_is_interrupted_runs_nothing() {
 fn a_signal_that_was_ignored_stays_ignored() {
     let machine = Machine::gpus(1);
     let mut job = machine.job(0);
-    let waiting = start(&mut machine.shell("dash", "trap '' INT HUP; exec autocvd -o"));
+    let waiting = start(&mut machine.shell("sh", "trap '' INT HUP; exec autocvd -o"));
     wait_until("it waits", || {
         waiting.stderr().contains("waiting for a GPU")
     });
@@ -815,12 +813,12 @@ fn output_that_cannot_be_written_is_a_failure_and_leaves_no_claim() {
 
         // Closed; and nothing that is opened later may take its place.
         let script = format!("autocvd {} >&-", words.join(" "));
-        let outcome = run(&mut machine.shell("dash", &script));
+        let outcome = run(&mut machine.shell("sh", &script));
         assert_told(&outcome, 1, "cannot write to standard output");
         assert_eq!(left_behind(&machine), [""; 0]);
 
         let script = format!("autocvd {} <&- >&- 2>&-", words.join(" "));
-        assert_eq!(run(&mut machine.shell("dash", &script)).code, Some(1));
+        assert_eq!(run(&mut machine.shell("sh", &script)).code, Some(1));
         assert_eq!(left_behind(&machine), [""; 0]);
 
         // A pipe that nobody reads.
@@ -841,11 +839,11 @@ fn output_that_cannot_be_written_is_a_failure_and_leaves_no_claim() {
 fn a_closed_standard_error_gets_into_no_file() {
     let machine = Machine::gpus(1);
     let _job = machine.job(0);
-    let outcome = run(&mut machine.shell("dash", "autocvd -vv -t 50ms 2>&-"));
+    let outcome = run(&mut machine.shell("sh", "autocvd -vv -t 50ms 2>&-"));
     assert_eq!((outcome.code, outcome.stdout), (Some(4), guard(4)));
     // And what the program becomes finds its descriptors as they were.
     let script = "autocvd -l -- sh -c 'for n in 0 1 2; do test -e /proc/self/fd/$n && exit 9; done; exit 7' <&- >&- 2>&-";
-    assert_eq!(run(&mut machine.shell("dash", script)).code, Some(7));
+    assert_eq!(run(&mut machine.shell("sh", script)).code, Some(7));
 }
 
 #[test]

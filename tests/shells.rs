@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use common::{Machine, run, start, wait_until};
+use common::{Machine, has, run, start, wait_until};
 
 /// How a shell says things. `OPTIONS` stands for the program's options.
 struct Shell {
@@ -83,16 +83,6 @@ const SHELLS: [Shell; 8] = [
         repeat: "eval `autocvd --shell csh` show; eval `autocvd --shell csh` show; eval `autocvd --shell csh` show",
     },
 ];
-
-/// Whether a program is on PATH; if not, it says that a test needs it.
-fn has(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|directory| directory.join(program).exists());
-    if !found {
-        common::skip(&format!("needs {program}"));
-    }
-    found
-}
 
 fn shells() -> impl Iterator<Item = &'static Shell> {
     SHELLS.iter().filter(|shell| has(shell.name))
@@ -394,7 +384,7 @@ fn the_command_has_the_variables_and_else_the_environment_as_it_was() {
 fn the_command_is_the_process_that_was_started() {
     let machine = Machine::gpus(1);
     let script = "echo $$; exec autocvd -- sh -c 'echo $$; echo $PPID'; echo never";
-    let mut shell = machine.shell("dash", script);
+    let mut shell = machine.shell("sh", script);
     let outcome = run(&mut shell).success();
     let lines: Vec<&str> = outcome.lines().collect();
     assert_eq!(

@@ -50,8 +50,9 @@ fn port() -> u16 {
 }
 
 impl Cluster {
-    /// `None` where device files cannot be made.
-    fn start(directory: PathBuf) -> Option<Self> {
+    /// # Errors
+    /// What the machine lacks for it.
+    fn start(directory: PathBuf) -> Result<Self, String> {
         for part in ["state", "spool", "dev", "munge"] {
             fs::create_dir_all(directory.join(part)).expect("a directory of the test's own");
         }
@@ -62,7 +63,9 @@ impl Cluster {
                 .arg(path)
                 .args(["c", "1", "3"])
                 .status();
-            made.ok().filter(|status| status.success())?;
+            if !made.is_ok_and(|status| status.success()) {
+                return Err("needs the right to make device files".to_owned());
+            }
         }
         let host = Command::new("hostname")
             .arg("-s")
@@ -126,10 +129,28 @@ impl Cluster {
             &["-D".into(), "-f".into(), config.clone()],
         );
         cluster.run("/usr/sbin/slurmd", &["-D".into(), "-f".into(), config]);
+        let mut ended = None;
         wait_until("the node is idle", || {
-            cluster.output("sinfo", &["-h", "-o", "%t"]).trim() == "idle"
+            ended = cluster.why_ended();
+            ended.is_some() || cluster.output("sinfo", &["-h", "-o", "%t"]).trim() == "idle"
         });
-        Some(cluster)
+        if let Some(why) = ended {
+            return Err(why);
+        }
+        Ok(cluster)
+    }
+
+    /// Why one of the daemons has ended, if one has: the errors in its log, such as slurmd's where no
+    /// cgroup is mounted.
+    fn why_ended(&mut self) -> Option<String> {
+        let logs = ["munge/log", "slurmctld.log", "slurmd.log"];
+        let mut daemons = self.daemons.iter_mut();
+        let ended = daemons.position(|daemon| !matches!(daemon.try_wait(), Ok(None)))?;
+        let log = self.directory.join(logs[ended]);
+        let log = fs::read_to_string(log).unwrap_or_default();
+        let errors = log.lines().filter_map(|line| line.split_once("error: "));
+        let errors: Vec<_> = errors.map(|(_, error)| error).collect();
+        Some(format!("Slurm does not start here: {}", errors.join("; ")))
     }
 
     fn run(&mut self, program: &str, args: &[String]) {
@@ -171,9 +192,9 @@ fn in_an_allocation_only_what_slurm_granted_is_chosen() {
         return;
     }
     let machine = Machine::gpus(4);
-    let Some(cluster) = Cluster::start(machine.path().join("slurm")) else {
-        common::skip("needs the right to make device files");
-        return;
+    let cluster = match Cluster::start(machine.path().join("slurm")) {
+        Ok(cluster) => cluster,
+        Err(lack) => return common::skip(&lack),
     };
     let chosen = cluster.srun(
         &machine,

@@ -19,6 +19,12 @@ LIBRARY = os.environ["AUTOCVD_TEST_LIBRARY"]
 PROGRAM = os.environ["AUTOCVD_TEST_PROGRAM"]
 PATIENCE = 60
 
+# The kernel's fixed number of the host's PID namespace; in another one, a container's, a process
+# list proves nothing and names nobody.
+in_host_namespace = unittest.skipUnless(
+    os.readlink("/proc/self/ns/pid") == "pid:[4026531836]", "needs the host's PID namespace"
+)
+
 
 class Running:
     """A Python process. Its script reports with `say(…)` and waits with `listen()`."""

@@ -2,7 +2,7 @@
 
 import unittest
 
-from machine import MachineTest
+from machine import MachineTest, in_host_namespace
 
 TABLE = r"""
 import decimal, fractions
@@ -206,6 +206,7 @@ class Arguments(MachineTest):
         for private in ("_take", "_autocvd.", "TYPE_CHECKING"):
             self.assertNotIn(private, text.replace("autocvd._autocvd", ""))
 
+    @in_host_namespace
     def test_busy_gpus_are_a_timeout(self):
         jobs = [self.job(gpu) for gpu in range(4)]
         script = """

@@ -7,7 +7,7 @@ import subprocess
 import time
 import unittest
 
-from machine import MachineTest
+from machine import MachineTest, in_host_namespace
 
 
 class Waiting(MachineTest):
@@ -125,6 +125,7 @@ class Telling(MachineTest):
         self.assertEqual(out, [])
         return self.stderr
 
+    @in_host_namespace
     def test_elsewhere_than_on_a_terminal_a_line_tells_who_is_there(self):
         lines = self.told().splitlines()
         self.assertEqual(len(lines), 1, lines)

@@ -2,12 +2,11 @@
 //! own, and the means to run programs there.
 
 // Each file in tests/ compiles this module anew, as its own, and uses another part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +17,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+mod skip;
+
+pub use skip::{has, has_host_pids, installed, skip, take_skipped};
 
 /// The program under test.
 pub const AUTOCVD: &str = env!("CARGO_BIN_EXE_autocvd");
@@ -196,8 +199,9 @@ impl Machine {
     fn search_path(&self) -> OsString {
         let inherited =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        let directories =
-            std::iter::once(self.path().join("bin")).chain(std::env::split_paths(&inherited));
+        let directories = std::iter::once(self.path().join("bin")).chain(
+            std::env::split_paths(&inherited).filter(|directory| fs::read_dir(directory).is_ok()),
+        );
         std::env::join_paths(directories).expect("directories from a PATH")
     }
 
@@ -535,16 +539,6 @@ pub fn has_mount_namespaces(machine: &Machine) -> bool {
         skip("mount namespaces may not be made here (it takes root)");
     }
     may
-}
-
-/// Says what a test that is not run lacks, past the test harness, which keeps the output of tests that pass.
-pub fn skip(lacks: &str) {
-    let test = thread::current();
-    let _ = writeln!(
-        std::io::stderr(),
-        "skipped: {}: {lacks}",
-        test.name().unwrap_or("a test")
-    );
 }
 
 /// Whether PID namespaces may be made here; says so where they may not.
