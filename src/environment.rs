@@ -60,7 +60,7 @@ impl Environment {
 
 impl ParentLaunch {
     /// Reads `CLAIM/CLAIM:UNIT,UNIT`.
-    fn parse(value: &str) -> Option<Self> {
+    pub fn parse(value: &str) -> Option<Self> {
         let (claims, devices) = value.split_once(':')?;
         let list = |text: &str, by: char| {
             text.split(by)

@@ -83,6 +83,26 @@ fn each_argument_does_what_is_promised() {
 }
 
 #[test]
+fn an_allocation_is_a_list_with_all_that_goes_with_it() {
+    passes("test_allocation");
+}
+
+#[test]
+fn threads_share_one_environment_and_nothing_else() {
+    passes("test_threads");
+}
+
+#[test]
+fn other_tasks_run_while_one_waits() {
+    passes("test_async");
+}
+
+#[test]
+fn neither_the_driver_nor_stderr_holds_python_up() {
+    passes("test_interrupt");
+}
+
+#[test]
 fn the_environment_is_set_and_heeded() {
     passes("test_environment");
 }
@@ -95,6 +115,21 @@ fn a_wait_can_be_watched_and_interrupted() {
 #[test]
 fn claims_belong_to_the_process_that_made_them() {
     passes("test_claims");
+}
+
+#[test]
+fn children_choose_among_what_their_parent_holds() {
+    passes("test_children");
+}
+
+#[test]
+fn what_goes_in_and_comes_out_has_types() {
+    passes("test_types");
+}
+
+#[test]
+fn what_the_older_autocvd_documents_still_works() {
+    passes("test_upstream");
 }
 
 #[test]

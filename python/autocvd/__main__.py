@@ -19,7 +19,11 @@ def _candidates() -> list[str]:
         from importlib.metadata import files
 
         # `pip install --target` and --prefix: as it was written down.
-        found += [str(file.locate()) for file in files("autocvd") or [] if file.parts[-2:] == ("bin", "autocvd")]
+        found += [
+            str(file.locate())
+            for file in files("autocvd") or []
+            if file.parts[-2:] == ("bin", "autocvd")
+        ]
     except Exception:
         # Not installed but copied.
         pass

@@ -1,26 +1,63 @@
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+__all__ = [
+    "Claim",
+    "GpuTimeoutError",
+    "NoGpuError",
+    "Search",
+    "__version__",
+    "compare",
+    "find",
+    "parse_duration",
+    "parse_size",
+    "status",
+]
 
 __version__: str
 
-def take(
+class NoGpuError(OSError): ...
+class GpuTimeoutError(TimeoutError): ...
+
+@final
+class Claim:
+    def release(self) -> None: ...
+    def forget(self) -> None: ...
+
+@final
+class Search:
+    def fileno(self) -> int: ...
+    def wait(self, seconds: float) -> None: ...
+    def news(self) -> list[tuple[str, str]]: ...
+    def is_done(self) -> bool: ...
+    def next_check(self) -> float | None: ...
+    def countdown(self) -> str | None: ...
+    def cancel(self) -> None: ...
+    def found(
+        self,
+    ) -> tuple[list[int], list[str], list[tuple[str, str]], str, list[str], Claim | None]: ...
+    def serves(self) -> bool: ...
+    def status(self) -> str: ...
+
+def find(
+    wanted: Mapping[str, Any],
     *,
-    num_gpus: int,
-    least_used: bool,
     timeout: float | None,
     interval: float,
-    exclude: list[str],
-    only: list[str] | None,
-    min_free_memory: int | None,
-    inherit: bool,
-    claim: bool,
     visible: str | None,
-    tell: Callable[[str], object] | None,
-    in_place: bool,
-    warn: Callable[[str], object],
-    on_main_thread: bool,
-) -> tuple[list[int], list[tuple[str, str]], str, int | None]: ...
-def release(token: int | None = None) -> None: ...
-def after_fork() -> None: ...
-def status(warn: Callable[[str], object]) -> str: ...
+    inside: str | None,
+    own_claims: Sequence[str],
+    wants_detail: bool,
+    explains: bool,
+) -> Search: ...
+def compare(
+    wanted: Mapping[str, Any],
+    keys: Sequence[str],
+    *,
+    timeout: float | None,
+    visible: str | None,
+    inside: str | None,
+) -> Search: ...
+def status() -> Search: ...
 def parse_duration(text: str) -> float: ...
 def parse_size(text: str) -> int: ...

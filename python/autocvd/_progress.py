@@ -13,20 +13,46 @@ if TYPE_CHECKING:
     class Teller(Protocol):
         in_place: bool
 
-        def tell(self, text: str) -> object: ...
+        def tell(self, text: str, /) -> object: ...
         def finish(self, chosen: str | None) -> None: ...
 
 
-def teller_for(function: Callable[[str], object] | None) -> Teller | None:
-    """Find the place for this process: the function, a notebook's cell, the terminal, stderr."""
-    if function:
-        return _Function(function)
+def teller_for(lines: Callable[[str], object] | bool) -> Teller:
+    """Find the place for the lines: a function, or else a notebook's cell, the terminal, stderr."""
+    if lines is False:
+        return Silent()
+    if callable(lines):
+        return _Function(lines)
     display = _notebook()
     if display:
         return _Notebook(display)
     if sys.stderr is None:
-        return None
-    return _Terminal() if sys.stderr.isatty() else _Lines()
+        return Silent()
+    return _Terminal() if _is_terminal() else _Lines()
+
+
+def _is_terminal() -> bool:
+    try:
+        return bool(sys.stderr.isatty())
+    except Exception:
+        # It is closed, or no file at all.
+        return False
+
+
+def _write(text: str) -> None:
+    """Write to stderr, if that can be done: a line is not worth a wait."""
+    try:
+        stream = sys.stderr
+        if type(stream).__module__ == "_io" and type(stream).__name__ == "TextIOWrapper":
+            # Not by way of its buffer: what cannot be written would stay there, and change the exit code.
+            stream.flush()
+            os.write(stream.fileno(), text.encode(stream.encoding, "backslashreplace"))
+        else:
+            stream.write(text)
+            stream.flush()
+    except Exception:
+        # A broken pipe, a terminal that is gone, a full disk, a descriptor that is closed.
+        pass
 
 
 def _notebook() -> Any:
@@ -34,13 +60,25 @@ def _notebook() -> Any:
     ipython = sys.modules.get("IPython")
     try:
         if ipython and getattr(ipython.get_ipython(), "kernel", None) is not None:
-            from IPython.display import display  # type: ignore[import-not-found]
+            from importlib import import_module
 
-            return display
+            return import_module("IPython.display").display
     except Exception:
         # A module that is half imported, or of that name only.
         pass
     return None
+
+
+class Silent:
+    """Tells nothing."""
+
+    in_place = False
+
+    def tell(self, text: str) -> None:
+        pass
+
+    def finish(self, chosen: str | None) -> None:
+        pass
 
 
 class _Function:
@@ -57,7 +95,7 @@ class _Lines:
     in_place = False
 
     def tell(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        _write(text + "\n")
 
     def finish(self, chosen: str | None) -> None:
         pass
@@ -70,17 +108,14 @@ class _Terminal:
     def tell(self, text: str) -> None:
         try:
             width = max(os.get_terminal_size(sys.stderr.fileno()).columns, 20)
-        except (OSError, ValueError):
+        except Exception:
             width = 80
         self._open = True
-        self._write(_cut(text, width - 1))
+        _write("\r\x1b[K" + _cut(text, width - 1))
 
     def finish(self, chosen: str | None) -> None:
         if self._open:
-            self._write("")
-
-    def _write(self, text: str) -> None:
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            _write("\r\x1b[K")
 
 
 def _cut(text: str, columns: int) -> str:
@@ -104,10 +139,14 @@ class _Notebook:
 
     def tell(self, text: str) -> None:
         data = {"text/plain": text}
-        if self._handle:
-            self._handle.update(data, raw=True)
-        else:
-            self._handle = self._display(data, raw=True, display_id=True)
+        try:
+            if self._handle:
+                self._handle.update(data, raw=True)
+            else:
+                self._handle = self._display(data, raw=True, display_id=True)
+        except Exception:
+            # The front end is gone: the wait goes on.
+            pass
 
     def finish(self, chosen: str | None) -> None:
         if self._handle:

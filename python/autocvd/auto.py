@@ -19,8 +19,12 @@ def _is_worker() -> bool:
     if process is None:
         return False
     # While a spawned worker imports its parent's script, only this tells.
-    return process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False)
+    return process.parent_process() is not None or getattr(
+        process.current_process(), "_inheriting", False
+    )
 
 
 #: The indices of the GPUs; empty in a worker, where they are the parent's.
-ids: list[int] = [] if _is_worker() and _os.environ.get("CUDA_VISIBLE_DEVICES") else _autocvd(least_used=True)
+ids: list[int] = (
+    [] if _is_worker() and _os.environ.get("CUDA_VISIBLE_DEVICES") else _autocvd(least_used=True)
+)

@@ -1,125 +1,164 @@
-//! The native part of the Python module: the library, with Python's exceptions, signals and threads.
+//! The native part of the Python module: the library, with Python's exceptions, and a thread that asks the driver.
 //! What users call and read about is in `autocvd/__init__.py`.
 
-mod claims;
-mod watcher;
+mod claim;
+mod search;
+mod wakeup;
+mod worker;
 
+use autocvd::{Error, ErrorKind};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 
+pyo3::create_exception!(
+    autocvd,
+    NoGpuError,
+    PyOSError,
+    "No NVIDIA GPU can be read here."
+);
+pyo3::create_exception!(
+    autocvd,
+    GpuTimeoutError,
+    PyTimeoutError,
+    "The GPUs did not become free in time."
+);
+
 /// The native part of autocvd.
-#[pymodule(gil_used = true)]
+#[pymodule(gil_used = false)]
 mod _autocvd {
-    use super::{claims, watcher};
+    #[pymodule_export]
+    use super::claim::Claim;
+    #[pymodule_export]
+    use super::search::Search;
+    #[pymodule_export]
+    use super::{GpuTimeoutError, NoGpuError};
+    use crate::search::{self, Own, Reasons};
+    use crate::worker::Checks;
     use autocvd::environment::Environment;
-    use autocvd::probe::{ProbeChoice, file};
-    use autocvd::status as machine_status;
-    use autocvd::{ClaimPolicy, Request, acquire};
-    use autocvd::{Error, ErrorKind, text};
-    use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
+    use autocvd::probe::Detail;
+    use autocvd::{ClaimPolicy, Request, text};
+    use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
     use std::time::Duration;
-    use watcher::Watcher;
-
-    /// GPUs, the environment that gives them to CUDA, what to call them, and what to release them by.
-    type BlockedDevice = (Vec<u32>, Vec<(&'static str, String)>, String, Option<u64>);
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
-    /// Finds, waits for and claims GPUs.
-    #[pyfunction]
-    #[pyo3(signature = (*, num_gpus, least_used, timeout, interval, exclude, only, min_free_memory, inherit, claim, visible, tell, in_place, warn, on_main_thread))]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "they are the function's, by name"
-    )]
-    fn take(
-        py: Python<'_>,
+    /// What to find, as the function's arguments say it.
+    #[derive(FromPyObject)]
+    #[pyo3(from_item_all)]
+    struct Wanted {
         num_gpus: usize,
         least_used: bool,
-        timeout: Option<f64>,
-        interval: f64,
         exclude: Vec<String>,
         only: Option<Vec<String>>,
         min_free_memory: Option<u64>,
         inherit: bool,
         claim: bool,
+    }
+
+    impl Wanted {
+        /// What the choice is among, and how many of it.
+        fn request(&self) -> Request {
+            let mut request = Request::new()
+                .num_gpus(self.num_gpus)
+                .exclude(self.exclude.clone());
+            if let Some(only) = &self.only {
+                request = request.only(only.clone());
+            }
+            if self.inherit {
+                request = request.inherit();
+            }
+            request
+        }
+    }
+
+    /// Starts finding, waiting for and claiming GPUs.
+    #[pyfunction]
+    #[pyo3(signature = (wanted, *, timeout, interval, visible, inside, own_claims, wants_detail, explains))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the function's, by name"
+    )]
+    fn find(
+        wanted: Wanted,
+        timeout: Option<f64>,
+        interval: f64,
         visible: Option<String>,
-        tell: Option<Py<PyAny>>,
-        in_place: bool,
-        warn: Py<PyAny>,
-        on_main_thread: bool,
-    ) -> PyResult<BlockedDevice> {
+        inside: Option<String>,
+        own_claims: Vec<String>,
+        wants_detail: bool,
+        explains: bool,
+    ) -> PyResult<Search> {
         let timeout = timeout.map(Duration::from_secs_f64);
-        let mut request = Request::new()
-            .num_gpus(num_gpus)
-            .interval(Duration::from_secs_f64(interval))
-            .exclude(exclude);
-        if least_used {
+        let mut request = wanted.request().interval(Duration::from_secs_f64(interval));
+        if wanted.least_used {
             request = request.least_used();
         }
         if let Some(timeout) = timeout {
             request = request.timeout(timeout);
         }
-        if let Some(only) = only {
-            request = request.only(only);
-        }
-        if let Some(bytes) = min_free_memory {
+        if let Some(bytes) = wanted.min_free_memory {
             request = request.min_free_memory(bytes);
         }
-        if inherit {
-            request = request.inherit();
-        }
-        if !claim {
+        if !wanted.claim {
             request = request.claim(ClaimPolicy::No);
         }
+        let mut reasons = Reasons::Unread;
+        if explains {
+            request = request.detail(Detail::Everything);
+            let min_free_memory = wanted.min_free_memory;
+            reasons = Reasons::Read { min_free_memory };
+        }
         // Read before other threads run: Python changes the environment only while it holds them up.
-        let environment = Environment {
-            cuda_visible_devices: visible,
-            ..Environment::read()
+        let environment = search::environment(visible, inside);
+        let checks = Checks {
+            own_claims,
+            wants_detail,
         };
-        let mut watcher = Watcher::new(tell, in_place, warn, on_main_thread, timeout);
-        let found = py.detach(|| acquire(&request, &environment, &mut watcher));
-        if let Some(error) = watcher.failure {
-            return Err(error);
-        }
-        let mut found = found.map_err(exception)?;
-        let snapshot = &found.snapshot;
-        let devices = || found.devices.iter().map(|id| snapshot.device(*id));
-        let indices = devices().map(|device| device.gpu().index).collect();
-        let labels: Vec<String> = devices().map(|device| device.label()).collect();
-        let keys = devices().map(|device| device.key()).collect();
-        let variables = found.variables().into();
-        let token = found.claim.take().map(|held| claims::keep(held, keys));
-        Ok((indices, variables, labels.join(", "), token))
+        Search::start(timeout, checks, move |observer| {
+            search::find(&request, &environment, reasons, observer)
+        })
     }
 
-    /// Ends one of this process's claims, or all of them.
+    /// Starts finding out whether devices that this process has claimed are what is wanted. Fails
+    /// where that can never be met.
     #[pyfunction]
-    #[pyo3(signature = (token=None))]
-    fn release(token: Option<u64>) {
-        claims::release(token);
+    #[pyo3(signature = (wanted, keys, *, timeout, visible, inside))]
+    fn compare(
+        wanted: Wanted,
+        keys: Vec<String>,
+        timeout: Option<f64>,
+        visible: Option<String>,
+        inside: Option<String>,
+    ) -> PyResult<Search> {
+        let timeout = timeout.map(Duration::from_secs_f64);
+        let look = wanted
+            .request()
+            .least_used()
+            .timeout(Duration::ZERO)
+            .claim(ClaimPolicy::No)
+            .detail(Detail::Everything);
+        let own = Own {
+            keys,
+            num_gpus: wanted.num_gpus,
+            min_free_memory: wanted.min_free_memory,
+        };
+        let environment = search::environment(visible, inside);
+        Search::start(timeout, Checks::default(), move |observer| {
+            search::serves(&look, &own, &environment, observer)
+        })
     }
 
-    /// In a forked child: lets go of what is its parent's.
+    /// Starts reading the machine's state.
     #[pyfunction]
-    fn after_fork() {
-        claims::release(None);
-    }
-
-    /// The machine's state as `autocvd status --json` prints it.
-    #[pyfunction]
-    fn status(py: Python<'_>, warn: Py<PyAny>) -> PyResult<String> {
+    fn status() -> PyResult<Search> {
         let environment = Environment::read();
-        let mut watcher = Watcher::new(None, false, warn, false, None);
-        let snapshot =
-            py.detach(|| machine_status::status(&ProbeChoice::Auto, &environment, &mut watcher));
-        match watcher.failure {
-            Some(error) => Err(error),
-            None => Ok(file::to_json(&snapshot.map_err(exception)?)),
-        }
+        Search::start(None, Checks::default(), move |observer| {
+            search::status(&environment, observer)
+        })
     }
 
     /// Seconds from a text such as '2m 30s'.
@@ -135,30 +174,30 @@ mod _autocvd {
     fn parse_size(text: &str) -> PyResult<u64> {
         text::parse_size(text).map_err(PyValueError::new_err)
     }
+}
 
-    fn exception(error: Error) -> PyErr {
-        let text = error.to_string();
-        match error.kind() {
-            ErrorKind::WrongValue | ErrorKind::Impossible => PyValueError::new_err(in_python(text)),
-            ErrorKind::TimedOut => PyTimeoutError::new_err(in_python(text)),
-            ErrorKind::NoGpu => PyOSError::new_err(text),
-            ErrorKind::Unexpected => PyRuntimeError::new_err(in_python(text)),
-        }
+pub(crate) fn exception(error: Error) -> PyErr {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::WrongValue | ErrorKind::Impossible => PyValueError::new_err(in_python(text)),
+        ErrorKind::TimedOut => GpuTimeoutError::new_err(in_python(text)),
+        ErrorKind::NoGpu => NoGpuError::new_err(text),
+        ErrorKind::Unexpected => PyRuntimeError::new_err(in_python(text)),
     }
+}
 
-    /// The library's messages name the program's options: here they are arguments.
-    fn in_python(mut text: String) -> String {
-        for (option, argument) in [
-            ("--exclude", "exclude"),
-            ("--only", "only"),
-            ("--inherit", "inherit"),
-            ("--min-free-memory", "min_free_memory"),
-            ("--timeout", "timeout"),
-            ("(-l)", "(least_used=True)"),
-            ("with -x ", "with exclude="),
-        ] {
-            text = text.replace(option, argument);
-        }
-        text
+/// The library's messages name the program's options: here they are arguments.
+fn in_python(mut text: String) -> String {
+    for (option, argument) in [
+        ("--exclude", "exclude"),
+        ("--only", "only"),
+        ("--inherit", "inherit"),
+        ("--min-free-memory", "min_free_memory"),
+        ("--timeout", "timeout"),
+        ("(-l)", "(least_used=True)"),
+        ("with -x ", "with exclude="),
+    ] {
+        text = text.replace(option, argument);
     }
+    text
 }

@@ -5,7 +5,7 @@ import unittest
 from machine import MachineTest, in_host_namespace
 
 TABLE = r"""
-import decimal, fractions
+import datetime, decimal, fractions
 from autocvd import autocvd
 
 class Index:
@@ -56,6 +56,10 @@ RIGHT = [
     ({"only": [0, 1], "exclude": 1}, [0]),
     ({"min_free_memory": 10 << 30}, [3]),
     ({"min_free_memory": "10GiB"}, [3]),
+    ({"min_free_memory": 10e9}, [3]),
+    ({"min_free_memory": fractions.Fraction(10**10)}, [3]),
+    ({"timeout": datetime.timedelta(seconds=2)}, [3]),
+    ({"interval": datetime.timedelta(minutes=2)}, [3]),
     ({"inherit": False}, [3]),
     ({"progress": print}, [3]),
     ({"progress": True}, [3]),
@@ -68,9 +72,11 @@ WRONG = [
     ({"num_gpus": 1.0}, "num_gpus=1.0:"),
     ({"num_gpus": True}, "num_gpus=True:"),
     ({"num_gpus": None}, "num_gpus=None:"),
+    ({"num_gpus": 5}, "num_gpus=5:"),
     ({"num_gpus": 5}, "has 4"),
     ({"num_gpus": 10**30}, "has 4"),
     ({"num_gpus": 4, "exclude": 0}, "at most 3"),
+    ({"num_gpus": 4, "exclude": 0}, "num_gpus=4, exclude=['0']:"),
     ({"num_gpus": 3, "only": [0, 1]}, "at most 2"),
     ({"exclude": range(4)}, "exclude"),
     ({"least_used": "yes"}, "least_used='yes':"),
@@ -115,7 +121,13 @@ WRONG = [
     ({"min_free_memory": -1}, "min_free_memory=-1:"),
     ({"min_free_memory": True}, "min_free_memory=True:"),
     ({"min_free_memory": 1.5}, "min_free_memory=1.5:"),
+    ({"min_free_memory": float("inf")}, "min_free_memory=inf:"),
+    ({"min_free_memory": float("nan")}, "min_free_memory=nan:"),
+    ({"min_free_memory": [1]}, "min_free_memory=[1]:"),
+    ({"timeout": datetime.timedelta(seconds=-1)}, "timeout="),
+    ({"interval": datetime.timedelta()}, "interval="),
     ({"min_free_memory": "1TiB"}, "80"),
+    ({"min_free_memory": "1TiB"}, "min_free_memory="),
     ({"min_free_memory": 10**30}, "80"),
     ({"progress": 3}, "progress=3:"),
     ({"progress": "bar"}, "progress='bar':"),
@@ -128,9 +140,20 @@ else:
     RIGHT += [
         ({"num_gpus": numpy.int64(2)}, [2, 3]),
         ({"timeout": numpy.float32(1)}, [3]),
+        ({"timeout": numpy.array(1.5)}, [3]),
+        ({"min_free_memory": numpy.float64(1e9)}, [3]),
+        ({"min_free_memory": numpy.uint64(10**9)}, [3]),
         ({"exclude": numpy.array([3, 2])}, [1]),
         ({"exclude": numpy.array(3)}, [2]),
         ({"least_used": numpy.bool_(False)}, [3]),
+    ]
+    WRONG += [
+        ({"num_gpus": numpy.array([1, 2])}, "num_gpus="),
+        ({"num_gpus": numpy.float64(1)}, "num_gpus="),
+        ({"timeout": numpy.array([1, 2])}, "timeout="),
+        ({"timeout": numpy.bool_(True)}, "timeout="),
+        ({"min_free_memory": numpy.float64("nan")}, "min_free_memory="),
+        ({"exclude": numpy.array([1.5])}, "exclude="),
     ]
 
 os.environ["CUDA_VISIBLE_DEVICES"] = before = "0,1,2,3"
@@ -174,7 +197,7 @@ class Arguments(MachineTest):
         named = [("exclude", None), ("only", None), ("min_free_memory", None)]
         named += [("inherit", False), ("claim", True), ("progress", None)]
         expected = [(*one, "P") for one in either] + [(*one, "K") for one in named]
-        self.assertEqual(self.run_script(script), [str(expected), "True", "list[int]"])
+        self.assertEqual(self.run_script(script), [str(expected), "True", "Allocation"])
 
     def test_arguments_go_by_position_as_far_as_verbose(self):
         script = """
@@ -222,7 +245,7 @@ class Arguments(MachineTest):
             say("CUDA_VISIBLE_DEVICES" in os.environ)
             say(autocvd(least_used=True) != [])
         """
-        timeout = "TimeoutError True False True"
+        timeout = "GpuTimeoutError True False True"
         self.assertEqual(self.run_script(script), [timeout, timeout, timeout, "False", "True"])
         for job in jobs:
             self.assertIsNone(job.poll())
@@ -234,10 +257,10 @@ class Arguments(MachineTest):
                 try:
                     function()
                 except OSError as error:
-                    say(type(error).__name__, len(str(error)) > 20)
+                    say(type(error).__name__, type(error).__module__, len(str(error)) > 20)
         """
         none = {"AUTOCVD_NVML_LIB": "/nonexistent/libnvidia-ml.so.1", "PATH": "/nonexistent"}
-        self.assertEqual(self.run_script(script, none), ["OSError True", "OSError True"])
+        self.assertEqual(self.run_script(script, none), ["NoGpuError autocvd True"] * 2)
 
     def test_the_version_is_the_programs(self):
         version = self.run_script("import autocvd; say(autocvd.__version__)")

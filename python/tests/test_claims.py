@@ -1,5 +1,6 @@
 """To whom a claim belongs, and when it ends."""
 
+import os
 import signal
 import unittest
 
@@ -26,13 +27,10 @@ class Claims(MachineTest):
         self.assertEqual(result.returncode, 4)
         self.assertIn(str(holder.process.pid), result.stderr)
 
-    def test_a_second_call_gets_other_gpus_and_release_ends_all(self):
+    def test_release_ends_what_its_thread_has(self):
         holder = self.start(
             """
             import autocvd
-            say(autocvd.autocvd(), autocvd.autocvd())
-            listen()
-            autocvd.release()
             say(autocvd.autocvd(3), os.environ["CUDA_VISIBLE_DEVICES"])
             listen()
             autocvd.release()
@@ -41,9 +39,6 @@ class Claims(MachineTest):
             listen()
             """
         )
-        self.assertEqual(holder.hear(), "[2] [1]")
-        self.assertEqual(self.free(), [0])
-        holder.tell()
         self.assertEqual(holder.hear(), "[0, 1, 2] 0,1,2")
         self.assertEqual(self.free(), [])
         holder.tell()
@@ -51,9 +46,13 @@ class Claims(MachineTest):
         self.assertEqual(self.free(), [0, 1, 2])
 
     def test_release_wakes_those_who_wait(self):
-        holder = self.start("import autocvd; say(autocvd.autocvd(3)); listen(); autocvd.release(); say(0); listen()")
+        holder = self.start(
+            "import autocvd; say(autocvd.autocvd(3)); listen(); autocvd.release(); say(0); listen()"
+        )
         holder.hear()
-        waiter = self.start("from autocvd import autocvd; say('go'); say(autocvd(2, interval=3600))")
+        waiter = self.start(
+            "from autocvd import autocvd; say('go'); say(autocvd(2, interval=3600))"
+        )
         waiter.hear()
         self.wait_until("it waits", lambda: "waiting" in waiter.process.stderr.readline())
         holder.tell()
@@ -69,35 +68,32 @@ class Claims(MachineTest):
     def test_a_thread_does_not_wait_for_itself(self):
         script = """
             import autocvd
-            autocvd.autocvd(2)
-            try:
-                autocvd.autocvd(2, verbose=False)
-            except ValueError as error:
-                say(error)
-            with autocvd.gpus():
+            with autocvd.gpus(2):
+                for function in (autocvd.gpus(2, verbose=False).__enter__, lambda: autocvd.autocvd(3, verbose=False)):
+                    try:
+                        function()
+                    except ValueError as error:
+                        say(error)
                 try:
-                    autocvd.autocvd(verbose=False)
-                except ValueError:
-                    say("nor in a block")
-            try:
-                autocvd.autocvd(2, timeout=0.2, verbose=False)
-            except TimeoutError:
-                say("nor for longer than it may")
-            say(autocvd.autocvd())
-            say(autocvd.autocvd(least_used=True) != [])
+                    autocvd.gpus(2, timeout=0.2, verbose=False).__enter__()
+                except TimeoutError:
+                    say("nor for longer than it may")
+                say(autocvd.autocvd())
         """
-        first, *others = self.run_script(script)
-        self.assertIn("this thread has already claimed GPU 1, GPU 2", first)
-        self.assertIn("autocvd.release()", first)
-        self.assertEqual(others, ["nor in a block", "nor for longer than it may", "[0]", "True"])
+        first, second, *others = self.run_script(script)
+        for error, wanted in ((first, 2), (second, 3)):
+            self.assertIn(f"num_gpus={wanted}: ", error)
+            self.assertIn("this thread has already claimed GPU 1, GPU 2", error)
+            self.assertIn("release", error)
+        self.assertEqual(others, ["nor for longer than it may", "[0]"])
 
     def test_a_wait_for_others_besides_goes_on(self):
         job = self.job(0)
         waiter = self.start(
             """
             import autocvd
-            say(autocvd.autocvd())
-            say(autocvd.autocvd(2))
+            say(autocvd.gpus().__enter__())
+            say(autocvd.gpus(2).__enter__())
             """
         )
         self.assertEqual(waiter.hear(), "[2]")
@@ -105,6 +101,138 @@ class Claims(MachineTest):
         job.kill()
         job.wait()
         self.assertEqual(waiter.hear(), "[0, 1]")
+
+
+class Repeated(MachineTest):
+    """One thread's second call keeps what it has, or replaces it."""
+
+    GPUS = 8
+
+    def test_a_cell_that_is_run_again_takes_no_more(self):
+        script = """
+            import autocvd
+            say(*[autocvd.autocvd() for _ in range(8)])
+            say(*[autocvd.autocvd(min_free_memory="1GiB") for _ in range(8)])
+            say(sum(gpu["state"] == "free" for gpu in autocvd.status()["gpus"]), os.environ["CUDA_VISIBLE_DEVICES"])
+        """
+        self.assertEqual(self.run_script(script), [" ".join(["[7]"] * 8)] * 2 + ["7 7"])
+
+    def test_modules_that_call_it_at_import_share_what_it_gives(self):
+        for number in range(10):
+            with open(os.path.join(self.path, f"module{number}.py"), "w") as file:
+                file.write(
+                    f"from autocvd import autocvd\nids = autocvd(verbose={number % 2 == 0}, timeout=5)\n"
+                )
+        script = f"""
+            sys.path.insert(0, {self.path!r})
+            import importlib
+            say(*[importlib.import_module(f"module{{number}}").ids for number in range(10)])
+        """
+        self.assertEqual(self.run_script(script), [" ".join(["[7]"] * 10)])
+
+    def test_what_does_not_serve_is_replaced(self):
+        script = """
+            from autocvd import autocvd
+            def free():
+                return sum(gpu["state"] == "free" for gpu in autocvd.status()["gpus"])
+            for arguments in (
+                {}, {"exclude": 7}, {"only": [5, 6]}, {"only": 2}, {"num_gpus": 3}, {"num_gpus": 8},
+                {"num_gpus": 2}, {"num_gpus": 2, "exclude": 0}, {"num_gpus": 2, "exclude": [7, 6]},
+                {"least_used": True},
+            ):
+                say(autocvd(**arguments), os.environ["CUDA_VISIBLE_DEVICES"], free())
+        """
+        expected = [
+            "[7] 7 7", "[6] 6 7", "[6] 6 7", "[2] 2 7", "[5, 6, 7] 5,6,7 5", "[0, 1, 2, 3, 4, 5, 6, 7] 0,1,2,3,4,5,6,7 0",
+            "[6, 7] 6,7 6", "[6, 7] 6,7 6", "[4, 5] 4,5 6",
+        ]  # fmt: skip
+        *lines, last = self.run_script(script)
+        self.assertEqual(lines, expected)
+        self.assertTrue(last.endswith(" 7"), last)
+
+    def test_what_can_never_be_met_replaces_nothing(self):
+        script = """
+            from autocvd import autocvd
+            autocvd()
+            for arguments in ({"num_gpus": 9}, {"only": 9}, {"only": 3, "exclude": 3}, {"min_free_memory": "1TiB"}):
+                try:
+                    autocvd(**arguments)
+                except ValueError as error:
+                    say([gpu["index"] for gpu in autocvd.status()["gpus"] if gpu["state"] == "claimed"])
+        """
+        self.assertEqual(self.run_script(script), ["[7]"] * 4)
+
+    def test_what_could_not_be_replaced_is_kept(self):
+        self.job(0)
+        script = """
+            from autocvd import autocvd
+            first = autocvd()
+            try:
+                autocvd(8, timeout=0.2, verbose=False)
+            except TimeoutError:
+                say([gpu["index"] for gpu in autocvd.status()["gpus"] if gpu["state"] == "claimed"])
+            say(autocvd() is first)
+            first.release()
+            say([gpu["index"] for gpu in autocvd.status()["gpus"] if gpu["state"] == "claimed"])
+        """
+        self.assertEqual(self.run_script(script), ["[7]", "True", "[]"])
+
+    def test_the_processs_own_memory_does_not_count_against_it(self):
+        gib = 1 << 30
+        busy = {"memory": {"total": 80 * gib, "reserved": 0, "used": 60 * gib}}
+        holder = self.start(
+            """
+            from autocvd import autocvd
+            say(autocvd(min_free_memory="40GiB"))
+            listen()
+            say(autocvd(min_free_memory="30GiB"))
+            listen()
+            say(autocvd(min_free_memory="30GiB", exclude=0))
+            """
+        )
+        self.assertEqual(holder.hear(), "[7]")
+        own = {**busy, "processes": [{"pid": holder.process.pid, "memory": 60 * gib}]}
+        self.describe(gpus=[{} for _ in range(7)] + [own])
+        holder.tell()
+        self.assertEqual(holder.hear(), "[7]")
+        others = {**busy, "processes": [{"pid": 1, "memory": 60 * gib}]}
+        self.describe(gpus=[{} for _ in range(7)] + [others])
+        holder.tell()
+        self.assertEqual(holder.hear(), "[6]")
+
+    def test_a_gpu_that_was_lost_does_not_serve_another_request(self):
+        holder = self.start(
+            """
+            from autocvd import autocvd
+            say(autocvd())
+            listen()
+            say(autocvd(exclude=0))
+            """
+        )
+        self.assertEqual(holder.hear(), "[7]")
+        self.describe(gpus=[{} for _ in range(7)] + [{"errors": {"*": 15}}])
+        holder.tell()
+        self.assertEqual(holder.hear(), "[6]")
+
+    def test_in_a_block_it_keeps_what_the_block_has(self):
+        script = """
+            import autocvd
+            with autocvd.gpus() as block:
+                say(autocvd.autocvd() is block, autocvd.autocvd(2) is block)
+                autocvd.release()
+                say([gpu["index"] for gpu in autocvd.status()["gpus"] if gpu["state"] == "claimed"])
+            say([gpu["index"] for gpu in autocvd.status()["gpus"] if gpu["state"] == "claimed"])
+        """
+        self.assertEqual(self.run_script(script), ["True False", "[7]", "[]"])
+
+    def test_gpus_is_for_more(self):
+        script = """
+            import autocvd
+            with autocvd.gpus() as first, autocvd.gpus() as second:
+                say(first, second)
+            say(autocvd.autocvd(), autocvd.gpus(set_env=False).__enter__())
+        """
+        self.assertEqual(self.run_script(script), ["[7] [6]", "[7] [6]"])
 
 
 class Threads(MachineTest):
@@ -158,7 +286,12 @@ class Children(MachineTest):
     GPUS = 3
 
     def test_a_forked_child_that_ends_ends_nothing(self):
-        for end in ("os._exit(0)", "sys.exit()", "autocvd.release(); os._exit(0)", "os.kill(os.getpid(), 9)"):
+        for end in (
+            "os._exit(0)",
+            "sys.exit()",
+            "autocvd.release(); os._exit(0)",
+            "os.kill(os.getpid(), 9)",
+        ):
             script = f"""
                 import autocvd
                 say(autocvd.autocvd())
@@ -192,25 +325,6 @@ class Children(MachineTest):
         self.assertEqual(parent.hear(), "child")
         parent.process.wait()
         self.assertEqual(self.free(), [0, 1, 2])
-
-    def test_a_forked_child_gets_gpus_of_its_own(self):
-        script = """
-            import autocvd
-            say(autocvd.autocvd())
-            if os.fork() == 0:
-                say(autocvd.autocvd(), os.environ["CUDA_VISIBLE_DEVICES"])
-                listen()
-                os._exit(0)
-            os.wait()
-            say("parent", os.environ["CUDA_VISIBLE_DEVICES"])
-            listen()
-        """
-        parent = self.start(script)
-        self.assertEqual([parent.hear(), parent.hear()], ["[2]", "[1] 1"])
-        self.assertEqual(self.free(), [0])
-        parent.tell()
-        self.assertEqual(parent.hear(), "parent 2")
-        self.assertEqual(self.free(), [0, 1])
 
     def test_workers_of_multiprocessing_neither_keep_nor_end_it(self):
         for method in ("fork", "spawn", "forkserver"):
@@ -252,7 +366,9 @@ class Children(MachineTest):
         self.assertEqual(self.free(), [0, 1])
 
     def test_a_program_that_the_process_becomes_keeps_it(self):
-        holder = self.start("from autocvd import autocvd; say(autocvd()); os.execvp('cat', ['cat'])")
+        holder = self.start(
+            "from autocvd import autocvd; say(autocvd()); os.execvp('cat', ['cat'])"
+        )
         self.assertEqual(holder.hear(), "[2]")
         holder.tell("cat")
         self.assertEqual(holder.hear(), "cat")

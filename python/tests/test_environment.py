@@ -50,7 +50,9 @@ class Setting(MachineTest):
             say(autocvd())
             say({SHOW})
         """
-        self.assertEqual(self.run_script(script), ["[2]", "PCI_BUS_ID GPU-20000000-0000-0000-0000-000000000002"])
+        self.assertEqual(
+            self.run_script(script), ["[2]", "PCI_BUS_ID GPU-20000000-0000-0000-0000-000000000002"]
+        )
 
     def test_the_block_sets_it_and_restores_it(self):
         script = f"""
@@ -69,9 +71,15 @@ class Setting(MachineTest):
                 say({SHOW})
             say(autocvd.autocvd(3))
         """
-        lines = ["[1, 2] PCI_BUS_ID 1,2", "[0] PCI_BUS_ID 0", "PCI_BUS_ID 1,2", "None 0", "None 0", "[0, 1, 2]"]
+        lines = [
+            "[1, 2] PCI_BUS_ID 1,2",
+            "[0] PCI_BUS_ID 0",
+            "PCI_BUS_ID 1,2",
+            "None 0",
+            "None 0",
+            "[0, 1, 2]",
+        ]
         self.assertEqual(self.run_script(script), lines)
-
 
     def test_one_object_serves_blocks_inside_each_other(self):
         script = f"""
@@ -86,7 +94,12 @@ class Setting(MachineTest):
             autocvd.release()
             say(*sorted(gpu["state"] for gpu in autocvd.status()["gpus"]))
         """
-        lines = ["[2] [1] PCI_BUS_ID 1", "PCI_BUS_ID 2", "None None ['free', 'free', 'free']", "free free free"]
+        lines = [
+            "[2] [1] PCI_BUS_ID 1",
+            "PCI_BUS_ID 2",
+            "None None ['free', 'free', 'free']",
+            "free free free",
+        ]
         self.assertEqual(self.run_script(script), lines)
 
 
@@ -104,25 +117,31 @@ class Heeding(MachineTest):
 
     def test_the_programs_options_do_not(self):
         options = {"AUTOCVD_NUM_GPUS": "2", "AUTOCVD_EXCLUDE": "3", "AUTOCVD_TIMEOUT": "nonsense"}
-        self.assertEqual(self.run_script("from autocvd import autocvd; say(autocvd())", options), ["[3]"])
+        self.assertEqual(
+            self.run_script("from autocvd import autocvd; say(autocvd())", options), ["[3]"]
+        )
 
     def test_inherit_chooses_among_what_was_visible_at_first(self):
         script = """
             from autocvd import autocvd
-            say(autocvd(inherit=True), autocvd(inherit=True), autocvd())
-            try:
-                autocvd(inherit=True, timeout=0)
-            except TimeoutError:
-                say("no more")
+            with autocvd.gpus(inherit=True) as first, autocvd.gpus(inherit=True) as second:
+                with autocvd.gpus() as third:
+                    say(first, second, third)
+                try:
+                    autocvd.gpus(inherit=True, timeout=0).__enter__()
+                except TimeoutError:
+                    say("no more")
         """
-        self.assertEqual(self.run_script(script, {"CUDA_VISIBLE_DEVICES": "0,2"}), ["[2] [0] [3]", "no more"])
+        self.assertEqual(
+            self.run_script(script, {"CUDA_VISIBLE_DEVICES": "0,2"}), ["[2] [0] [3]", "no more"]
+        )
 
     def test_a_batch_job_chooses_among_what_it_was_given(self):
         job = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "1,2"}
         script = """
             import autocvd
-            say(autocvd.autocvd(), autocvd.autocvd())
-            autocvd.release()
+            with autocvd.gpus() as first, autocvd.gpus() as second:
+                say(first, second)
             say(autocvd.autocvd(2))
             autocvd.release()
             try:
@@ -138,7 +157,8 @@ class Heeding(MachineTest):
 
         script = """
 from autocvd import autocvd
-print(autocvd(), autocvd())
+with autocvd.gpus() as first, autocvd.gpus() as second:
+    print(first, second)
 try:
     autocvd(3)
 except ValueError:

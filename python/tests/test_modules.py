@@ -39,7 +39,11 @@ class Auto(MachineTest):
                 "        print(autocvd.auto.ids, pool.map(os.getenv, ['CUDA_VISIBLE_DEVICES'] * 2))\n"
             )
         result = subprocess.run(
-            [sys.executable, path], env=self.environment, capture_output=True, text=True, timeout=PATIENCE
+            [sys.executable, path],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         ids, _, values = result.stdout.strip().partition(" ")
         self.assertEqual(values, f"['{ids[1:-1]}', '{ids[1:-1]}']", result.stderr)
@@ -89,11 +93,14 @@ class Main(MachineTest):
         ):
             ours, theirs = self.module(*arguments), self.program(*arguments)
             self.assertEqual(
-                (ours.returncode, ours.stdout, ours.stderr), (theirs.returncode, theirs.stdout, theirs.stderr)
+                (ours.returncode, ours.stdout, ours.stderr),
+                (theirs.returncode, theirs.stdout, theirs.stderr),
             )
 
     def test_the_process_becomes_the_program(self):
-        result = self.module("--", "sh", "-c", 'echo $CUDA_VISIBLE_DEVICES "$1"; exit 7', "sh", "a b")
+        result = self.module(
+            "--", "sh", "-c", 'echo $CUDA_VISIBLE_DEVICES "$1"; exit 7', "sh", "a b"
+        )
         self.assertEqual((result.returncode, result.stdout), (7, "1 a b\n"))
 
     def test_the_shell_that_evaluates_it_gets_the_lease(self):

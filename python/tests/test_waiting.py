@@ -3,7 +3,6 @@
 import os
 import pty
 import signal
-import subprocess
 import time
 import unittest
 
@@ -18,7 +17,9 @@ class Waiting(MachineTest):
         self.occupant = self.job(0)
 
     def test_the_exit_of_a_process_ends_it_at_once(self):
-        waiter = self.start("from autocvd import autocvd; say('go'); say(autocvd(interval=3600), time.time())")
+        waiter = self.start(
+            "from autocvd import autocvd; say('go'); say(autocvd(interval=3600), time.time())"
+        )
         waiter.hear()
         time.sleep(0.5)
         freed = time.time()
@@ -174,7 +175,10 @@ class Telling(MachineTest):
         self.assertNotIn("\n", seen.decode())
         self.assertGreaterEqual(len(parts), 3)
         self.assertEqual((parts[0], parts[-1]), ("", ""))
-        self.assertTrue(all(part.startswith("autocvd: waiting") and len(part) < 80 for part in parts[1:-1]), parts)
+        self.assertTrue(
+            all(part.startswith("autocvd: waiting") and len(part) < 80 for part in parts[1:-1]),
+            parts,
+        )
 
     def test_a_function_gets_each_line(self):
         script = """
@@ -225,13 +229,17 @@ class Telling(MachineTest):
         """
         waiter = self.start(script)
         first = waiter.hear()
-        self.assertTrue(first.startswith("display True autocvd: waiting for a GPU; 0 of 1 free"), first)
+        self.assertTrue(
+            first.startswith("display True autocvd: waiting for a GPU; 0 of 1 free"), first
+        )
         self.occupant.kill()
         self.occupant.wait()
         out, err = waiter.end()
         lines = out.splitlines()
         self.assertEqual(lines[-2:], ["update autocvd: GPU 0", "[0]"])
-        self.assertTrue(all(line.startswith("update autocvd: waiting") for line in lines[:-2]), lines)
+        self.assertTrue(
+            all(line.startswith("update autocvd: waiting") for line in lines[:-2]), lines
+        )
         self.assertEqual(err, "")
 
     def test_ipython_on_a_terminal_is_no_notebook_and_is_not_imported(self):
@@ -267,7 +275,9 @@ class Warnings(MachineTest):
     """
 
     def warned(self, before="", arguments="", environment={}):
-        ids, *warnings = self.run_script(self.SCRIPT.format(before=before, arguments=arguments), environment)
+        ids, *warnings = self.run_script(
+            self.SCRIPT.format(before=before, arguments=arguments), environment
+        )
         self.assertEqual(ids, "[0]")
         return warnings
 
@@ -278,7 +288,9 @@ class Warnings(MachineTest):
 
     def test_cuda_that_is_initialized_is_warned_of(self):
         (warning,) = self.warned(self.TORCH.format(is_initialized=True))
-        self.assertTrue(warning.startswith("RuntimeWarning <string> CUDA is already initialized"), warning)
+        self.assertTrue(
+            warning.startswith("RuntimeWarning <string> CUDA is already initialized"), warning
+        )
         self.assertIn("(torch)", warning)
 
     def test_so_is_an_open_nvidia_uvm(self):
@@ -333,8 +345,11 @@ class Importing(MachineTest):
             say(sorted(set(sys.modules) - before))
         """
         importing, calling = self.run_script(script)
-        self.assertEqual(importing, "['autocvd', 'autocvd._autocvd']")
-        self.assertEqual(calling, "['autocvd', 'autocvd._autocvd', 'autocvd._progress']")
+        self.assertEqual(
+            importing, "['autocvd', 'autocvd._allocation', 'autocvd._autocvd', 'autocvd._process']"
+        )
+        for slow in ("asyncio", "logging", "subprocess", "threading", "typing"):
+            self.assertNotIn(f"'{slow}'", calling)
 
     def test_it_reads_nothing_of_the_machine(self):
         self.run_script("import autocvd")

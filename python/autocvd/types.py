@@ -1,0 +1,137 @@
+"""The types of what goes in and comes out, for annotations.
+
+from autocvd.types import Gpu, Status
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Callable, List, Literal, Optional, SupportsFloat, SupportsIndex, TypedDict, Union
+
+__all__ = [
+    "Claim",
+    "Gpu",
+    "Ids",
+    "Interval",
+    "Link",
+    "Memory",
+    "Mig",
+    "MigDevice",
+    "Process",
+    "Progress",
+    "Size",
+    "State",
+    "Status",
+    "SupportsIndex",
+    "Timeout",
+    "Utilization",
+]
+
+#: Seconds, a timedelta, or a text such as '2m 30s'.
+Interval = Union[SupportsFloat, SupportsIndex, timedelta, str]
+#: The same; None is for ever.
+Timeout = Union[SupportsFloat, SupportsIndex, timedelta, str, None]
+#: An index, a UUID or a unique start of one, a PCI bus id, or several of them.
+Ids = Union[SupportsIndex, str, Iterable[Union[SupportsIndex, str]], None]
+#: Bytes, or a text such as '10GiB'.
+Size = Union[SupportsIndex, SupportsFloat, str, None]
+#: A function that takes a line; True: the usual place; False: none; None: as `verbose` says.
+Progress = Union[Callable[[str], object], bool, None]
+#: What can be done with a GPU.
+State = Literal["free", "busy", "claimed", "unavailable"]
+
+
+class Memory(TypedDict):
+    """Device memory, in bytes; None is unknown."""
+
+    total: Optional[int]
+    used: Optional[int]
+    free: Optional[int]
+
+
+class Utilization(TypedDict):
+    """Percent of the driver's last sample period; None is unknown."""
+
+    gpu: Optional[int]
+    memory: Optional[int]
+
+
+class Process(TypedDict):
+    """A process that has a context on a GPU. `started` is Unix time in seconds, `used_memory` bytes."""
+
+    pid: int
+    type: Literal["C", "G", "C+G", "M+C"]
+    user: Optional[str]
+    command: Optional[str]
+    used_memory: Optional[int]
+    started: Optional[int]
+
+
+class Claim(TypedDict):
+    """A launch that has taken a GPU. `since` is Unix time in seconds."""
+
+    pid: Optional[int]
+    user: Optional[str]
+    command: Optional[str]
+    since: Optional[int]
+
+
+class MigDevice(TypedDict):
+    """A MIG device."""
+
+    index: int
+    gpu_instance_id: Optional[int]
+    compute_instance_id: Optional[int]
+    uuid: Optional[str]
+    name: Optional[str]
+    memory: Memory
+    processes: Optional[List[Process]]
+    claims: List[Claim]
+    state: State
+    reason: Optional[str]
+
+
+class Mig(TypedDict):
+    """The MIG devices that a GPU is divided into."""
+
+    devices: List[MigDevice]
+
+
+class Gpu(TypedDict):
+    """A GPU. Its index is nvidia-smi's; `processes` is None where the list cannot be read."""
+
+    index: int
+    uuid: Optional[str]
+    pci_bus_id: Optional[str]
+    name: Optional[str]
+    memory: Memory
+    utilization: Utilization
+    compute_mode: Optional[
+        Literal["DEFAULT", "EXCLUSIVE_THREAD", "PROHIBITED", "EXCLUSIVE_PROCESS"]
+    ]
+    mig: Optional[Mig]
+    processes: Optional[List[Process]]
+    memory_is_numa_node: bool
+    claims: List[Claim]
+    state: State
+    reason: Optional[str]
+
+
+class Link(TypedDict):
+    """How two GPUs are connected."""
+
+    gpus: List[int]
+    nvlinks: int
+    ancestor: Optional[Literal["internal", "single", "multiple", "hostbridge", "node", "system"]]
+
+
+class Status(TypedDict):
+    """What `autocvd status --json` prints. None is unknown."""
+
+    schema: int
+    source: Literal["nvml", "nvidia-smi", "file"]
+    driver_version: Optional[str]
+    process_view: Literal["host", "container"]
+    gpus: List[Gpu]
+    links: List[Link]

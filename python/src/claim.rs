@@ -1,0 +1,44 @@
+//! A claim of this process.
+
+use autocvd::claim::ClaimGuard;
+use pyo3::prelude::*;
+use std::mem::ManuallyDrop;
+use std::sync::{Mutex, PoisonError};
+
+/// A claim. It ends when it is released, or else with the process: an object that is collected ends nothing, for
+/// when the interpreter ends, CUDA has not let go of the GPUs yet.
+#[pyclass(frozen, module = "autocvd._autocvd")]
+pub(crate) struct Claim {
+    guard: Mutex<Option<ManuallyDrop<ClaimGuard>>>,
+}
+
+impl Claim {
+    pub(crate) fn new(guard: ClaimGuard) -> Self {
+        Self {
+            guard: Mutex::new(Some(ManuallyDrop::new(guard))),
+        }
+    }
+}
+
+#[pymethods]
+impl Claim {
+    /// Ends it; a second time nothing happens.
+    fn release(&self) {
+        let guard = self
+            .guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(guard.map(ManuallyDrop::into_inner));
+    }
+
+    /// In a forked child: lets go of what is its parent's. Another thread may have been at it when the child was made.
+    fn forget(&self) {
+        let guard = self
+            .guard
+            .try_lock()
+            .ok()
+            .and_then(|mut guard| guard.take());
+        drop(guard.map(ManuallyDrop::into_inner));
+    }
+}
