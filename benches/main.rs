@@ -6,7 +6,6 @@
 
 mod contention;
 mod latency;
-mod library;
 mod others;
 mod report;
 mod scale;
@@ -20,7 +19,6 @@ fn main() -> std::io::Result<()> {
     let bench = Bench::set_up()?;
     let mut report = Report::new();
     latency::measure(&bench, &mut report)?;
-    library::measure(&mut report);
     contention::measure(&bench, &mut report)?;
     scale::measure(&bench, &mut report)?;
     report.write()

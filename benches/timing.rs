@@ -65,23 +65,6 @@ pub(crate) fn race(
     Ok(times.into_iter().map(median).collect())
 }
 
-/// The median time of one call, from batches long enough for the clock.
-pub(crate) fn call<T>(mut work: impl FnMut() -> T) -> Duration {
-    let mut calls: u32 = 1;
-    while batch(&mut work, calls) < Duration::from_millis(1) {
-        calls *= 2;
-    }
-    median((0..51).map(|_| batch(&mut work, calls) / calls).collect())
-}
-
-fn batch<T>(work: &mut impl FnMut() -> T, calls: u32) -> Duration {
-    let start = Instant::now();
-    for _ in 0..calls {
-        std::hint::black_box(work());
-    }
-    start.elapsed()
-}
-
 pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default()

@@ -5,18 +5,21 @@ mod fairness;
 mod reading;
 mod retry;
 
+use crate::cancel::CancelToken;
 use crate::claim::{Claim, ClaimGuard, ClaimStore, Form, Holder, Requester, Ticket, Wants};
 use crate::environment::{Environment, INSIDE, ParentLaunch};
+use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{Gpu, Snapshot};
 use crate::ids::{self, DeviceId};
-use crate::observer::{Observer, WaitStatus};
+use crate::observer::{NoObserver, Observer, WaitStatus};
 use crate::policy::{LOCK_POLL_INTERVAL, wakeup_jitter};
 use crate::probe::{self, Detail, Probe};
+use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
 use crate::select::{Constraints, Selection, Verdict};
 use crate::status::{Scope, attach_claims, forget_claims, open_claims, resolve_processes};
 use crate::wait::{WakeLoop, WakeReason, WakeSources};
-use crate::{Error, ErrorKind, Result, amount, proc};
+use candidates::Candidates;
 use fairness::Handoff;
 use retry::Backoff;
 use std::time::{Duration, Instant};
@@ -70,15 +73,14 @@ impl Acquisition {
 /// Finds GPUs as `request` says, waits for them if need be, and claims them.
 ///
 /// # Errors
-/// Of every [`ErrorKind`]; the message is one line.
+/// Every case of [`Error`].
 pub fn acquire(
     request: &Request,
     environment: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Acquisition> {
     if request.num_gpus == 0 {
-        let text = "0 GPUs asked for; ask for 1 or more";
-        return Err(Error::new(ErrorKind::WrongValue, text));
+        return Err(Error::NoGpusRequested);
     }
     let enqueued_at = proc::since_boot();
     let requester = match request.claim {
@@ -103,22 +105,26 @@ pub fn acquire(
     if let (Some(claims), Some(requester)) = (&mut claims, requester) {
         claims.set_requester(requester);
     }
-    let candidates = candidates::of(request, environment, &snapshot, claims.as_mut())?;
-    let restricted = candidates.len() < snapshot.devices().count();
+    let Candidates {
+        devices,
+        restrictions,
+    } = Candidates::of(request, environment, &snapshot, claims.as_mut())?;
+    let keys = (!restrictions.is_empty()).then(|| keys_of(&devices, &snapshot));
     let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
     let attempt = Attempt {
         request,
         wants: Wants {
             num_gpus,
             min_free_memory,
-            devices: restricted.then(|| keys_of(&candidates, &snapshot)),
+            devices: keys,
         },
         constraints: Constraints {
             num_gpus,
             least_used: request.least_used,
             min_free_memory,
-            devices: candidates,
+            devices,
         },
+        restrictions,
         once: request.least_used || !probe.is_live() || request.timeout == Some(Duration::ZERO),
         probe,
         claims,
@@ -134,6 +140,15 @@ pub fn acquire(
     attempt.run(snapshot, observer)
 }
 
+/// As [`acquire`], but never waits and tells nobody: one look at the machine.
+///
+/// # Errors
+/// Every case of [`Error`]; [`Error::TimedOut`] where not enough GPUs are free now.
+pub fn try_acquire(request: &Request, environment: &Environment) -> Result<Acquisition> {
+    let once = request.clone().timeout(Duration::ZERO);
+    acquire(&once, environment, &mut NoObserver)
+}
+
 /// What claims know the devices by.
 fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
     devices
@@ -146,6 +161,8 @@ fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
 struct Attempt<'a> {
     request: &'a Request,
     constraints: Constraints,
+    /// What narrowed the choice of devices.
+    restrictions: Vec<Restriction>,
     /// The constraints as others are told them.
     wants: Wants,
     /// Whether one look is all there will be.
@@ -195,6 +212,7 @@ impl Attempt<'_> {
     fn run(mut self, first: Snapshot, observer: &mut dyn Observer) -> Result<Acquisition> {
         let mut first = Some(first);
         loop {
+            self.check_cancelled()?;
             let outcome = self.step(first.take(), observer)?;
             let Outcome::Found {
                 mut snapshot,
@@ -254,16 +272,16 @@ impl Attempt<'_> {
             selection,
             known,
             waiters_ahead,
-        } = match look.and_then(possible) {
+        } = match look.and_then(|look| self.possible(look)) {
             Ok(look) => look,
             Err(error) if self.wake_loop.is_none() => return Err(error),
             Err(error) => {
                 drop(lock);
-                return self.after_failure(&error, observer);
+                return self.after_failure(error, observer);
             }
         };
         let free = match selection {
-            Selection::Impossible(why) => return Err(Error::new(ErrorKind::Impossible, why)),
+            Selection::Impossible(shortage) => return Err(Error::Impossible(shortage)),
             Selection::Chosen(devices) => {
                 let Some((ids, claim)) = self.claim(&snapshot, &devices, observer)? else {
                     // A launch without the lock was faster: look again, not in step with it.
@@ -327,14 +345,16 @@ impl Attempt<'_> {
     /// What comes of a look that failed during a wait: the driver could be read when the wait
     /// began, and what does not answer now may answer later. It is asked ever more rarely; what the
     /// last look found is still waited for.
-    fn after_failure(&mut self, error: &Error, observer: &mut dyn Observer) -> Result<Outcome> {
+    fn after_failure(&mut self, error: Error, observer: &mut dyn Observer) -> Result<Outcome> {
         if let Some(wake_loop) = &mut self.wake_loop {
             wake_loop.drain();
         }
         if self.is_late() {
-            let limit = amount::duration(self.request.timeout.unwrap_or_default());
-            let text = format!("no GPU could be read within {limit}: {error}");
-            return Err(Error::new(ErrorKind::TimedOut, text));
+            let after = self.request.timeout.unwrap_or_default();
+            return Err(Error::UnreadableInTime {
+                after,
+                source: Box::new(error),
+            });
         }
         if self.backoff.is_fresh() {
             observer.warn(&format!("{error}; it is asked again, ever more rarely"));
@@ -471,7 +491,10 @@ impl Attempt<'_> {
         if let (Some(claims), None) = (&mut self.claims, &self.ticket) {
             match claims.queue(self.enqueued_at, &self.wants) {
                 Ok(ticket) => {
-                    wake_loop.listen(ticket.bell());
+                    ticket
+                        .bell()
+                        .into_iter()
+                        .for_each(|bell| wake_loop.listen(bell));
                     self.ticket = Some(ticket);
                 }
                 Err(error) => {
@@ -479,6 +502,12 @@ impl Attempt<'_> {
                 }
             }
         }
+        // Where it cannot be had, the token is looked at whenever something else ends the sleep.
+        let cancelled = self.request.cancel.as_ref().map(CancelToken::event);
+        let cancelled = cancelled.and_then(|event| event.try_clone_to_owned().ok());
+        cancelled
+            .into_iter()
+            .for_each(|event| wake_loop.wake_while_readable(event));
         self.wake_loop = Some(wake_loop);
     }
 
@@ -536,6 +565,14 @@ impl Attempt<'_> {
             let tick = tick.map(|every| Instant::now() + every);
             let reason = wake_loop.sleep(sources, [tick, end].into_iter().flatten().min());
             observer.tick()?;
+            if self
+                .request
+                .cancel
+                .as_ref()
+                .is_some_and(CancelToken::is_cancelled)
+            {
+                return Ok(());
+            }
             let let_go = || claims.is_some_and(|claims| claims.has_let_go(out_of_sight));
             if reason == WakeReason::Changed || let_go() {
                 break;
@@ -549,13 +586,7 @@ impl Attempt<'_> {
     }
 
     fn timed_out(&self, snapshot: &Snapshot, free: usize) -> Error {
-        let after = match self.request.timeout {
-            Some(timeout) if !timeout.is_zero() && self.wake_loop.is_some() => {
-                format!("within {}", amount::duration(timeout))
-            }
-            _ => "now".to_owned(),
-        };
-        let why = |id: &DeviceId| {
+        let blocked = |id: &DeviceId| {
             let device = snapshot.device(*id);
             let shortfall = device.memory_shortfall(self.constraints.min_free_memory);
             let reason = match device.verdict() {
@@ -566,31 +597,43 @@ impl Attempt<'_> {
                 }
                 other => other.reason()?.to_owned(),
             };
-            Some(format!("{}: {reason}", device.label()))
+            Some(BlockedDevice {
+                label: device.label(),
+                reason,
+            })
         };
-        let why: Vec<String> = self.constraints.devices.iter().filter_map(why).collect();
-        let help = match self.constraints.least_used {
-            true => "try again later",
-            false => "wait longer (--timeout), or take the least used (-l)",
-        };
-        let gpus = match self.constraints.num_gpus {
-            1 => "no GPU is free".to_owned(),
-            wanted => format!("{free} of {wanted} GPUs are free"),
-        };
-        let text = format!("{gpus} {after} ({}); {help}", why.join("; "));
-        Error::new(ErrorKind::TimedOut, text)
+        let waited = |timeout: &Duration| !timeout.is_zero() && self.wake_loop.is_some();
+        Error::TimedOut(Box::new(Timeout {
+            requested: self.constraints.num_gpus,
+            free,
+            after: self.request.timeout.filter(waited),
+            least_used: self.constraints.least_used,
+            blocked: self
+                .constraints
+                .devices
+                .iter()
+                .filter_map(blocked)
+                .collect(),
+        }))
     }
-}
 
-/// The look, unless what it saw can never meet the request.
-fn possible(look: Observation) -> Result<Observation> {
-    let Selection::Impossible(why) = &look.selection else {
-        return Ok(look);
-    };
-    Err(
-        match probe::none_can_be_read(look.snapshot.source, &look.snapshot.gpus) {
-            Some(why) => Error::new(ErrorKind::NoGpu, why),
-            None => Error::new(ErrorKind::Impossible, why.clone()),
-        },
-    )
+    /// The look, unless what it saw can never meet the request.
+    fn possible(&self, look: Observation) -> Result<Observation> {
+        let Selection::Impossible(shortage) = &look.selection else {
+            return Ok(look);
+        };
+        if let Some(why) = probe::none_can_be_read(look.snapshot.source, &look.snapshot.gpus) {
+            return Err(Error::no_gpu(why));
+        }
+        let mut shortage = shortage.clone();
+        shortage.restrictions.extend(&self.restrictions);
+        Err(Error::Impossible(shortage))
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        match &self.request.cancel {
+            Some(token) if token.is_cancelled() => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
 }

@@ -29,9 +29,9 @@ mod cleanup;
 
 use crate::proc::{self, ProcessId};
 use directory::Directory;
-pub use directory::Lock;
+pub(crate) use directory::Lock;
 use lease::LeaseState;
-pub use queue::{Ticket, Waiter, Wants};
+pub(crate) use queue::{Ticket, Waiter, Wants};
 use record::{Kind, Record};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove_files;
-pub use lease::{Form, Requester};
+pub(crate) use lease::{Form, Requester};
 
 /// How long to wait for the master lock before going on without it.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -50,7 +50,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// The claims of this machine, as this process sees and makes them.
-pub struct ClaimStore {
+pub(crate) struct ClaimStore {
     directory: Directory,
     namespace: Option<u64>,
     boot: String,
@@ -67,7 +67,7 @@ pub struct ClaimStore {
 
 /// A claim that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// The name of its file, which no other claim of this boot has.
     pub name: String,
     /// The keys of the GPUs.
@@ -90,7 +90,7 @@ pub struct Claim {
 
 /// What tells when a claim may have ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct End {
+pub(crate) struct End {
     /// The exit of one of these processes of this namespace; empty where they live in another one.
     pub pids: Vec<u32>,
     /// The passing of this time.
@@ -111,7 +111,7 @@ enum Liveness {
 
 /// For whom to claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Holder {
+pub(crate) enum Holder {
     /// This process, and what it becomes by exec.
     Process {
         /// The command line it will have, for others to read.
@@ -143,7 +143,7 @@ impl ClaimStore {
     ///
     /// # Errors
     /// What keeps it from being used: then there are no claims to heed or make.
-    pub fn open(directory: &Path, around: Vec<String>) -> io::Result<Self> {
+    pub(crate) fn open(directory: &Path, around: Vec<String>) -> io::Result<Self> {
         Ok(Self {
             directory: Directory::open(directory)?,
             namespace: proc::pid_namespace(),
@@ -156,13 +156,13 @@ impl ClaimStore {
     }
 
     /// Tells that this process asks for its shell, whose older leases end now unless their programs run.
-    pub fn set_requester(&mut self, requester: Requester) {
+    pub(crate) fn set_requester(&mut self, requester: Requester) {
         self.requester = Some(requester);
     }
 
     /// Makes choosing and claiming one step: to be held from [`active`](Self::active) to [`try_claim`](Self::try_claim).
     /// `None` where it cannot be had.
-    pub fn lock(&self) -> Option<Lock> {
+    pub(crate) fn lock(&self) -> Option<Lock> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(50);
         loop {
@@ -180,7 +180,7 @@ impl ClaimStore {
 
     /// The claims that count now, this process's own surroundings left out: what it was started inside
     /// of, and leases of its shell that end because the shell asks again.
-    pub fn active(&mut self) -> Vec<Claim> {
+    pub(crate) fn active(&mut self) -> Vec<Claim> {
         if let Err(error) = self.directory.refresh() {
             tracing::debug!("the directory of claims is gone: {error}");
         }
@@ -327,7 +327,7 @@ impl ClaimStore {
     ///
     /// # Errors
     /// Where the claim cannot be written.
-    pub fn try_claim(
+    pub(crate) fn try_claim(
         &mut self,
         devices: &[String],
         holder: &Holder,
@@ -448,7 +448,7 @@ impl ClaimStore {
     }
 
     /// Whether one of these claims of other processes, which counted because it was locked, is so no more.
-    pub fn has_let_go(&self, names: &[String]) -> bool {
+    pub(crate) fn has_let_go(&self, names: &[String]) -> bool {
         names.iter().any(|name| {
             self.directory
                 .open_file(name)
@@ -466,7 +466,11 @@ impl ClaimStore {
     ///
     /// # Errors
     /// Where the place cannot be written.
-    pub fn queue(&mut self, enqueued_at: Duration, wants: &queue::Wants) -> io::Result<Ticket> {
+    pub(crate) fn queue(
+        &mut self,
+        enqueued_at: Duration,
+        wants: &queue::Wants,
+    ) -> io::Result<Ticket> {
         self.directory.refresh()?;
         Ticket::take(
             &self.directory,
@@ -478,7 +482,7 @@ impl ClaimStore {
     }
 
     /// Those who wait for GPUs of the same ancestor_devices and came before `came`, the longest-waiting first.
-    pub fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<queue::Waiter> {
+    pub(crate) fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<queue::Waiter> {
         queue::before(
             &self.directory,
             enqueued_at,
@@ -488,18 +492,18 @@ impl ClaimStore {
     }
 
     /// The directory, whose files' being closed tells of claims that end out of sight: in another PID namespace.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
     /// The claims inside which this process was started, the outermost first.
-    pub fn ancestor_claims(&self) -> &[String] {
+    pub(crate) fn ancestor_claims(&self) -> &[String] {
         &self.around
     }
 
     /// The keys of the GPUs that surround this process: those of the innermost claim that still counts.
     /// Claims that have ended are forgotten.
-    pub fn ancestor_devices(&mut self) -> Option<Vec<String>> {
+    pub(crate) fn ancestor_devices(&mut self) -> Option<Vec<String>> {
         while let Some(name) = self.around.last().cloned() {
             if let Some(claim) = self.read(&name) {
                 return Some(claim.devices);
@@ -510,7 +514,7 @@ impl ClaimStore {
     }
 
     /// Heeds the claims around this process like all others.
-    pub fn ignore_ancestors(&mut self) {
+    pub(crate) fn ignore_ancestors(&mut self) {
         self.around.clear();
     }
 }

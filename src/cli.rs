@@ -1,5 +1,6 @@
 //! The program: arguments in; assignments, another program, or an exit code out.
 
+mod advice;
 mod args;
 mod exec;
 mod exit;

@@ -1,10 +1,10 @@
 //! The names of GPUs: what a user may write, what `CUDA_VISIBLE_DEVICES` means, and what to print.
 
+use crate::error::{Error, IdList, Result};
 use crate::gpu::{
     ClaimInfo, ComputeMode, Gpu, Judgement, Memory, MigDevice, Process, Snapshot, Source, State,
 };
 use crate::pci::PciBusId;
-use crate::{Error, ErrorKind, Result};
 
 /// The positions of a device: those in [`Snapshot::gpus`] and
 /// [`Mig::devices`](crate::gpu::Mig::devices). The order is that of the indices.
@@ -192,11 +192,12 @@ impl Snapshot {
     }
 }
 
-/// The devices that an id names: an index, a UUID or a unique start of one, a PCI bus id, long or short.
+/// The devices that an id names: an index, a UUID or a unique start of one, a PCI bus id, long or
+/// short. `list` is where the id was given.
 ///
 /// # Errors
-/// [`ErrorKind::WrongValue`] where it names none, or more than one.
-pub fn resolve(id: &str, snapshot: &Snapshot) -> Result<Vec<DeviceId>> {
+/// [`Error::UnknownDevice`] where it names none, [`Error::AmbiguousDevice`] where more than one.
+pub(crate) fn resolve(id: &str, list: IdList, snapshot: &Snapshot) -> Result<Vec<DeviceId>> {
     let found: Vec<Vec<DeviceId>> = if let Ok(index) = id.parse::<u32>() {
         matching_gpus(snapshot, |gpu| gpu.index == index)
     } else if let Some(wanted) = PciBusId::parse(id) {
@@ -204,17 +205,17 @@ pub fn resolve(id: &str, snapshot: &Snapshot) -> Result<Vec<DeviceId>> {
     } else {
         by_uuid(id, snapshot)
     };
-    let wrong = |text: String| Err(Error::new(ErrorKind::WrongValue, text));
+    let id = id.to_owned();
     match <[Vec<DeviceId>; 1]>::try_from(found) {
         Ok([devices]) => Ok(devices),
-        Err(none) if none.is_empty() => wrong(format!(
-            "'{id}' names no GPU here; {}",
-            valid_ids_hint(snapshot)
-        )),
-        Err(several) => wrong(format!(
-            "'{id}' is ambiguous: {} UUIDs start with it; use a longer prefix",
-            several.len()
-        )),
+        Err(none) if none.is_empty() => {
+            let num_gpus = snapshot.gpus.len();
+            Err(Error::UnknownDevice { id, list, num_gpus })
+        }
+        Err(several) => {
+            let matches = several.len();
+            Err(Error::AmbiguousDevice { id, list, matches })
+        }
     }
 }
 
@@ -253,20 +254,9 @@ fn by_uuid(id: &str, snapshot: &Snapshot) -> Vec<Vec<DeviceId>> {
     matching(&starts)
 }
 
-fn valid_ids_hint(snapshot: &Snapshot) -> String {
-    match snapshot.gpus.last() {
-        None => "there are none".into(),
-        Some(gpu) if gpu.index == 0 => "there is only GPU 0".into(),
-        Some(gpu) => format!(
-            "give an index from 0 to {}, a UUID or a PCI bus id ('autocvd status' shows them)",
-            gpu.index
-        ),
-    }
-}
-
 /// What a value of `CUDA_VISIBLE_DEVICES` allows, as CUDA reads it: entries count up to the first that
 /// is invalid; empty, `-1` and Slurm's `NoDevFiles` allow nothing. Indices count the GPUs that CUDA can use.
-pub fn parse_visible_devices(value: &str, snapshot: &Snapshot) -> Vec<DeviceId> {
+pub(crate) fn parse_visible_devices(value: &str, snapshot: &Snapshot) -> Vec<DeviceId> {
     let usable: Vec<usize> = (0..snapshot.gpus.len())
         .filter(|&gpu| !hidden_from_cuda(&snapshot.gpus[gpu]))
         .collect();
@@ -295,35 +285,30 @@ fn hidden_from_cuda(gpu: &Gpu) -> bool {
 /// index could mean another GPU to CUDA.
 ///
 /// # Errors
-/// [`ErrorKind::Unexpected`], or [`ErrorKind::WrongValue`] for a recorded machine, where a UUID is needed
-/// and unknown, or holds other characters than UUIDs do: shells evaluate what is printed.
-pub fn for_cuda(chosen: &[DeviceId], uuid: bool, snapshot: &Snapshot) -> Result<Vec<String>> {
+/// [`Error::UnusableUuid`] where a UUID is needed and unknown, or holds other characters than UUIDs
+/// do: shells evaluate what is printed.
+pub(crate) fn for_cuda(
+    chosen: &[DeviceId],
+    uuid: bool,
+    snapshot: &Snapshot,
+) -> Result<Vec<String>> {
     let uuid = uuid || !snapshot.indices_are_ordinals();
     let mut sorted = chosen.to_vec();
     sorted.sort_unstable();
-    let wrong = |device: Device, what: &str| {
-        let kind = match snapshot.source {
-            Source::File => ErrorKind::WrongValue,
-            Source::Nvml | Source::NvidiaSmi => ErrorKind::Unexpected,
-        };
-        let (label, index) = (device.label(), device.gpu.index);
-        let text = format!("the UUID of {label} {what}; leave it out with -x {index}");
-        Error::new(kind, text)
-    };
     let id = |device: Device| match (uuid, device.uuid()) {
         (false, _) => Ok(device.gpu.index.to_string()),
         (true, Some(uuid)) if is_shell_safe(uuid) => Ok(uuid.to_owned()),
-        (true, Some(uuid)) => {
-            let what = format!("is {uuid:?}, which is no form of a UUID");
-            Err(wrong(device, &what))
-        }
-        (true, None) => Err(wrong(
-            device,
-            "cannot be read, and its index may mean another GPU to CUDA",
-        )),
+        (true, unusable) => Err(Error::UnusableUuid {
+            device: device.label(),
+            index: device.gpu.index,
+            uuid: unusable.map(str::to_owned),
+            recorded: snapshot.source == Source::File,
+        }),
     };
-    let devices = sorted.into_iter().map(|id| snapshot.device(id));
-    devices.map(id).collect()
+    sorted
+        .into_iter()
+        .map(|at| id(snapshot.device(at)))
+        .collect()
 }
 
 /// Whether the text has only the characters of UUIDs; the slash is in MIG names of drivers before R470.

@@ -1,46 +1,69 @@
 //! Finds free NVIDIA GPUs, or waits for them.
 //!
-//! [`acquire()`] is the whole of it: it looks at the machine, chooses, claims, and waits if need be. The
+//! [`acquire`] is the whole of it: it reads the machine, chooses, claims, and waits if need be.
+//! [`try_acquire`] does the same and never waits; [`status`] shows the machine with its claims. The
 //! library neither prints nor exits; the program `autocvd` is its first user.
 //!
 //! ```no_run
-//! use autocvd::{Environment, Request, NoObserver, acquire};
+//! use autocvd::{Environment, NoObserver, Request, acquire};
+//! use std::process::Command;
 //!
 //! let request = Request::new().num_gpus(2);
 //! let found = acquire(&request, &Environment::read(), &mut NoObserver)?;
 //! for (name, value) in found.variables() {
 //!     println!("{name}={value}"); // CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES=2,3
 //! }
-//! # Ok::<(), autocvd::Error>(())
+//! // The GPUs are claimed until `found` is dropped.
+//! found.apply(&mut Command::new("train")).status()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Where to look
+//! | | |
+//! | --- | --- |
+//! | what is asked for | [`Request`], [`ClaimPolicy`], [`Environment`] |
+//! | what comes of it | [`Acquisition`], [`ClaimGuard`], [`Error`] |
+//! | a wait | [`Observer`], [`WaitStatus`], [`CancelToken`] |
+//! | the machine | [`Snapshot`], [`Gpu`], [`Device`], [`Verdict`], [`StatusReader`] |
+//!
 //! # Design
-//! A decision is a pure function ([`select`]) of a [`Snapshot`](gpu::Snapshot) that a [`probe`] has read. What other launches
-//! have taken is in the [`claim`]s. [`acquire`](mod@acquire) is the only place where these meet, and [`wait`] sleeps in between.
+//! A decision is a pure function of a [`Snapshot`] that a probe has read: NVML, nvidia-smi or a
+//! file. What other launches hold is in the claims, which the kernel ends with their holders. Every
+//! metric is an `Option`, and what is unknown is never taken for zero.
 
-pub mod acquire;
-pub mod amount;
-pub mod claim;
-pub mod environment;
-pub mod error;
+mod acquire;
+mod amount;
+mod cancel;
+mod claim;
+mod environment;
+mod error;
 mod fork_local;
-pub mod gpu;
-pub mod ids;
+mod gpu;
+mod ids;
 mod observer;
 mod pci;
 mod policy;
-pub mod probe;
-pub mod proc;
+mod probe;
+mod proc;
 mod request;
-pub mod select;
-pub mod status;
-#[cfg(feature = "text")]
+mod select;
+mod status;
 pub mod text;
-pub mod wait;
+mod wait;
 
-pub use acquire::{Acquisition, acquire};
-pub use environment::Environment;
-pub use error::{Error, ErrorKind, Result};
+pub use acquire::{Acquisition, acquire, try_acquire};
+pub use cancel::CancelToken;
+pub use claim::{ClaimGuard, remove_files};
+pub use environment::{Environment, ParentLaunch};
+pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
+pub use gpu::{
+    ClaimInfo, ComputeMode, Gpu, Judgement, Link, Memory, Mig, MigDevice, Process, ProcessKind,
+    ProcessView, Snapshot, Source, State, TopologyLevel, Utilization,
+};
+pub use ids::{Device, DeviceId};
 pub use observer::{NoObserver, Observer, WaitStatus};
 pub use pci::PciBusId;
+pub use probe::{Detail, ProbeChoice};
 pub use request::{ClaimPolicy, OutputForm, Request};
+pub use select::Verdict;
+pub use status::{StatusReader, status};

@@ -4,13 +4,13 @@
 //! is happening on one of them. A request that is met by the first GPU asks no more of the driver.
 
 #[cfg(feature = "serde")]
-pub mod file;
-pub mod nvml;
-pub mod smi;
+pub(crate) mod file;
+pub(crate) mod nvml;
+pub(crate) mod smi;
 
 use crate::gpu::{Gpu, Link, ProcessView, Snapshot, Source};
 use crate::pci::PciBusId;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -47,11 +47,11 @@ impl Detail {
 }
 
 /// A way to read the machine's state.
-pub trait Probe {
+pub(crate) trait Probe: Send {
     /// Begins a new look: which GPUs there are, and which cannot be used at all.
     ///
     /// # Errors
-    /// [`ErrorKind::NoGpu`] where no GPU can be read.
+    /// [`Error::NoGpu`] where no GPU can be read.
     fn begin(&mut self, detail: Detail) -> Result<Snapshot>;
 
     /// Adds what is happening on `gpu`, one of those that [`begin`](Self::begin) told of.
@@ -72,13 +72,12 @@ pub trait Probe {
 /// Opens what `choice` names; `library` is the NVML library to load instead of the usual ones.
 ///
 /// # Errors
-/// [`ErrorKind::NoGpu`] where neither NVML nor nvidia-smi can be had, with the reason of each;
-/// [`ErrorKind::WrongValue`] where a file does not hold a machine's state.
-pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn Probe>> {
-    let no_gpu = |text: String| Error::new(ErrorKind::NoGpu, text);
+/// [`Error::NoGpu`] where neither NVML nor nvidia-smi can be had, with the reason of each;
+/// [`Error::UnreadableFile`] where a file does not hold a machine's state.
+pub(crate) fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn Probe>> {
     match choice {
-        ProbeChoice::Nvml => Ok(Box::new(nvml::Nvml::open(library).map_err(no_gpu)?)),
-        ProbeChoice::NvidiaSmi => Ok(Box::new(smi::NvidiaSmi::open().map_err(no_gpu)?)),
+        ProbeChoice::Nvml => Ok(Box::new(nvml::Nvml::open(library).map_err(Error::no_gpu)?)),
+        ProbeChoice::NvidiaSmi => Ok(Box::new(smi::NvidiaSmi::open().map_err(Error::no_gpu)?)),
         ProbeChoice::Auto => match nvml::Nvml::open(library) {
             Ok(nvml) => {
                 tracing::debug!("reading the GPUs through NVML");
@@ -86,8 +85,8 @@ pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn P
             }
             Err(why) => {
                 tracing::info!("{why}; trying nvidia-smi");
-                let smi =
-                    smi::NvidiaSmi::open().map_err(|also| no_gpu(format!("{why}; and {also}")))?;
+                let smi = smi::NvidiaSmi::open()
+                    .map_err(|also| Error::no_gpu(format!("{why}; and {also}")))?;
                 tracing::info!("reading the GPUs through nvidia-smi");
                 Ok(Box::new(smi))
             }
@@ -95,13 +94,11 @@ pub fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn P
         #[cfg(feature = "serde")]
         ProbeChoice::File(path) => Ok(Box::new(file::FileProbe(file::read(path)?))),
         #[cfg(not(feature = "serde"))]
-        ProbeChoice::File(path) => {
-            let text = format!(
-                "'{}' cannot be read: built without the feature 'serde'",
-                path.display()
-            );
-            Err(Error::new(ErrorKind::WrongValue, text))
-        }
+        ProbeChoice::File(path) => Err(Error::UnreadableFile {
+            path: path.clone(),
+            reason: "this build reads no files (it lacks the feature 'serde')".to_owned(),
+            source: None,
+        }),
     }
 }
 
@@ -110,7 +107,7 @@ const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// Whether process lists can be complete here: only in the host's PID namespace. A namespace that
 /// cannot be read counts as a container's.
-pub fn process_view() -> ProcessView {
+pub(crate) fn process_view() -> ProcessView {
     match crate::proc::pid_namespace() {
         Some(HOST_PID_NAMESPACE) => ProcessView::Host,
         _ => ProcessView::Container,
@@ -139,7 +136,7 @@ pub(crate) fn none_can_be_read<'a>(
 /// The snapshot, unless none of its GPUs can be read at all.
 fn with_a_readable_gpu(snapshot: Snapshot) -> Result<Snapshot> {
     match none_can_be_read(snapshot.source, &snapshot.gpus) {
-        Some(why) => Err(Error::new(ErrorKind::NoGpu, why)),
+        Some(why) => Err(Error::no_gpu(why)),
         None => Ok(snapshot),
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One life of one pid: a later process with the same pid has another start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ProcessId {
+pub(crate) struct ProcessId {
     /// The pid in this process's namespace.
     pub pid: u32,
     /// Field 22 of /proc/PID/stat: clock ticks since boot.
@@ -18,26 +18,26 @@ pub struct ProcessId {
 
 impl ProcessId {
     /// The process that has this pid now.
-    pub fn of(pid: u32) -> Option<Self> {
+    pub(crate) fn of(pid: u32) -> Option<Self> {
         Stat::read(pid).map(|stat| stat.id)
     }
 
     /// This process; `None` where /proc is that of another PID namespace, in which its pid is another's.
-    pub fn own() -> Option<Self> {
+    pub(crate) fn own() -> Option<Self> {
         shows_this_namespace()
             .then(|| Self::of(std::process::id()))
             .flatten()
     }
 
     /// Whether it still runs. A zombie does not, unless it is a leader whose other threads do.
-    pub fn is_alive(self) -> bool {
+    pub(crate) fn is_alive(self) -> bool {
         Stat::read(self.pid).is_some_and(|stat| stat.id == self && stat.runs())
     }
 }
 
 /// The fields of /proc/PID/stat that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stat {
+pub(crate) struct Stat {
     /// The pid and its start time.
     pub id: ProcessId,
     /// The name of the program file, cut to 15 bytes.
@@ -51,7 +51,7 @@ pub struct Stat {
 
 impl Stat {
     /// Reads the entry of `pid`; `None` where there is none, or where it is hidden.
-    pub fn read(pid: u32) -> Option<Self> {
+    pub(crate) fn read(pid: u32) -> Option<Self> {
         Self::parse(&read_start(&format!("/proc/{pid}/stat"), 1024)?)
     }
 
@@ -82,12 +82,12 @@ impl Stat {
     }
 
     /// Whether the process has not ended.
-    pub fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         !matches!(self.state, 'Z' | 'X' | 'x') || self.threads > 1
     }
 
     /// Whether it has been stopped by a signal or a debugger.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
 }
@@ -113,7 +113,7 @@ fn read_some<B: rustix::buffer::Buffer<u8>>(
 
 /// The command line, words joined by spaces, without control characters; `None` where it is hidden or
 /// the process has none.
-pub fn command(pid: u32) -> Option<String> {
+pub(crate) fn command(pid: u32) -> Option<String> {
     let bytes = read_start(&format!("/proc/{pid}/cmdline"), 4096)?;
     let line = printable(&bytes);
     (!line.is_empty()).then_some(line)
@@ -137,13 +137,13 @@ pub fn printable(bytes: &[u8]) -> String {
 }
 
 /// The user's name, or the number where it has none here.
-pub fn user(pid: u32) -> Option<String> {
+pub(crate) fn user(pid: u32) -> Option<String> {
     let status = rustix::fs::stat(format!("/proc/{pid}")).ok()?;
     Some(user_name(status.st_uid))
 }
 
 /// The name of a user id, or the number where it has none.
-pub fn user_name(uid: u32) -> String {
+pub(crate) fn user_name(uid: u32) -> String {
     match uzers::get_user_by_uid(uid) {
         Some(user) => user.name().to_string_lossy().into_owned(),
         None => uid.to_string(),
@@ -152,7 +152,7 @@ pub fn user_name(uid: u32) -> String {
 
 /// What can be told of a variable of another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Environ {
+pub(crate) enum Environ {
     /// The process was started with this value.
     Set,
     /// It was started without it, or with another value.
@@ -164,7 +164,7 @@ pub enum Environ {
 }
 
 /// Whether the process was started with this variable set to this value.
-pub fn variable(pid: u32, name: &str, value: &str) -> Environ {
+pub(crate) fn variable(pid: u32, name: &str, value: &str) -> Environ {
     // Almost always in one call: between two, an exec would take the rest away.
     let mut environment = Vec::with_capacity(64 << 10);
     let file = fs::File::open(format!("/proc/{pid}/environ"));
@@ -196,7 +196,7 @@ pub fn variable(pid: u32, name: &str, value: &str) -> Environ {
 }
 
 /// The children of `pid`, of all its threads.
-pub fn children(pid: u32) -> Vec<u32> {
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     children_by_thread(pid).unwrap_or_else(|| children_by_scan(pid))
 }
 
@@ -253,7 +253,7 @@ fn children_by_scan(parent: u32) -> Vec<u32> {
 }
 
 /// Whether `pid` is this process or one that it descends from.
-pub fn is_ancestor(pid: u32) -> bool {
+pub(crate) fn is_ancestor(pid: u32) -> bool {
     let mut current = std::process::id();
     while current > 0 {
         if current == pid {
@@ -268,13 +268,13 @@ pub fn is_ancestor(pid: u32) -> bool {
 }
 
 /// Whether /proc is there and its pids are those of this process's namespace.
-pub fn shows_this_namespace() -> bool {
+pub(crate) fn shows_this_namespace() -> bool {
     let shown = fs::read_link("/proc/self").ok();
     shown.and_then(|pid| pid.to_str()?.parse().ok()) == Some(std::process::id())
 }
 
 /// Which PID namespace this process lives in, as its inode; `None` without a /proc of that namespace.
-pub fn pid_namespace() -> Option<u64> {
+pub(crate) fn pid_namespace() -> Option<u64> {
     if !shows_this_namespace() {
         return None;
     }
@@ -288,13 +288,13 @@ pub fn pid_namespace() -> Option<u64> {
 }
 
 /// Names this boot of the machine: a file that outlives it tells of pids that mean nothing any more.
-pub fn boot_id() -> String {
+pub(crate) fn boot_id() -> String {
     let id = read_start("/proc/sys/kernel/random/boot_id", 64).unwrap_or_default();
     printable(&id)
 }
 
 /// Whether there is a process with this pid in this namespace, hidden or not.
-pub fn exists(pid: u32) -> bool {
+pub(crate) fn exists(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid)
         .ok()
         .and_then(rustix::process::Pid::from_raw)
@@ -305,13 +305,13 @@ pub fn exists(pid: u32) -> bool {
 }
 
 /// The time since boot, suspension included.
-pub fn since_boot() -> Duration {
+pub(crate) fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Unix time in seconds at which a process started.
-pub fn started(id: ProcessId) -> Option<u64> {
+pub(crate) fn started(id: ProcessId) -> Option<u64> {
     let ticks = rustix::param::clock_ticks_per_second();
     let age = since_boot().checked_sub(Duration::from_millis(id.start * 1000 / ticks))?;
     let start = SystemTime::now().checked_sub(age)?;
@@ -322,20 +322,20 @@ pub fn started(id: ProcessId) -> Option<u64> {
 }
 
 /// The pipe that this process's standard output is; `None` where it is none.
-pub fn pipe_to_stdout() -> Option<Pipe> {
+pub(crate) fn pipe_to_stdout() -> Option<Pipe> {
     Pipe::from_stat(&rustix::fs::fstat(std::io::stdout()).ok()?)
 }
 
 /// A pipe by its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pipe {
+pub(crate) struct Pipe {
     device: u64,
     inode: u64,
 }
 
 impl Pipe {
     /// Whether it also is the standard output of `pid`.
-    pub fn is_stdout_of(self, pid: u32) -> bool {
+    pub(crate) fn is_stdout_of(self, pid: u32) -> bool {
         let stat = rustix::fs::stat(format!("/proc/{pid}/fd/1"));
         stat.is_ok_and(|stat| Self::from_stat(&stat) == Some(self))
     }

@@ -1,5 +1,6 @@
 //! What is asked for.
 
+use crate::cancel::CancelToken;
 use crate::policy;
 use crate::probe::{Detail, ProbeChoice};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use std::time::Duration;
 ///     .timeout(Duration::from_secs(3600));
 /// # let _ = request;
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is passed to `acquire`"]
 pub struct Request {
     pub(crate) num_gpus: usize,
@@ -33,6 +34,7 @@ pub struct Request {
     pub(crate) probe: ProbeChoice,
     pub(crate) detail: Detail,
     pub(crate) cpu_affinity: bool,
+    pub(crate) cancel: Option<CancelToken>,
 }
 
 impl Default for Request {
@@ -51,6 +53,7 @@ impl Default for Request {
             probe: ProbeChoice::Auto,
             detail: Detail::Decision,
             cpu_affinity: false,
+            cancel: None,
         }
     }
 }
@@ -134,6 +137,14 @@ impl Request {
     /// What to read beyond what the decision needs, for showing it.
     pub fn detail(self, detail: Detail) -> Self {
         Self { detail, ..self }
+    }
+
+    /// End with [`Error::Cancelled`](crate::Error::Cancelled) once the token is cancelled.
+    pub fn cancelled_by(self, token: &CancelToken) -> Self {
+        Self {
+            cancel: Some(token.clone()),
+            ..self
+        }
     }
 
     /// Find out which CPU cores are near the GPUs:

@@ -6,13 +6,14 @@ mod verdict;
 pub use verdict::Verdict;
 
 use crate::amount::bytes as amount;
+use crate::error::{BlockedDevice, Restriction, Shortage};
 use crate::gpu::{ComputeMode, Memory, Snapshot, State};
 use crate::ids::{Device, DeviceId};
 use std::cmp::Reverse;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Constraints {
+pub(crate) struct Constraints {
     /// How many GPUs.
     pub num_gpus: usize,
     /// Take the GPUs with the most free memory, used or not.
@@ -25,7 +26,7 @@ pub struct Constraints {
 
 /// What comes of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selection {
+pub(crate) enum Selection {
     /// These, in ascending order.
     Chosen(Vec<DeviceId>),
     /// Not now: only these of the devices would do.
@@ -33,15 +34,15 @@ pub enum Selection {
         /// The devices that could be given.
         free: Vec<DeviceId>,
     },
-    /// Never on this machine; the text says why and what to do.
-    Impossible(String),
+    /// Never on this machine.
+    Impossible(Box<Shortage>),
 }
 
 /// Chooses devices.
 ///
 /// Among free ones the higher index goes first; of several, the best connected set
 /// ([`Snapshot::links`]) goes first, and the higher indices among equals.
-pub fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selection {
+pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selection {
     let judge = |id: &DeviceId| {
         let device = snapshot.device(*id);
         (device, device.verdict())
@@ -54,7 +55,8 @@ pub fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selection {
         whole && large && !matches!(verdict, Verdict::Unavailable(_))
     });
     if usable.len() < constraints.num_gpus {
-        return Selection::Impossible(impossible(snapshot, constraints, &judged, usable.len()));
+        let shortage = shortage(snapshot, constraints, &judged, usable.len());
+        return Selection::Impossible(Box::new(shortage));
     }
     usable.retain(|(device, _)| {
         device
@@ -73,7 +75,7 @@ pub fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selection {
 }
 
 /// The whole GPUs that are free.
-pub fn free_gpus(snapshot: &Snapshot, constraints: &Constraints) -> Vec<DeviceId> {
+pub(crate) fn free_gpus(snapshot: &Snapshot, constraints: &Constraints) -> Vec<DeviceId> {
     let is_free =
         |id: &DeviceId| id.mig.is_none() && snapshot.device(*id).verdict() == Verdict::Free;
     constraints
@@ -85,7 +87,7 @@ pub fn free_gpus(snapshot: &Snapshot, constraints: &Constraints) -> Vec<DeviceId
 }
 
 /// Whether [`select`] would have a choice between sets, so that [`Snapshot::links`] matter.
-pub fn links_matter(snapshot: &Snapshot, constraints: &Constraints) -> bool {
+pub(crate) fn links_matter(snapshot: &Snapshot, constraints: &Constraints) -> bool {
     constraints.num_gpus > 1
         && !constraints.least_used
         && free_gpus(snapshot, constraints).len() > constraints.num_gpus
@@ -147,57 +149,36 @@ fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection 
     Selection::Chosen(chosen)
 }
 
-/// Why a request can never be met, and what to do.
-fn impossible(
+/// Why a request can never be met.
+fn shortage(
     snapshot: &Snapshot,
     constraints: &Constraints,
     judged: &[(Device, Verdict)],
     usable: usize,
-) -> String {
-    let count = |n: usize| match n {
-        1 => "1 GPU".to_owned(),
-        n => format!("{n} GPUs"),
-    };
-    let mut text = format!("{} asked for, ", count(constraints.num_gpus));
-    let is_mig = |(device, verdict): &&(Device, Verdict)| {
+) -> Shortage {
+    let is_mig = |(device, verdict): &(Device, Verdict)| {
         device.mig().is_some() && verdict.state() != State::Unavailable
     };
-    if constraints.num_gpus > 1 && judged.iter().any(|one| is_mig(&one)) {
-        text += &format!(
-            "but MIG is enabled and a process can use one MIG device alone ({} without MIG); ask for 1",
-            count(usable)
-        );
-        return text;
-    }
-    text += &match snapshot.gpus.len() {
-        all if all == usable => format!("this machine has {all}"),
-        all => format!("{usable} of this machine's {} may be used", count(all)),
-    };
-    let unavailable = judged.iter().filter_map(|(device, verdict)| match verdict {
-        Verdict::Unavailable(reason) => Some(format!("{}: {reason}", device.label())),
+    let unusable = judged.iter().filter_map(|(device, verdict)| match verdict {
+        Verdict::Unavailable(reason) => Some(BlockedDevice {
+            label: device.label(),
+            reason: reason.clone(),
+        }),
         _ => None,
     });
-    let mut why: Vec<String> = unavailable.collect();
-    if let Some(wanted) = constraints.min_free_memory {
-        why.extend(largest_is_too_small(judged, wanted));
-    }
-    if !why.is_empty() {
-        text += &format!(" ({})", why.join("; "));
-    }
-    match (
+    let wanted = constraints.min_free_memory;
+    let too_small = wanted.and_then(|wanted| largest_is_too_small(judged, wanted));
+    Shortage {
+        requested: constraints.num_gpus,
         usable,
-        constraints.devices.len() < snapshot.devices().count(),
-    ) {
-        (0, true) => {
-            text + "; allow others (--exclude, --only, --inherit, --min-free-memory, the autocvd around this one)"
-        }
-        (0, false) => text + "; 'autocvd status' shows the machine",
-        (_, true) => {
-            text + &format!(
-                "; ask for at most {usable}, or allow others (--exclude, --only, --inherit, the autocvd around this one)"
-            )
-        }
-        (_, false) => text + &format!("; ask for at most {usable}"),
+        total: snapshot.gpus.len(),
+        several_mig_devices: constraints.num_gpus > 1 && judged.iter().any(is_mig),
+        unusable: unusable.collect(),
+        restrictions: too_small
+            .iter()
+            .map(|_| Restriction::MinFreeMemory)
+            .collect(),
+        too_small,
     }
 }
 

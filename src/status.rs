@@ -9,18 +9,18 @@ use crate::{Result, proc};
 use std::path::Path;
 
 /// A machine to look at as a whole, once or again and again.
-pub struct Reader {
+pub struct StatusReader {
     probe: Box<dyn Probe>,
     claims: Option<ClaimStore>,
     /// How its GPUs are connected, once that has been asked: it does not change.
     links: Option<Vec<Link>>,
 }
 
-impl Reader {
+impl StatusReader {
     /// Opens the source of its state and the directory of claims; `observer` is told if that directory cannot be used.
     ///
     /// # Errors
-    /// [`NoGpu`](crate::ErrorKind::NoGpu) where no GPU can be read.
+    /// [`NoGpu`](crate::Error::NoGpu) where no GPU can be read.
     pub fn open(
         choice: &ProbeChoice,
         environment: &Environment,
@@ -42,7 +42,7 @@ impl Reader {
     /// The state of all its GPUs with their claims, judged.
     ///
     /// # Errors
-    /// [`NoGpu`](crate::ErrorKind::NoGpu) where no GPU can be read.
+    /// [`NoGpu`](crate::Error::NoGpu) where no GPU can be read.
     pub fn look(&mut self, observer: &mut dyn Observer) -> Result<Snapshot> {
         observer.probe_started(None);
         let snapshot = self.read();
@@ -83,13 +83,13 @@ impl Reader {
 /// The state of the whole machine with its claims, judged, for showing it.
 ///
 /// # Errors
-/// [`NoGpu`](crate::ErrorKind::NoGpu) where no GPU can be read.
+/// [`NoGpu`](crate::Error::NoGpu) where no GPU can be read.
 pub fn status(
     choice: &ProbeChoice,
     environment: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Snapshot> {
-    Reader::open(choice, environment, observer)?.look(observer)
+    StatusReader::open(choice, environment, observer)?.look(observer)
 }
 
 /// The claims in `directory`; those `around` this process are left out of what it sees.

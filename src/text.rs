@@ -1,8 +1,9 @@
 //! Times, sizes and pictures as people write and read them: the same in the program and in Python.
 
-use crate::amount::duration;
+pub use crate::amount::{bytes, duration};
 use crate::gpu::State;
 use crate::observer::WaitStatus;
+pub use crate::proc::{is_unprintable, printable};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 

@@ -23,7 +23,7 @@ const MAX_PIDFDS: usize = 256;
 
 /// What may free a GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WakeSources {
+pub(crate) struct WakeSources {
     /// Processes whose exit may.
     pub pids: Vec<u32>,
     /// Times at which something may have ended.
@@ -34,14 +34,14 @@ pub struct WakeSources {
 
 impl WakeSources {
     /// Adds a time; the earliest counts.
-    pub fn add_time(&mut self, at: Instant) {
+    pub(crate) fn add_time(&mut self, at: Instant) {
         self.at = Some(self.at.map_or(at, |known| known.min(at)));
     }
 }
 
 /// Why the sleep ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WakeReason {
+pub(crate) enum WakeReason {
     /// Something may have changed.
     Changed,
     /// The given time came, or a signal.
@@ -49,7 +49,7 @@ pub enum WakeReason {
 }
 
 /// A sleeper and what it keeps between sleeps.
-pub struct WakeLoop {
+pub(crate) struct WakeLoop {
     exits: HashMap<u32, OwnedFd>,
     /// Processes that had ended before they could be watched, or that live in another namespace.
     exited: HashSet<u32>,
@@ -57,13 +57,15 @@ pub struct WakeLoop {
     claims: Option<PathBuf>,
     notify: Option<OwnedFd>,
     bell: Option<OwnedFd>,
+    /// What others than this process read, or nobody.
+    unread: Vec<OwnedFd>,
     /// The looks that are due after an exit.
     rechecks: Vec<Instant>,
 }
 
 impl WakeLoop {
     /// A sleeper that can also watch the directory of claims, where there is one.
-    pub fn new(claims: Option<&Path>) -> Self {
+    pub(crate) fn new(claims: Option<&Path>) -> Self {
         let claims = claims.map(Path::to_owned);
         Self {
             exits: HashMap::new(),
@@ -71,24 +73,30 @@ impl WakeLoop {
             claims,
             notify: None,
             bell: None,
+            unread: Vec::new(),
             rechecks: Vec::new(),
         }
     }
 
-    /// Also wakes when this descriptor becomes readable.
-    pub fn listen(&mut self, bell: Option<OwnedFd>) {
-        self.bell = bell;
+    /// Also wakes when this descriptor becomes readable, and reads it.
+    pub(crate) fn listen(&mut self, bell: OwnedFd) {
+        self.bell = Some(bell);
+    }
+
+    /// Also wakes for as long as this descriptor is readable; it is never read.
+    pub(crate) fn wake_while_readable(&mut self, descriptor: OwnedFd) {
+        self.unread.push(descriptor);
     }
 
     /// Forgets what woke it so far: to be called before a look, so that what happens during the look wakes it again.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         self.drain_descriptors();
         let now = Instant::now();
         self.rechecks.retain(|due| *due > now);
     }
 
     /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
-    pub fn sleep(&mut self, watch: &WakeSources, until: Option<Instant>) -> WakeReason {
+    pub(crate) fn sleep(&mut self, watch: &WakeSources, until: Option<Instant>) -> WakeReason {
         self.follow(&watch.pids);
         if !watch.out_of_sight.is_empty() && self.notify.is_none() && self.claims.is_some() {
             self.notify = self.claims.take().as_deref().and_then(watch_folder);
@@ -109,7 +117,7 @@ impl WakeLoop {
             .iter()
             .map(|pid| PollFd::from_borrowed_fd(self.exits[pid].as_fd(), PollFlags::IN))
             .collect();
-        let others = [&self.notify, &self.bell].into_iter().flatten();
+        let others = self.notify.iter().chain(&self.bell).chain(&self.unread);
         fds.extend(others.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
         let woken = poll(&mut fds, limit.as_ref());
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
@@ -143,7 +151,7 @@ impl WakeLoop {
 
     /// Whether another look is due at once: what is seen between a process's exit and the driver's taking note
     /// of it is worth no words.
-    pub fn recheck_imminent(&self) -> bool {
+    pub(crate) fn recheck_imminent(&self) -> bool {
         let soon = Instant::now() + IMMINENT;
         self.rechecks.iter().any(|due| *due <= soon)
     }

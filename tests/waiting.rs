@@ -626,7 +626,7 @@ fn on_a_terminal_one_line_in_place_tells_the_time_left() {
     assert!(
         lines
             .last()
-            .is_some_and(|line| line.starts_with("autocvd: no GPU is free within 3 s")),
+            .is_some_and(|line| line.starts_with("autocvd: timed out after 3 s: no GPU is free")),
         "{outcome:#?}"
     );
 }

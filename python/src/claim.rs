@@ -1,6 +1,6 @@
 //! A claim of this process.
 
-use autocvd::claim::ClaimGuard;
+use autocvd::ClaimGuard;
 use pyo3::prelude::*;
 use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};

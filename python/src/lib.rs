@@ -6,9 +6,10 @@ mod search;
 mod wakeup;
 mod worker;
 
-use autocvd::{Error, ErrorKind};
+use autocvd::{Error, IdList, Restriction, Shortage};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
+use worker::WouldWaitForItself;
 
 pyo3::create_exception!(
     autocvd,
@@ -34,9 +35,7 @@ mod _autocvd {
     use super::{GpuTimeoutError, NoGpuError};
     use crate::search::{self, Own, Reasons};
     use crate::worker::Checks;
-    use autocvd::environment::Environment;
-    use autocvd::probe::Detail;
-    use autocvd::{ClaimPolicy, Request, text};
+    use autocvd::{ClaimPolicy, Detail, Environment, Request, text};
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
     use std::time::Duration;
@@ -177,27 +176,59 @@ mod _autocvd {
 }
 
 pub(crate) fn exception(error: Error) -> PyErr {
-    let text = error.to_string();
-    match error.kind() {
-        ErrorKind::WrongValue | ErrorKind::Impossible => PyValueError::new_err(in_python(text)),
-        ErrorKind::TimedOut => GpuTimeoutError::new_err(in_python(text)),
-        ErrorKind::NoGpu => NoGpuError::new_err(text),
-        ErrorKind::Unexpected => PyRuntimeError::new_err(in_python(text)),
+    let text = with_advice(&error);
+    match &error {
+        error if error.is_wrong_value() || error.is_impossible() => PyValueError::new_err(text),
+        error if error.is_timeout() => GpuTimeoutError::new_err(text),
+        error if error.is_no_gpu() => NoGpuError::new_err(text),
+        Error::Observer(cause) if cause.is::<WouldWaitForItself>() => PyValueError::new_err(text),
+        _ => PyRuntimeError::new_err(text),
     }
 }
 
-/// The library's messages name the program's options: here they are arguments.
-fn in_python(mut text: String) -> String {
-    for (option, argument) in [
-        ("--exclude", "exclude"),
-        ("--only", "only"),
-        ("--inherit", "inherit"),
-        ("--min-free-memory", "min_free_memory"),
-        ("--timeout", "timeout"),
-        ("(-l)", "(least_used=True)"),
-        ("with -x ", "with exclude="),
-    ] {
-        text = text.replace(option, argument);
+/// The error in one line that ends with what to do, in the words of the function's arguments.
+fn with_advice(error: &Error) -> String {
+    match error {
+        Error::UnknownDevice { list, .. } | Error::AmbiguousDevice { list, .. } => {
+            let argument = match list {
+                IdList::Only => "only",
+                IdList::Exclude => "exclude",
+            };
+            format!("{argument}: {error}")
+        }
+        Error::UnusableUuid { index, .. } => {
+            format!("{error}; leave it out with exclude={index}")
+        }
+        Error::NothingVisible { .. } => {
+            format!("{error}; ask the batch system for GPUs, or unset it")
+        }
+        Error::Impossible(shortage) => {
+            format!("{error}; {}", about_shortage(shortage))
+        }
+        Error::TimedOut(timeout) if timeout.least_used => format!("{error}; try again later"),
+        Error::TimedOut(_) => {
+            format!("{error}; wait longer (timeout), or take the least used (least_used=True)")
+        }
+        _ => error.to_string(),
     }
-    text
+}
+
+fn about_shortage(shortage: &Shortage) -> String {
+    let names = shortage
+        .restrictions
+        .iter()
+        .map(|restriction| match restriction {
+            Restriction::Only => "only",
+            Restriction::Exclude => "exclude",
+            Restriction::MinFreeMemory => "min_free_memory",
+            Restriction::VisibleDevices => "CUDA_VISIBLE_DEVICES",
+            _ => "the launch around this one",
+        });
+    let names: Vec<&str> = names.collect();
+    let ask = format!("ask for at most {}", shortage.usable);
+    match (&names[..], shortage.usable) {
+        ([], _) => ask,
+        (names, 0) => format!("allow more ({})", names.join(", ")),
+        (names, _) => format!("{ask}, or allow more ({})", names.join(", ")),
+    }
 }

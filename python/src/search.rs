@@ -3,11 +3,10 @@
 use crate::claim::Claim;
 use crate::worker::{Checks, Event, Wait, Worker};
 use crate::{GpuTimeoutError, exception};
-use autocvd::environment::{Environment, ParentLaunch};
-use autocvd::gpu::State;
-use autocvd::ids::Device;
-use autocvd::probe::{ProbeChoice, file};
-use autocvd::{Acquisition, Observer, Request, acquire, amount};
+use autocvd::text::duration;
+use autocvd::{
+    Acquisition, Device, Environment, Observer, ParentLaunch, ProbeChoice, Request, State, acquire,
+};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use std::os::fd::RawFd;
@@ -163,8 +162,8 @@ pub(crate) fn status(
     environment: &Environment,
     observer: &mut dyn Observer,
 ) -> autocvd::Result<OutcomeOf> {
-    let snapshot = autocvd::status::status(&ProbeChoice::Auto, environment, observer)?;
-    Ok(OutcomeOf(Outcome::Status(file::to_json(&snapshot))))
+    let snapshot = autocvd::status(&ProbeChoice::Auto, environment, observer)?;
+    Ok(OutcomeOf(Outcome::Status(snapshot.to_json())))
 }
 
 /// The environment of this process, as it was before autocvd set anything in it.
@@ -336,7 +335,7 @@ impl Running {
             .is_some_and(|deadline| deadline <= now)
         {
             self.worker = None;
-            let waited = amount::duration(
+            let waited = duration(
                 self.timeout
                     .filter(|timeout| !timeout.is_zero())
                     .unwrap_or(ONE_LOOK),
@@ -358,10 +357,7 @@ impl Running {
         let line = wait.summary.line();
         match (&self.wait, self.timeout) {
             (Some(last), _) if last.summary.line() == line => None,
-            (None, Some(timeout)) => Some(format!(
-                "{line}; gives up after {}",
-                amount::duration(timeout)
-            )),
+            (None, Some(timeout)) => Some(format!("{line}; gives up after {}", duration(timeout))),
             _ => Some(line),
         }
     }

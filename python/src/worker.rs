@@ -7,7 +7,7 @@
 
 use crate::wakeup::Wakeup;
 use autocvd::text::WaitSummary;
-use autocvd::{Error, ErrorKind, Observer, WaitStatus};
+use autocvd::{Error, Observer, WaitStatus};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,9 +78,8 @@ impl<T: Send + 'static> Worker<T> {
         let run = move || {
             let ended =
                 catch_unwind(AssertUnwindSafe(|| work(&mut reporter))).unwrap_or_else(|_| {
-                    Err(Error::new(
-                        ErrorKind::Unexpected,
-                        "autocvd panicked; please report what it wrote to stderr",
+                    Err(Error::Observer(
+                        "autocvd panicked; please report what it wrote to stderr".into(),
                     ))
                 });
             let ended = reporter.failure.take().map_or(ended, Err);
@@ -192,11 +191,23 @@ impl<T> Observer for Reporter<T> {
 
     fn tick(&mut self) -> autocvd::Result<()> {
         if self.failure.is_some() || self.shared.is_cancelled.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Unexpected, "cancelled"));
+            return Err(Error::Cancelled);
         }
         Ok(())
     }
 }
+
+/// Why a wait was ended that could only have been for this thread itself.
+#[derive(Debug)]
+pub(crate) struct WouldWaitForItself(String);
+
+impl std::fmt::Display for WouldWaitForItself {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WouldWaitForItself {}
 
 /// A thread that waits for what it has itself claimed would wait for ever, where no time is set.
 fn own_claims_in_the_way(own: &[String], status: &WaitStatus) -> Option<Error> {
@@ -218,7 +229,7 @@ fn own_claims_in_the_way(own: &[String], status: &WaitStatus) -> Option<Error> {
          release those first, or set a timeout",
         mine.join(", ")
     );
-    Some(Error::new(ErrorKind::Impossible, text))
+    Some(Error::Observer(Box::new(WouldWaitForItself(text))))
 }
 
 /// Starts a thread that no signal is delivered to: they are for the thread that Python handles them on.

@@ -2,29 +2,53 @@
 
 use crate::claim::ClaimStore;
 use crate::environment::Environment;
+use crate::error::{Error, IdList, Restriction, Result};
 use crate::gpu::Snapshot;
 use crate::ids::{self, Device, DeviceId};
 use crate::request::Request;
-use crate::{Error, ErrorKind, Result};
 
-/// The devices that the request may have, in ascending order.
-pub(super) fn of(
-    request: &Request,
-    environment: &Environment,
-    snapshot: &Snapshot,
-    claims: Option<&mut ClaimStore>,
-) -> Result<Vec<DeviceId>> {
-    let mut candidates = ancestor_devices(environment, snapshot, claims);
-    if let Some(visible) = visible(request, environment, snapshot)? {
-        candidates.retain(|device| visible.contains(device));
+/// The devices that a request may have, and what narrowed the choice.
+pub(super) struct Candidates {
+    /// In ascending order.
+    pub(super) devices: Vec<DeviceId>,
+    pub(super) restrictions: Vec<Restriction>,
+}
+
+impl Candidates {
+    pub(super) fn of(
+        request: &Request,
+        environment: &Environment,
+        snapshot: &Snapshot,
+        claims: Option<&mut ClaimStore>,
+    ) -> Result<Self> {
+        let all = snapshot.device_ids();
+        let mut candidates = Self {
+            devices: all,
+            restrictions: Vec::new(),
+        };
+        let held = ancestor_devices(environment, snapshot, claims);
+        candidates.keep(Restriction::Ancestor, |device| held.contains(device));
+        if let Some(visible) = visible(request, environment, snapshot)? {
+            candidates.keep(Restriction::VisibleDevices, |device| {
+                visible.contains(device)
+            });
+        }
+        if let Some(only) = &request.only {
+            let only = resolve(only, IdList::Only, snapshot)?;
+            candidates.keep(Restriction::Only, |device| only.contains(device));
+        }
+        let exclude = resolve(&request.exclude, IdList::Exclude, snapshot)?;
+        candidates.keep(Restriction::Exclude, |device| !exclude.contains(device));
+        Ok(candidates)
     }
-    if let Some(only) = &request.only {
-        let only = resolve("only", only, snapshot)?;
-        candidates.retain(|device| only.contains(device));
+
+    fn keep(&mut self, restriction: Restriction, may: impl Fn(&DeviceId) -> bool) {
+        let before = self.devices.len();
+        self.devices.retain(may);
+        if self.devices.len() < before {
+            self.restrictions.push(restriction);
+        }
     }
-    let exclude = resolve("exclude", &request.exclude, snapshot)?;
-    candidates.retain(|device| !exclude.contains(device));
-    Ok(candidates)
 }
 
 /// What the launch around this process holds; all devices where there is none.
@@ -74,20 +98,17 @@ fn visible(
     };
     let visible = ids::parse_visible_devices(value, snapshot);
     if visible.is_empty() {
-        let text = format!(
-            "CUDA_VISIBLE_DEVICES='{value}' allows none of this machine's GPUs; ask the batch \
-             system for GPUs, or unset it"
-        );
-        return Err(Error::new(ErrorKind::Impossible, text));
+        return Err(Error::NothingVisible {
+            value: value.clone(),
+        });
     }
     Ok(Some(visible))
 }
 
-fn resolve(option: &str, ids: &[String], snapshot: &Snapshot) -> Result<Vec<DeviceId>> {
+fn resolve(ids: &[String], list: IdList, snapshot: &Snapshot) -> Result<Vec<DeviceId>> {
     let mut devices = Vec::new();
     for id in ids {
-        let named = ids::resolve(id, snapshot);
-        devices.extend(named.map_err(|e| Error::new(e.kind(), format!("--{option}: {e}")))?);
+        devices.extend(ids::resolve(id, list, snapshot)?);
     }
     Ok(devices)
 }

@@ -242,7 +242,7 @@ impl Directory {
 }
 
 /// The directory's lock; dropped, it is free, whoever else has the descriptor by a fork.
-pub struct Lock(Arc<OwnedFd>);
+pub(crate) struct Lock(Arc<OwnedFd>);
 
 impl Drop for Lock {
     fn drop(&mut self) {

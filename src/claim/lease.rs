@@ -19,7 +19,7 @@ const MAX_HOLD: Duration = Duration::from_secs(100 * 365 * 86400);
 
 /// What was printed, by which the program is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// Assignments in front of one command: the value of `CUDA_VISIBLE_DEVICES`.
     Prefix(String),
     /// Exported variables, for all that the shell starts from now on.
@@ -293,7 +293,7 @@ pub(super) fn lease_state(
 
 /// Who asks for a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Requester {
+pub(crate) struct Requester {
     /// The shell that reads what this process prints: its parent, or, where that is a mere fork made for
     /// the command substitution, the shell it was forked from.
     shell: ProcessId,
@@ -306,7 +306,7 @@ pub struct Requester {
 impl Requester {
     /// To be called early: who asks at the same time is told from who asks again by what is there now.
     /// `None` where /proc does not show the shell.
-    pub fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         // Elsewhere /proc shows other processes by the pids of this namespace.
         if !proc::shows_this_namespace() {
             return None;

@@ -21,7 +21,7 @@ const MAX_BYTES: u64 = 64 << 10;
 
 /// What a waiter would take.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wants {
+pub(crate) struct Wants {
     /// How many GPUs.
     pub num_gpus: usize,
     /// How much free memory each needs, in bytes.
@@ -32,7 +32,7 @@ pub struct Wants {
 
 /// Somebody who waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiter {
+pub(crate) struct Waiter {
     /// The name of its file.
     pub name: String,
     /// What it would take.
@@ -40,7 +40,7 @@ pub struct Waiter {
 }
 
 /// A place in the queue; dropped, it is given up.
-pub struct Ticket {
+pub(crate) struct Ticket {
     name: String,
     path: PathBuf,
     directory: Directory,

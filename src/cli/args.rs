@@ -1,6 +1,6 @@
 //! The command line, for clap.
 
-use autocvd::probe::ProbeChoice;
+use autocvd::ProbeChoice;
 use autocvd::text::{parse_duration, parse_size};
 use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand as _, ValueEnum, ValueHint};
 use std::ffi::OsString;

@@ -1,7 +1,8 @@
 //! How the program ends: exit codes, and what standard output gets when it fails.
 
+use super::advice::with_advice;
 use super::{args, signals, variables};
-use autocvd::{Error, ErrorKind};
+use autocvd::Error;
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::io::Write;
@@ -35,14 +36,14 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let code = match error.kind() {
-            ErrorKind::Unexpected => UNEXPECTED,
-            ErrorKind::WrongValue => WRONG_VALUE,
-            ErrorKind::Impossible => IMPOSSIBLE,
-            ErrorKind::TimedOut => TIMED_OUT,
-            ErrorKind::NoGpu => NO_GPU,
+        let code = match &error {
+            error if error.is_wrong_value() => WRONG_VALUE,
+            error if error.is_impossible() => IMPOSSIBLE,
+            error if error.is_timeout() => TIMED_OUT,
+            error if error.is_no_gpu() => NO_GPU,
+            _ => UNEXPECTED,
         };
-        Self::new(code, error.to_string())
+        Self::new(code, with_advice(&error))
     }
 }
 
@@ -58,7 +59,7 @@ pub(super) fn fail(failure: &Failure) -> i32 {
     // What is quoted, such as a value or another user's command line, may hold ends of lines and worse.
     let text = format!(
         "autocvd: {}\n",
-        autocvd::proc::printable(failure.message.as_bytes())
+        autocvd::text::printable(failure.message.as_bytes())
     );
     let _ = std::io::stderr().write_all(text.as_bytes());
     if signals::guards_output() {
@@ -113,7 +114,7 @@ pub(super) fn catch_panics() {
         let message = format!(
             "internal error{place}: {cause}; please report it with the command that you ran"
         );
-        autocvd::claim::remove_files();
+        autocvd::remove_files();
         signals::exit_now(fail(&Failure::new(UNEXPECTED, message)));
     }));
 }

@@ -2,8 +2,8 @@
 
 use super::args::Options;
 use autocvd::Acquisition;
-use autocvd::ids::DeviceId;
-use autocvd::select::Verdict;
+use autocvd::DeviceId;
+use autocvd::Verdict;
 use std::io::Write;
 use tracing::Level;
 

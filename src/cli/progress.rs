@@ -1,8 +1,8 @@
 //! What is told on standard error while waiting.
 
 use super::{signals, terminal};
-use autocvd::amount::duration;
 use autocvd::text::WaitSummary;
+use autocvd::text::duration;
 use autocvd::{Observer, WaitStatus};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};

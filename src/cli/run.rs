@@ -4,9 +4,9 @@ use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
 use super::exit::{self, Failure};
 use super::progress::Progress;
 use super::{args, exec, explain, man, shell, signals, status, variables};
-use autocvd::environment::Environment;
-use autocvd::probe::Detail;
-use autocvd::proc;
+use autocvd::Detail;
+use autocvd::Environment;
+use autocvd::text;
 use autocvd::{Acquisition, ClaimPolicy, OutputForm, Request, acquire};
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
 use std::ffi::OsString;
@@ -172,7 +172,7 @@ fn message(error: &clap::Error) -> String {
     quoted.fold(error.render().to_string(), |message, text| {
         message.replace(
             &format!("'{text}'"),
-            &format!("'{}'", proc::printable(text.as_bytes())),
+            &format!("'{}'", text::printable(text.as_bytes())),
         )
     })
 }

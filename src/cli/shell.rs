@@ -1,7 +1,7 @@
 //! The syntaxes of the shells.
 //!
 //! Nothing is quoted: the ids are digits and the characters of UUIDs, which no shell reads otherwise;
-//! [`autocvd::ids::for_cuda`] lets no others through.
+//! the library lets no others through.
 
 use super::args::Syntax;
 

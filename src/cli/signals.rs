@@ -7,7 +7,6 @@
 //! `nohup`.
 
 use super::exit;
-use autocvd::claim;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -124,7 +123,7 @@ pub(super) fn expect_exit() {
 
 extern "C" fn unexpected_exit() {
     if !EXITS.load(Ordering::Relaxed) {
-        claim::remove_files();
+        autocvd::remove_files();
         clear_line();
         write(2, b"autocvd: the NVIDIA driver's library ended this process; see dmesg, and try --probe nvidia-smi\n");
         leave(exit::UNEXPECTED);
@@ -167,7 +166,7 @@ fn handle(signal: i32, handler: extern "C" fn(i32)) {
 }
 
 extern "C" fn end(signal: i32) {
-    claim::remove_files();
+    autocvd::remove_files();
     clear_line();
     if TELLS_END.load(Ordering::Relaxed) {
         let name: &[u8] = match signal {
@@ -193,7 +192,7 @@ extern "C" fn end(signal: i32) {
 }
 
 extern "C" fn crash(signal: i32) {
-    claim::remove_files();
+    autocvd::remove_files();
     clear_line();
     write(2, b"autocvd: crashed, perhaps in the NVIDIA driver's library; see dmesg, and try --probe nvidia-smi\n");
     write_guard(128 + signal);
@@ -287,7 +286,7 @@ extern "C" fn alarm(signal: i32) {
     }
     let left = LEFT.swap(0, Ordering::AcqRel);
     if left == 0 {
-        claim::remove_files();
+        autocvd::remove_files();
         clear_line();
         let text = TIMEOUT_TEXT.load(Ordering::Acquire);
         // SAFETY: the string was leaked, so it lives as long as the process.

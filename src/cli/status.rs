@@ -6,12 +6,12 @@ mod screen;
 use super::args::{StatusArgs, probe_choice};
 use super::exit::{self, Failure};
 use super::{signals, terminal};
+use autocvd::Environment;
 use autocvd::Observer;
-use autocvd::environment::Environment;
-use autocvd::gpu::Snapshot;
-use autocvd::probe::{ProbeChoice, file};
-use autocvd::proc;
-use autocvd::status::Reader;
+use autocvd::ProbeChoice;
+use autocvd::Snapshot;
+use autocvd::StatusReader;
+use autocvd::text;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,10 +29,10 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut witness = WarningSink {
         warnings: redraws.then(Vec::new),
     };
-    let mut machine = Reader::open(&choice, &environment, &mut witness)?;
+    let mut machine = StatusReader::open(&choice, &environment, &mut witness)?;
     let snapshot = machine.look(&mut witness)?;
     match args.watch {
-        None if args.json => print(&printable_json(&file::to_json(&snapshot))),
+        None if args.json => print(&printable_json(&snapshot.to_json())),
         None => print(&screen::lines(&snapshot, &view(&machine)).join("\n")),
         Some(every) => {
             let mut watched = Watched {
@@ -56,7 +56,7 @@ struct Watched<'a> {
     args: &'a StatusArgs,
     choice: ProbeChoice,
     environment: Environment,
-    machine: Reader,
+    machine: StatusReader,
     witness: WarningSink,
     redraws: bool,
 }
@@ -84,7 +84,7 @@ impl Watched<'_> {
     fn look(&mut self) -> autocvd::Result<Snapshot> {
         if !self.machine.is_live() {
             // A file may have been written anew.
-            self.machine = Reader::open(&self.choice, &self.environment, &mut self.witness)?;
+            self.machine = StatusReader::open(&self.choice, &self.environment, &mut self.witness)?;
         }
         self.machine.look(&mut self.witness)
     }
@@ -92,7 +92,7 @@ impl Watched<'_> {
     fn show(&mut self, snapshot: &Snapshot, first: bool) -> Result<(), Failure> {
         if self.args.json {
             // One document a line, which readers of a stream take one by one.
-            return print(&printable_json(&file::to_json_line(snapshot)));
+            return print(&printable_json(&snapshot.to_json_line()));
         }
         let view = view(&self.machine);
         if self.redraws {
@@ -145,7 +145,7 @@ struct WarningSink {
 
 impl Observer for WarningSink {
     fn warn(&mut self, text: &str) {
-        let text = proc::printable(text.as_bytes());
+        let text = text::printable(text.as_bytes());
         match &mut self.warnings {
             Some(warnings) => warnings.push(text),
             // That it cannot be told keeps nothing from being shown.
@@ -163,7 +163,7 @@ impl Observer for WarningSink {
 }
 
 /// How to show what `machine` tells, on what standard output is.
-fn view(machine: &Reader) -> screen::View {
+fn view(machine: &StatusReader) -> screen::View {
     let stdout = std::io::stdout();
     let terminal = stdout.is_terminal();
     let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
@@ -198,7 +198,7 @@ fn printable_json(json: &str) -> String {
     for c in json.chars() {
         match c {
             '\n' => text.push(c),
-            _ if proc::is_unprintable(c) => text += &format!("\\u{:04x}", u32::from(c)),
+            _ if text::is_unprintable(c) => text += &format!("\\u{:04x}", u32::from(c)),
             _ => text.push(c),
         }
     }

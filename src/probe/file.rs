@@ -5,14 +5,14 @@
 
 use super::{Detail, Probe};
 use crate::gpu::{Gpu, Judgement, Link, ProcessView, Snapshot, Source, State};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::Path;
 
 /// A recorded machine: nothing on it ever changes.
-pub struct FileProbe(pub Snapshot);
+pub(crate) struct FileProbe(pub Snapshot);
 
 impl Probe for FileProbe {
     fn begin(&mut self, _: Detail) -> Result<Snapshot> {
@@ -55,23 +55,21 @@ struct Document<'a> {
 /// Reads a recorded machine.
 ///
 /// # Errors
-/// [`ErrorKind::WrongValue`] where the file cannot be read or does not hold what `status --json` prints.
-pub fn read(path: &Path) -> Result<Snapshot> {
-    let wrong = |what: String| {
-        let hint = "give a file that 'autocvd status --json' wrote";
-        Error::new(
-            ErrorKind::WrongValue,
-            format!("--from '{}': {what}; {hint}", path.display()),
-        )
+/// [`Error::UnreadableFile`] where the file cannot be read or does not hold what `status --json` prints.
+pub(crate) fn read(path: &Path) -> Result<Snapshot> {
+    let wrong = |reason: String, source| Error::UnreadableFile {
+        path: path.to_owned(),
+        reason,
+        source,
     };
     let mut text = String::new();
     open(path)
         .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|e| wrong(e.to_string()))?;
+        .map_err(|error| wrong(error.to_string(), Some(error)))?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(wrong("the file is larger than 64 MiB".into()));
+        return Err(wrong("the file is larger than 64 MiB".into(), None));
     }
-    parse(&text).map_err(wrong)
+    parse(&text).map_err(|reason| wrong(reason, None))
 }
 
 /// Opens for reading. A FIFO that nobody writes to does not hold us up: it reads as empty; one that has a
@@ -87,7 +85,7 @@ fn open(path: &Path) -> std::io::Result<std::fs::File> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(text: &str) -> std::result::Result<Snapshot, String> {
+pub(crate) fn parse(text: &str) -> std::result::Result<Snapshot, String> {
     if text.trim().is_empty() {
         return Err("the file is empty".into());
     }
@@ -128,14 +126,17 @@ fn take_for_recorded(gpu: &mut Gpu) {
     }
 }
 
-/// The JSON of a snapshot, which [`parse`] reads back.
-pub fn to_json(snapshot: &Snapshot) -> String {
-    serde_json::to_string_pretty(&document(snapshot)).expect(SERIALIZES)
-}
+impl Snapshot {
+    /// What `autocvd status --json` prints, which [`ProbeChoice::File`](crate::ProbeChoice::File)
+    /// reads back.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(&document(self)).expect(SERIALIZES)
+    }
 
-/// The same JSON in one line.
-pub fn to_json_line(snapshot: &Snapshot) -> String {
-    serde_json::to_string(&document(snapshot)).expect(SERIALIZES)
+    /// The same JSON in one line.
+    pub fn to_json_line(&self) -> String {
+        serde_json::to_string(&document(self)).expect(SERIALIZES)
+    }
 }
 
 const SERIALIZES: &str = "plain data with string keys always serializes";

@@ -34,7 +34,7 @@ const DIRECTORIES: [&str; 5] = [
 ];
 
 /// NVML, initialized.
-pub struct Nvml {
+pub(crate) struct Nvml {
     nvml: &'static Library,
     lists: Lists,
     slots: Vec<DeviceSlot>,
@@ -61,7 +61,7 @@ impl Nvml {
     ///
     /// # Errors
     /// One line that says why not, and what helps.
-    pub fn open(named: Option<OsString>) -> std::result::Result<Self, String> {
+    pub(crate) fn open(named: Option<OsString>) -> std::result::Result<Self, String> {
         let library = load(named)?;
         let count = library
             .device_count()

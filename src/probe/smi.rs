@@ -5,13 +5,13 @@ mod parse;
 mod run;
 mod xml;
 
-pub use explain::explain;
-pub use parse::{ListedMigDevice, parse, parse_list};
-pub use run::{Output, run};
+pub(crate) use explain::explain;
+pub(crate) use parse::{ListedMigDevice, parse, parse_list};
+pub(crate) use run::{Output, run};
 
 use super::{Detail, Probe, process_view};
+use crate::Error;
 use crate::gpu::{Gpu, Link, ProcessView, Snapshot};
-use crate::{Error, ErrorKind};
 use rustix::fs::{Access, access};
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ const PLACES: [&str; 5] = [
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// nvidia-smi, which tells everything at once.
-pub struct NvidiaSmi {
+pub(crate) struct NvidiaSmi {
     /// What the first call told, until it is asked for.
     first: Option<Snapshot>,
 }
@@ -40,7 +40,7 @@ impl NvidiaSmi {
     ///
     /// # Errors
     /// One line that says why it is of no help, and what to do.
-    pub fn open() -> Result<Self, String> {
+    pub(crate) fn open() -> Result<Self, String> {
         let first = probe(TIME_LIMIT)?;
         match first.gpus.is_empty() {
             true => {
@@ -54,7 +54,7 @@ impl NvidiaSmi {
 impl Probe for NvidiaSmi {
     fn begin(&mut self, _: Detail) -> crate::Result<Snapshot> {
         let told = self.first.take().map_or_else(|| probe(TIME_LIMIT), Ok);
-        let told = told.map_err(|why| Error::new(ErrorKind::NoGpu, why))?;
+        let told = told.map_err(Error::no_gpu)?;
         super::with_a_readable_gpu(Snapshot {
             process_view: process_view(),
             ..told
@@ -77,7 +77,7 @@ impl Probe for NvidiaSmi {
 ///
 /// # Errors
 /// What went wrong and what to do about it, in one line.
-pub fn probe(time_limit: Duration) -> Result<Snapshot, String> {
+pub(crate) fn probe(time_limit: Duration) -> Result<Snapshot, String> {
     let program = find(std::env::var_os("PATH").as_deref())
         .ok_or("nvidia-smi is not on PATH: install the NVIDIA driver's utilities, or add their directory to PATH")?;
     probe_with(program.as_os_str(), time_limit)

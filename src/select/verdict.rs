@@ -91,7 +91,6 @@ impl Device<'_> {
     }
 
     /// Since when it is taken, as far as it is known: Unix time in seconds.
-    #[cfg(feature = "text")]
     pub(crate) fn taken_since(self) -> Option<u64> {
         let processes = self.processes().unwrap_or_default().iter();
         let computing = processes.filter(|process| process.kind.computes());

@@ -1,6 +1,6 @@
 //! Pieces of the screen: text that fits, bars, amounts.
 
-use autocvd::proc::printable;
+use autocvd::text::printable;
 use autocvd::text::{truncate, width};
 
 /// What stands for a value that could not be read.

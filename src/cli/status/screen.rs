@@ -1,12 +1,10 @@
 //! The screen: a row a GPU, and under it who is on it.
 
 use super::cells::{self, bar, gib, known, left, right, wrap};
-use autocvd::amount::{bytes as amount, duration};
-use autocvd::gpu::{
-    ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State,
-};
-use autocvd::proc::printable;
+use autocvd::text::printable;
+use autocvd::text::{bytes as amount, duration};
 use autocvd::text::{rfc3339, truncate, width};
+use autocvd::{ClaimInfo, Gpu, Memory, MigDevice, Process, ProcessView, Snapshot, Source, State};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No terminal is taken to be narrower.

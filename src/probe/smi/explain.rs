@@ -112,7 +112,7 @@ const CODES: [(i32, &str); 13] = [
 
 /// Says in one line what nvidia-smi's exit code (`None`: a signal ended it) and its output mean, and what helps.
 /// `text` is what it wrote on either of stdout and stderr: its messages come on both.
-pub fn explain(code: Option<i32>, text: &str) -> String {
+pub(crate) fn explain(code: Option<i32>, text: &str) -> String {
     let said = said(text);
     let lower: Vec<String> = messages(text).map(str::to_ascii_lowercase).collect();
     let message = MESSAGES

@@ -42,7 +42,7 @@ const NEEDS_RESET: &str = "GPU requires reset";
 ///
 /// # Errors
 /// What is wrong with it, in one line, where the document is not whole.
-pub fn parse(xml: &[u8]) -> Result<Snapshot, String> {
+pub(crate) fn parse(xml: &[u8]) -> Result<Snapshot, String> {
     let log = document(&String::from_utf8_lossy(xml), "nvidia_smi_log")?;
     // A tag that lost its first bracket leaves its rest behind as text.
     if [&log]
@@ -316,7 +316,7 @@ fn distribute(rows: &[Row], devices: &mut [MigDevice]) {
 
 /// A MIG device as `nvidia-smi -L` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedMigDevice {
+pub(crate) struct ListedMigDevice {
     /// The UUID of the GPU that it is a part of.
     pub gpu_uuid: String,
     /// Its number on that GPU.
@@ -329,7 +329,7 @@ pub struct ListedMigDevice {
 
 /// Reads the output of `nvidia-smi -L`, which alone names the UUIDs of MIG devices. Lines that are something else
 /// are passed over.
-pub fn parse_list(text: &[u8]) -> Vec<ListedMigDevice> {
+pub(crate) fn parse_list(text: &[u8]) -> Vec<ListedMigDevice> {
     let text = String::from_utf8_lossy(text);
     let mut gpu = None;
     let mut devices = Vec::new();

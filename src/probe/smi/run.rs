@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// What a program wrote and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub(crate) struct Output {
     /// Its exit code; `None` where a signal ended it.
     pub code: Option<i32>,
     /// What it wrote on stdout.
@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// What went wrong and what to do about it, in one line: it cannot be run, or the time was up.
-pub fn run(program: &OsStr, args: &[&str], time_limit: Duration) -> Result<Output, String> {
+pub(crate) fn run(program: &OsStr, args: &[&str], time_limit: Duration) -> Result<Output, String> {
     let start = Instant::now();
     let name = program.to_string_lossy();
     let mut command = Command::new(program);

@@ -1,0 +1,62 @@
+//! What to do about an error, in the words of the command line: the library's texts name no option.
+
+use autocvd::{Error, IdList, Restriction, Shortage};
+
+/// The error in one line that ends with what to do.
+pub(super) fn with_advice(error: &Error) -> String {
+    match error {
+        Error::UnknownDevice { list, num_gpus, .. } => {
+            let more = match num_gpus {
+                0 | 1 => "",
+                _ => " ('autocvd status' shows them)",
+            };
+            format!("{}: {error}{more}", option_of(*list))
+        }
+        Error::AmbiguousDevice { list, .. } => format!("{}: {error}", option_of(*list)),
+        Error::UnreadableFile { .. } => {
+            format!("--from {error}; give a file that 'autocvd status --json' wrote")
+        }
+        Error::UnusableUuid { index, .. } => format!("{error}; leave it out with -x {index}"),
+        Error::NothingVisible { .. } => {
+            format!("{error}; ask the batch system for GPUs, or unset it")
+        }
+        Error::Impossible(shortage) => format!("{error}; {}", about_shortage(shortage)),
+        Error::TimedOut(timeout) if timeout.least_used => format!("{error}; try again later"),
+        Error::TimedOut(_) => {
+            format!("{error}; wait longer (--timeout), or take the least used (-l)")
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn option_of(list: IdList) -> &'static str {
+    match list {
+        IdList::Only => "--only",
+        IdList::Exclude => "--exclude",
+    }
+}
+
+/// Names what was in the way, and no more.
+fn about_shortage(shortage: &Shortage) -> String {
+    if shortage.several_mig_devices {
+        return "ask for 1".to_owned();
+    }
+    let allow = shortage
+        .restrictions
+        .iter()
+        .map(|restriction| match restriction {
+            Restriction::Ancestor => "run outside the autocvd around this one",
+            Restriction::VisibleDevices => "allow more in CUDA_VISIBLE_DEVICES",
+            Restriction::Only => "allow more with --only",
+            Restriction::Exclude => "leave out fewer with --exclude",
+            Restriction::MinFreeMemory => "ask for less with --min-free-memory",
+            _ => "allow more GPUs",
+        });
+    let allow = allow.collect::<Vec<_>>().join(", or ");
+    match (shortage.usable, allow.is_empty()) {
+        (0, true) => "'autocvd status' shows the machine".to_owned(),
+        (0, false) => allow,
+        (usable, true) => format!("ask for at most {usable}"),
+        (usable, false) => format!("ask for at most {usable}, or {allow}"),
+    }
+}
