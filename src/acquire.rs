@@ -3,7 +3,9 @@
 mod candidates;
 mod fairness;
 mod reading;
+mod rechecks;
 mod retry;
+mod watching;
 
 use crate::cancel::CancelToken;
 use crate::claim::{Claim, ClaimGuard, ClaimStore, Form, Holder, Requester, Ticket, Wants};
@@ -21,6 +23,8 @@ use crate::status::{Scope, attach_claims, forget_claims, open_claims, resolve_pr
 use crate::wait::{WakeLoop, WakeReason, WakeSources};
 use candidates::Candidates;
 use fairness::Handoff;
+use reading::Extent;
+use rechecks::Rechecks;
 use retry::Backoff;
 use std::time::{Duration, Instant};
 
@@ -136,6 +140,11 @@ pub fn acquire(
         handoff: Handoff::default(),
         last_sources: WakeSources::default(),
         backoff: Backoff::new(request.interval),
+        rechecks: Rechecks::new(request.interval),
+        watched: Vec::new(),
+        last: None,
+        carried: Vec::new(),
+        next_full: None,
     };
     attempt.run(snapshot, observer)
 }
@@ -181,6 +190,15 @@ struct Attempt<'a> {
     /// What the last look that succeeded waits for.
     last_sources: WakeSources,
     backoff: Backoff,
+    rechecks: Rechecks,
+    /// The processes whose exit is waited for, and the position of the GPU that each is on.
+    watched: Vec<(u32, usize)>,
+    /// The machine as the last look saw it.
+    last: Option<Snapshot>,
+    /// The GPUs that the present look takes over from the last one, by position.
+    carried: Vec<usize>,
+    /// When to read all GPUs again though nothing told of a change.
+    next_full: Option<Instant>,
 }
 
 /// What one look brought.
@@ -210,10 +228,10 @@ impl Attempt<'_> {
     /// Looks, and sleeps in between, until something is found; `first` is the beginning of the
     /// first look.
     fn run(mut self, first: Snapshot, observer: &mut dyn Observer) -> Result<Acquisition> {
-        let mut first = Some(first);
+        let mut extent = Extent::Begun(Box::new(first));
         loop {
             self.check_cancelled()?;
-            let outcome = self.step(first.take(), observer)?;
+            let outcome = self.step(extent, observer)?;
             let Outcome::Found {
                 mut snapshot,
                 devices,
@@ -221,9 +239,10 @@ impl Attempt<'_> {
                 claim,
             } = outcome
             else {
-                if let Outcome::Sleep(sources) = outcome {
-                    self.sleep(&sources, observer)?;
-                }
+                extent = match outcome {
+                    Outcome::Sleep(sources) => self.sleep(&sources, observer)?,
+                    _ => Extent::Full,
+                };
                 continue;
             };
             if self.request.detail == Detail::Everything {
@@ -249,14 +268,14 @@ impl Attempt<'_> {
         }
     }
 
-    /// One look, from the lock to the claim; `first` is the beginning of the first one.
-    fn step(&mut self, first: Option<Snapshot>, observer: &mut dyn Observer) -> Result<Outcome> {
+    /// One look, from the lock to the claim.
+    fn step(&mut self, extent: Extent, observer: &mut dyn Observer) -> Result<Outcome> {
         // Those who came later look without the lock at first: most of them find that a waiter
         // before them was faster, and 256 who want the lock would keep the first from it.
         let mut lock = None;
         let mut look = match self.position {
             0 => None,
-            _ => Some(self.observe(None, observer)),
+            _ => Some(self.observe(extent.clone(), observer)),
         };
         let found = |look: &Result<Observation>| {
             look.as_ref()
@@ -266,7 +285,7 @@ impl Attempt<'_> {
             lock = self.claims.as_ref().map(ClaimStore::lock);
             look = None;
         }
-        let look = look.unwrap_or_else(|| self.observe(first, observer));
+        let look = look.unwrap_or_else(|| self.observe(extent, observer));
         let Observation {
             mut snapshot,
             selection,
@@ -313,11 +332,9 @@ impl Attempt<'_> {
         if observer.wants_detail() {
             resolve_processes(&mut snapshot, Scope::All);
         }
-        if !self
-            .wake_loop
-            .as_ref()
-            .is_some_and(WakeLoop::recheck_imminent)
-        {
+        let mut sources = self.wake_sources(&snapshot, &known);
+        self.last_sources = sources.clone();
+        if !self.rechecks.is_imminent() {
             observer.waiting(&WaitStatus {
                 snapshot: &snapshot,
                 candidates: &self.constraints.devices,
@@ -328,8 +345,6 @@ impl Attempt<'_> {
                 deadline: self.deadline,
             });
         }
-        let mut sources = self.wake_sources(&snapshot, &known);
-        self.last_sources = sources.clone();
         // A GPU that could not be read may be a free one: no exit tells when it can be.
         let is_unknown =
             |id: &DeviceId| matches!(snapshot.device(*id).verdict(), Verdict::Unknown(_));
@@ -337,6 +352,7 @@ impl Attempt<'_> {
             true => sources.add_time(self.backoff.next()),
             false => self.backoff.reset(),
         }
+        self.last = Some(snapshot);
         // Now, for there is time: when it wakes there is none.
         self.position = self.ticket.as_ref().map_or(0, Ticket::position);
         Ok(Outcome::Sleep(sources))
@@ -372,14 +388,10 @@ impl Attempt<'_> {
             .is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// Begins a look, unless `first` is its beginning, and takes it.
-    fn observe(
-        &mut self,
-        first: Option<Snapshot>,
-        observer: &mut dyn Observer,
-    ) -> Result<Observation> {
+    /// Begins a look, and takes it.
+    fn observe(&mut self, extent: Extent, observer: &mut dyn Observer) -> Result<Observation> {
         observer.probe_started(self.deadline);
-        let begun = first.map_or_else(|| self.probe.begin(self.request.detail), Ok);
+        let begun = self.begin(extent);
         let look = begun.map(|snapshot| self.look(snapshot));
         observer.probe_finished();
         look
@@ -401,6 +413,7 @@ impl Attempt<'_> {
             None if self.request.claim == ClaimPolicy::No => forget_claims(&mut snapshot),
             None => {}
         }
+        self.read_what_was_released(&snapshot);
         let mut selection = self.read_and_select(&mut snapshot);
         let endless = self.deadline.is_none() && !self.once;
         if endless
@@ -424,6 +437,11 @@ impl Attempt<'_> {
         if earlier.is_empty() {
             self.handoff.clear();
         } else {
+            // What is left to others is judged by what is, not by what was.
+            if !self.carried.is_empty() {
+                self.carried.clear();
+                self.read_and_select(&mut snapshot);
+            }
             self.read_the_rest(&mut snapshot);
             (selection, waiters_ahead) =
                 self.handoff
@@ -520,47 +538,19 @@ impl Attempt<'_> {
         cores
     }
 
-    /// What may free a GPU for this request.
-    fn wake_sources(&self, snapshot: &Snapshot, known: &[Claim]) -> WakeSources {
-        let mut sources = WakeSources::default();
-        let keys = keys_of(&self.constraints.devices, snapshot);
-        let is_in_the_way = |claim: &&Claim| claim.devices.iter().any(|key| keys.contains(key));
-        for claim in known.iter().filter(is_in_the_way) {
-            sources.pids.extend(&claim.end.pids);
-            if claim.end.pids.is_empty() {
-                sources.out_of_sight.push(claim.name.clone());
-            }
-            if let Some(at) = claim.end.at {
-                sources.add_time(at);
-            }
-        }
-        for id in &self.constraints.devices {
-            let processes = snapshot.device(*id).processes().unwrap_or_default();
-            sources
-                .pids
-                .extend(processes.iter().map(|process| process.pid));
-        }
-        sources.pids.sort_unstable();
-        sources.pids.dedup();
-        if let Some(deadline) = self.handoff.deadline() {
-            sources.add_time(deadline);
-        }
-        sources
-    }
-
-    /// Sleeps until another look may bring more, or the deadline has come.
-    fn sleep(&mut self, sources: &WakeSources, observer: &mut dyn Observer) -> Result<()> {
+    /// Sleeps until another look may bring more, or the deadline has come. Returns how much that
+    /// look has to read.
+    fn sleep(&mut self, sources: &WakeSources, observer: &mut dyn Observer) -> Result<Extent> {
         let Some(wake_loop) = &mut self.wake_loop else {
-            return Ok(());
+            return Ok(Extent::Full);
         };
         // An interval beyond the clock's range is for ever.
-        let again = Instant::now().checked_add(self.request.interval);
-        let end = [again, self.deadline].into_iter().flatten().min();
+        let end = [self.next_full, self.deadline].into_iter().flatten().min();
         let (claims, out_of_sight) = (self.claims.as_ref(), &sources.out_of_sight);
         let poll = claims
             .filter(|_| !out_of_sight.is_empty())
             .map(|_| LOCK_POLL_INTERVAL);
-        loop {
+        let extent = loop {
             let tick = [observer.tick_every(), poll].into_iter().flatten().min();
             let tick = tick.map(|every| Instant::now() + every);
             let reason = wake_loop.sleep(sources, [tick, end].into_iter().flatten().min());
@@ -571,18 +561,34 @@ impl Attempt<'_> {
                 .as_ref()
                 .is_some_and(CancelToken::is_cancelled)
             {
-                return Ok(());
+                return Ok(Extent::Full);
             }
-            let let_go = || claims.is_some_and(|claims| claims.has_let_go(out_of_sight));
-            if reason == WakeReason::Changed || let_go() {
-                break;
+            match reason {
+                WakeReason::Exited(pids) => {
+                    let watched = self.watched.iter().filter(|(pid, _)| pids.contains(pid));
+                    let gpus = watched.map(|(_, gpu)| *gpu);
+                    break Extent::Gpus(gpus.collect());
+                }
+                WakeReason::Called => break Extent::Full,
+                WakeReason::Time => {
+                    let is_due =
+                        |time: Option<Instant>| time.is_some_and(|at| at <= Instant::now());
+                    break match is_due(self.handoff.deadline()) || self.backoff.is_due() {
+                        true => Extent::Full,
+                        false => Extent::Gpus(self.rechecks.take_due()),
+                    };
+                }
+                WakeReason::Tick => {}
+            }
+            if claims.is_some_and(|claims| claims.has_let_go(out_of_sight)) {
+                break Extent::Full;
             }
             if end.is_some_and(|end| end <= Instant::now()) {
-                return Ok(());
+                return Ok(Extent::Full);
             }
-        }
+        };
         std::thread::sleep(wakeup_jitter(self.position));
-        Ok(())
+        Ok(extent)
     }
 
     fn timed_out(&self, snapshot: &Snapshot, free: usize) -> Error {

@@ -38,6 +38,15 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
 /// After a process's exit, the GPU is read at once and again after each of these, in milliseconds:
 /// the driver's list may lag behind, and to tear down a large context can take seconds.
 pub(crate) const RECHECKS_MS: [u64; 11] = [1, 5, 10, 20, 35, 48, 100, 200, 400, 1000, 3000];
+/// After the last of [`RECHECKS_MS`] the pauses double, up to the interval.
+pub(crate) const RECHECK_GROWTH: u32 = 2;
+/// How often a GPU is read on which the processes are hidden (in a container): no exit tells that it
+/// has become free.
+pub(crate) const HIDDEN_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a process is asked for where the kernel gives no descriptor of it.
+pub(crate) const EXIT_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Of how many processes on a GPU the oldest one is looked for.
+pub(crate) const OLDEST_OF: usize = 64;
 /// A recheck that is due within this time follows on the look that is being made.
 pub(crate) const IMMINENT: Duration = Duration::from_millis(30);
 /// How long a driver is left alone that has failed while a launch waits; each further failure

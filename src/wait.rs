@@ -1,13 +1,13 @@
 //! Sleeping until something may have changed.
 //!
 //! # Design
-//! One poll over everything that can free a GPU: the exits of processes (pidfd), a call from somebody who
-//! ended a claim or found a GPU that this process came first for (the bell of its place in the queue),
-//! claims that end out of sight (inotify on the directory of claims, where there are such, and a glance at their locks
-//! now and then), and the time. Nothing else is done in between. Where a descriptor cannot be had (old kernels,
-//! another user's process in a sandbox), the interval covers it.
+//! One poll over everything that can free a GPU: the exits of processes (pidfd), descriptors that
+//! others make readable, claims that end out of sight (inotify on the directory of claims, where
+//! there are such), and the time. Nothing else is done in between. Where the kernel refuses a pidfd
+//! (before Linux 5.3, in some sandboxes), the process is asked for once a second.
 
-use crate::policy::{IMMINENT, RECHECKS_MS};
+use crate::policy::EXIT_POLL_INTERVAL;
+use crate::proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;
@@ -16,20 +16,20 @@ use std::collections::{HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// More processes than this are left to the interval: descriptors are few.
+/// More processes than this are asked for once a second: descriptors are few.
 const MAX_PIDFDS: usize = 256;
 
 /// What may free a GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct WakeSources {
     /// Processes whose exit may.
-    pub pids: Vec<u32>,
-    /// Times at which something may have ended.
-    pub at: Option<Instant>,
+    pub(crate) pids: Vec<u32>,
+    /// The time at which something may have ended.
+    pub(crate) at: Option<Instant>,
     /// The names of claims that may end out of sight: in another PID namespace.
-    pub out_of_sight: Vec<String>,
+    pub(crate) out_of_sight: Vec<String>,
 }
 
 impl WakeSources {
@@ -40,18 +40,24 @@ impl WakeSources {
 }
 
 /// Why the sleep ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum WakeReason {
-    /// Something may have changed.
-    Changed,
-    /// The given time came, or a signal.
+    /// These processes have exited.
+    Exited(Vec<u32>),
+    /// A descriptor became readable, or the directory of claims has changed.
+    Called,
+    /// The time of the sources has come.
+    Time,
+    /// The other given time came, or a signal.
     Tick,
 }
 
-/// A sleeper and what it keeps between sleeps.
+/// What is kept between sleeps.
 pub(crate) struct WakeLoop {
     exits: HashMap<u32, OwnedFd>,
-    /// Processes that had ended before they could be watched, or that live in another namespace.
+    /// Processes for which the kernel gives no descriptor.
+    polled: HashSet<u32>,
+    /// Processes that have exited, or live in another namespace.
     exited: HashSet<u32>,
     /// The directory of claims.
     claims: Option<PathBuf>,
@@ -59,22 +65,19 @@ pub(crate) struct WakeLoop {
     bell: Option<OwnedFd>,
     /// What others than this process read, or nobody.
     unread: Vec<OwnedFd>,
-    /// The looks that are due after an exit.
-    rechecks: Vec<Instant>,
 }
 
 impl WakeLoop {
-    /// A sleeper that can also watch the directory of claims, where there is one.
+    /// One that can also watch the directory of claims, where there is one.
     pub(crate) fn new(claims: Option<&Path>) -> Self {
-        let claims = claims.map(Path::to_owned);
         Self {
             exits: HashMap::new(),
+            polled: HashSet::new(),
             exited: HashSet::new(),
-            claims,
+            claims: claims.map(Path::to_owned),
             notify: None,
             bell: None,
             unread: Vec::new(),
-            rechecks: Vec::new(),
         }
     }
 
@@ -88,107 +91,126 @@ impl WakeLoop {
         self.unread.push(descriptor);
     }
 
-    /// Forgets what woke it so far: to be called before a look, so that what happens during the look wakes it again.
+    /// Forgets what ended the sleeps so far: to be called before a look, so that what happens
+    /// during the look ends the next sleep.
     pub(crate) fn drain(&mut self) {
         self.drain_descriptors();
-        let now = Instant::now();
-        self.rechecks.retain(|due| *due > now);
     }
 
-    /// Sleeps until `watch` says that something may have changed, but not beyond `until`.
-    pub(crate) fn sleep(&mut self, watch: &WakeSources, until: Option<Instant>) -> WakeReason {
-        self.follow(&watch.pids);
-        if !watch.out_of_sight.is_empty() && self.notify.is_none() && self.claims.is_some() {
-            self.notify = self.claims.take().as_deref().and_then(watch_folder);
+    /// Whether the exit of this process has been seen.
+    pub(crate) fn has_exited(&self, pid: u32) -> bool {
+        self.exited.contains(&pid)
+    }
+
+    /// Sleeps until `sources` say that something may have changed, but not beyond `until`.
+    pub(crate) fn sleep(&mut self, sources: &WakeSources, until: Option<Instant>) -> WakeReason {
+        let exited = self.follow(&sources.pids);
+        if !exited.is_empty() {
+            return WakeReason::Exited(exited);
+        }
+        if !sources.out_of_sight.is_empty() && self.notify.is_none() && self.claims.is_some() {
+            self.notify = self.claims.take().as_deref().and_then(watch_directory);
             if self.notify.is_some() {
                 // What happened before is seen by another look.
-                return WakeReason::Changed;
+                return WakeReason::Called;
             }
         }
-        let changes = [watch.at, self.rechecks.iter().min().copied()]
-            .into_iter()
-            .flatten()
-            .min();
-        let end = [changes, until].into_iter().flatten().min();
+        loop {
+            let ask = (!self.polled.is_empty()).then(|| Instant::now() + EXIT_POLL_INTERVAL);
+            let end = [sources.at, until, ask].into_iter().flatten().min();
+            if let Some(reason) = self.poll(end) {
+                return reason;
+            }
+            let exited: Vec<u32> = self
+                .polled
+                .iter()
+                .copied()
+                .filter(|pid| !proc::exists(*pid))
+                .collect();
+            if !exited.is_empty() {
+                self.polled.retain(|pid| !exited.contains(pid));
+                self.exited.extend(&exited);
+                return WakeReason::Exited(exited);
+            }
+            let now = Instant::now();
+            let has_come = |time: Option<Instant>| time.is_some_and(|time| time <= now);
+            if has_come(sources.at) {
+                return WakeReason::Time;
+            }
+            // A signal ends the sleep too, unless it is one of those that ask for exits.
+            if has_come(until) || ask.is_none_or(|ask| ask > now) {
+                return WakeReason::Tick;
+            }
+        }
+    }
+
+    /// One poll; `None` where only time has passed or a signal has come.
+    fn poll(&mut self, end: Option<Instant>) -> Option<WakeReason> {
         let limit = end.map(|end| end.saturating_duration_since(Instant::now()));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let pids: Vec<u32> = self.exits.keys().copied().collect();
+        let others = self.notify.iter().chain(&self.bell).chain(&self.unread);
         let mut fds: Vec<PollFd> = pids
             .iter()
-            .map(|pid| PollFd::from_borrowed_fd(self.exits[pid].as_fd(), PollFlags::IN))
+            .map(|pid| &self.exits[pid])
+            .chain(others)
+            .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
             .collect();
-        let others = self.notify.iter().chain(&self.bell).chain(&self.unread);
-        fds.extend(others.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
-        let woken = poll(&mut fds, limit.as_ref());
+        if !poll(&mut fds, limit.as_ref()).is_ok_and(|ready| ready > 0) {
+            return None;
+        }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
-        match woken {
-            Ok(0) | Err(_) => {
-                let passed = changes.is_some_and(|time| time <= Instant::now());
-                return if passed {
-                    WakeReason::Changed
-                } else {
-                    WakeReason::Tick
-                };
-            }
-            Ok(_) => {}
-        }
-        for (pid, _) in pids.iter().zip(&ready).filter(|(_, ready)| **ready) {
+        let exited = pids.iter().zip(&ready).filter(|(_, ready)| **ready);
+        let exited: Vec<u32> = exited.map(|(pid, _)| *pid).collect();
+        for pid in &exited {
             self.exits.remove(pid);
             self.exited.insert(*pid);
-            self.look_after_exit();
         }
-        let mut changed = ready[..pids.len()].iter().any(|ready| *ready);
-        if ready[pids.len()..].contains(&true) {
-            changed |= self.drain_descriptors();
+        // What calls is left for the next look to read, if a process has exited too: it is then
+        // read by `drain`, before that look.
+        let own = ready[pids.len()..].iter().any(|ready| *ready);
+        let cancelled = ready[ready.len() - self.unread.len()..].contains(&true);
+        if own && (self.drain_descriptors() || cancelled) {
+            return Some(WakeReason::Called);
         }
-        if changed {
-            WakeReason::Changed
-        } else {
-            WakeReason::Tick
-        }
+        (!exited.is_empty()).then_some(WakeReason::Exited(exited))
     }
 
-    /// Whether another look is due at once: what is seen between a process's exit and the driver's taking note
-    /// of it is worth no words.
-    pub(crate) fn recheck_imminent(&self) -> bool {
-        let soon = Instant::now() + IMMINENT;
-        self.rechecks.iter().any(|due| *due <= soon)
-    }
-
-    fn look_after_exit(&mut self) {
-        let now = Instant::now();
-        self.rechecks = RECHECKS_MS
-            .iter()
-            .map(|after| now + Duration::from_millis(*after))
-            .collect();
-    }
-
-    /// Watches these processes and no others.
-    fn follow(&mut self, pids: &[u32]) {
+    /// Watches these processes and no others; returns those that have exited since the last look.
+    fn follow(&mut self, pids: &[u32]) -> Vec<u32> {
         self.exits.retain(|pid, _| pids.contains(pid));
+        self.polled.retain(|pid| pids.contains(pid));
         self.exited.retain(|pid| pids.contains(pid));
-        for pid in pids.iter().take(MAX_PIDFDS) {
-            if self.exits.contains_key(pid) {
+        let mut exited = Vec::new();
+        for pid in pids {
+            let known = self.exits.contains_key(pid) || self.polled.contains(pid);
+            if known || self.exited.contains(pid) {
                 continue;
             }
             let Some(process) = i32::try_from(*pid).ok().and_then(Pid::from_raw) else {
                 continue;
             };
-            match pidfd_open(process, PidfdFlags::empty()) {
-                Ok(pidfd) if !has_exited(&pidfd) => {
+            let pidfd = match self.exits.len() < MAX_PIDFDS {
+                true => pidfd_open(process, PidfdFlags::empty()),
+                false => Err(Errno::MFILE),
+            };
+            match pidfd {
+                Ok(pidfd) if !is_readable(&pidfd) => {
                     self.exits.insert(*pid, pidfd);
                 }
-                // It ended since the look. Once only: a pid of another namespace is never found, and a
-                // zombie that the driver still lists has ended for as long as nobody waits for it.
+                // Once only: a pid of another namespace is never found, and a zombie that the
+                // driver still lists has ended for as long as its parent does not reap it.
                 Ok(_) | Err(Errno::SRCH) => {
-                    if self.exited.insert(*pid) {
-                        self.look_after_exit();
-                    }
+                    self.exited.insert(*pid);
+                    exited.push(*pid);
                 }
-                Err(_) => {}
+                Err(_) => {
+                    self.polled.insert(*pid);
+                }
             }
         }
+        exited
     }
 
     /// Reads what the bell and inotify have to tell; whether any of it matters.
@@ -215,7 +237,7 @@ impl WakeLoop {
     }
 }
 
-fn has_exited(pidfd: &OwnedFd) -> bool {
+fn is_readable(pidfd: &OwnedFd) -> bool {
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -223,7 +245,7 @@ fn has_exited(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) == Ok(1)
 }
 
-fn watch_folder(path: &Path) -> Option<OwnedFd> {
+fn watch_directory(path: &Path) -> Option<OwnedFd> {
     let notify =
         inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).ok()?;
     inotify::add_watch(&notify, path, WatchFlags::CLOSE_WRITE | WatchFlags::DELETE).ok()?;

@@ -4,10 +4,14 @@
 mod common;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Job, Machine, Running, is_free, run, start, wait_until};
+use common::{
+    Job, Machine, Running, has_namespaces, in_namespace, is_free, run, start, wait_until,
+};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -448,6 +452,158 @@ fn the_deadline_ends_it_and_says_who_holds_what() {
                 .count()
                 == 0
     );
+}
+
+/// The looks at the process lists, each of a GPU.
+fn lists_read(machine: &Machine) -> usize {
+    let calls = machine.calls();
+    calls
+        .iter()
+        .filter(|call| call.contains("ComputeRunningProcesses"))
+        .count()
+}
+
+#[test]
+fn exits_that_cannot_free_a_gpu_wake_nobody() {
+    let machine = Machine::gpus(1);
+    let mut oldest = machine.job(0);
+    // It started in an earlier clock tick than the others.
+    thread::sleep(Duration::from_millis(50));
+    let mut others: Vec<Job> = (0..40).map(|_| machine.job(0)).collect();
+    let waiting = waiter(&machine, &[], &["true"]);
+    machine.forget_calls();
+    let before = switches(waiting.pid());
+    others.iter_mut().for_each(Job::kill);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(machine.calls(), [] as [&str; 0]);
+    assert_eq!(switches(waiting.pid()), before);
+    oldest.kill();
+    ends_soon(waiting);
+}
+
+#[test]
+fn after_an_exit_that_may_free_a_gpu_only_that_gpu_is_read() {
+    let machine = Machine::gpus(4);
+    let mut jobs: Vec<Job> = (0..4).map(|gpu| machine.job(gpu)).collect();
+    let mut second = machine.job(2);
+    let waiting = waiter(&machine, &[], &["printenv", "CUDA_VISIBLE_DEVICES"]);
+    machine.forget_calls();
+    jobs[2].kill();
+    wait_until("it has read the GPU", || lists_read(&machine) > 0);
+    asleep(waiting.pid());
+    assert_eq!(lists_read(&machine), 1, "{:?}", machine.calls());
+    machine.forget_calls();
+    second.kill();
+    assert_eq!(waiting.finish().success(), "2\n");
+    assert!(lists_read(&machine) <= 3, "{:?}", machine.calls());
+}
+
+#[test]
+fn a_teardown_of_many_seconds_leaves_no_free_gpu_asleep() {
+    let machine = Machine::gpus(1);
+    let mut job = machine.job_that(0, "C 1000 5000");
+    let waiting = waiter(&machine, &["-i", "10min"], &["true"]);
+    machine.forget_calls();
+    job.kill();
+    ends_soon(waiting);
+    assert!(lists_read(&machine) <= 16, "{} looks", lists_read(&machine));
+}
+
+#[test]
+fn memory_that_an_exit_leaves_behind_for_a_while_is_looked_at_again() {
+    let machine = Machine::gpus(1);
+    let gib: u64 = 1 << 30;
+    let held = json!({"total": 80 * gib, "reserved": 0, "used": 20 * gib, "free": 60 * gib});
+    let mut job = machine.job(0);
+    let waiting = waiter(&machine, &["-i", "10min"], &["true"]);
+    // Held by no process that is listed: an orphan in another container.
+    machine.set("/gpus/0/memory", held);
+    job.kill();
+    thread::sleep(Duration::from_secs(4));
+    let idle = json!({"total": 80 * gib, "reserved": 0, "used": 0, "free": 80 * gib});
+    machine.set("/gpus/0/memory", idle);
+    ends_soon(waiting);
+}
+
+#[test]
+fn of_more_processes_than_there_are_descriptors_for_the_last_exit_is_noticed() {
+    let machine = Machine::gpus(1);
+    let mut jobs: Vec<Job> = (0..300).map(|_| machine.job(0)).collect();
+    let waiting = waiter(&machine, &["-i", "10min"], &["true"]);
+    jobs.iter_mut().for_each(Job::kill);
+    ends_soon(waiting);
+}
+
+/// Makes the kernel refuse this process and what it becomes every pidfd, as some sandboxes do.
+fn without_pidfds(command: &mut Command) -> &mut Command {
+    const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IS_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const ANSWER: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let mut filter = [
+        step(LOAD_NUMBER, 0, 0),
+        step(IS_EQUAL, 1, libc::SYS_pidfd_open as u32),
+        step(ANSWER, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(ANSWER, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let refuse = move || {
+        let len = filter.len() as u16;
+        let program = libc::sock_fprog {
+            len,
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: the filter outlives the calls, which are system calls alone.
+        let set = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+        };
+        match set {
+            true => Ok(()),
+            false => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: it makes system calls alone between fork and exec.
+    unsafe { command.pre_exec(refuse) }
+}
+
+#[test]
+fn where_the_kernel_gives_no_pidfd_an_exit_is_noticed_within_a_second_or_two() {
+    let machine = Machine::gpus(1);
+    let mut job = machine.job(0);
+    let mut launch = machine.autocvd();
+    launch.args(["-q", "-i", "10min", "--", "true"]);
+    let waiting = start(without_pidfds(&mut launch));
+    wait_until("it has a place in the queue", || {
+        has_place(&machine, waiting.pid())
+    });
+    thread::sleep(Duration::from_millis(300));
+    job.kill();
+    // The process is reaped, or it would exist as a zombie.
+    drop(job);
+    ends_soon(waiting);
+}
+
+#[test]
+fn a_gpu_whose_processes_are_hidden_is_looked_at_every_few_seconds() {
+    let machine = Machine::gpus(1);
+    if !has_namespaces(&machine) {
+        return;
+    }
+    let gib: u64 = 1 << 30;
+    let memory = |used: u64| json!({"total": 80 * gib, "reserved": 0, "used": used, "free": 80 * gib - used});
+    machine.set("/gpus/0/memory", memory(20 * gib));
+    let inside = [
+        "autocvd",
+        "-i",
+        "10min",
+        "--",
+        "printenv",
+        "CUDA_VISIBLE_DEVICES",
+    ];
+    let waiting = start(&mut in_namespace(&machine, &inside));
+    wait_until("it waits", || waiting.stderr().contains("waiting for"));
+    machine.set("/gpus/0/memory", memory(0));
+    ends_soon(waiting);
 }
 
 // The order.

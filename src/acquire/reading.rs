@@ -1,12 +1,64 @@
 //! Reading as much of the machine as a choice needs, and no more.
 
 use super::Attempt;
+use crate::error::Result;
 use crate::gpu::{Gpu, Snapshot};
 use crate::ids::DeviceId;
 use crate::probe::Detail;
 use crate::select::{self, Constraints, Selection, Verdict};
+use std::time::Instant;
+
+/// How much a look reads.
+#[derive(Clone)]
+pub(super) enum Extent {
+    /// As much as the choice needs of all GPUs; this is the beginning of the look.
+    Begun(Box<Snapshot>),
+    /// As much as the choice needs of all GPUs.
+    Full,
+    /// These GPUs, by position, and those whose claims have ended: nothing tells of a change
+    /// elsewhere.
+    Gpus(Vec<usize>),
+}
 
 impl Attempt<'_> {
+    /// Begins a look of this extent: what is not to be read is taken over from the last one.
+    pub(super) fn begin(&mut self, extent: Extent) -> Result<Snapshot> {
+        self.carried.clear();
+        let wanted = match &extent {
+            Extent::Gpus(gpus) => Some(gpus.clone()),
+            Extent::Begun(_) | Extent::Full => {
+                self.next_full = Instant::now().checked_add(self.request.interval);
+                None
+            }
+        };
+        let mut snapshot = match extent {
+            Extent::Begun(snapshot) => *snapshot,
+            Extent::Full | Extent::Gpus(_) => self.probe.begin(self.request.detail)?,
+        };
+        let last = self.last.as_ref();
+        let last = last.filter(|last| is_same_machine(&snapshot, last));
+        if let (Some(wanted), Some(last)) = (wanted, last) {
+            for (at, gpu) in snapshot.gpus.iter_mut().enumerate() {
+                if !wanted.contains(&at) && is_unread(gpu) {
+                    *gpu = last.gpus[at].clone();
+                    self.carried.push(at);
+                }
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads the GPUs too whose claims have ended since the last look.
+    pub(super) fn read_what_was_released(&mut self, snapshot: &Snapshot) {
+        let Some(last) = &self.last else { return };
+        let claims = |snapshot: &Snapshot, gpu: usize| {
+            let on_each = snapshot.devices_of(gpu).map(|device| device.claims().len());
+            on_each.collect::<Vec<_>>()
+        };
+        self.carried
+            .retain(|gpu| claims(snapshot, *gpu) == claims(last, *gpu));
+    }
+
     /// Reads as many GPUs as the choice needs: where one is enough, the preferred one may settle it.
     pub(super) fn read_and_select(&mut self, snapshot: &mut Snapshot) -> Selection {
         let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
@@ -44,17 +96,34 @@ impl Attempt<'_> {
     /// Reads what a choice left unread: a GPU that was lost while this process waited shifts CUDA's
     /// numbers.
     pub(super) fn read_the_rest(&mut self, snapshot: &mut Snapshot) {
-        let is_unread = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none();
+        let no_list = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none();
         for gpu in 0..snapshot.gpus.len() {
-            if is_unread(&snapshot.gpus[gpu]) {
+            if no_list(&snapshot.gpus[gpu]) {
                 self.read(gpu, snapshot);
             }
         }
     }
 
     fn read(&mut self, gpu: usize, snapshot: &mut Snapshot) {
+        if self.carried.contains(&gpu) {
+            return;
+        }
         let view = snapshot.process_view;
         self.probe
             .read(&mut snapshot.gpus[gpu], view, self.request.detail);
     }
+}
+
+/// Whether the same GPUs can be used as before.
+fn is_same_machine(now: &Snapshot, before: &Snapshot) -> bool {
+    let identity = |gpu: &Gpu| (gpu.unusable.is_some(), gpu.uuid.clone(), gpu.mig.is_some());
+    now.gpus
+        .iter()
+        .map(identity)
+        .eq(before.gpus.iter().map(identity))
+}
+
+/// Whether the probe has only begun to tell of this GPU. nvidia-smi tells all at once.
+fn is_unread(gpu: &Gpu) -> bool {
+    gpu.compute_mode.is_none() && gpu.memory.total.is_none() && gpu.processes.is_none()
 }

@@ -32,6 +32,11 @@ impl Backoff {
         self.next = None;
     }
 
+    /// Whether the time of the next attempt has come.
+    pub(super) fn is_due(&self) -> bool {
+        self.next.is_some_and(|retry| retry.at <= Instant::now())
+    }
+
     /// The time of the next attempt. An attempt that was made before that time, for another reason,
     /// does not move it.
     pub(super) fn next(&mut self) -> Instant {

@@ -1,0 +1,122 @@
+//! What may free a GPU for a request, as little of it as tells.
+
+use super::rechecks::Pace;
+use super::{Attempt, keys_of};
+use crate::claim::Claim;
+use crate::gpu::{Process, ProcessView, Snapshot};
+use crate::ids::Device;
+use crate::policy::{HIDDEN_POLL_INTERVAL, OLDEST_OF};
+use crate::proc::Stat;
+use crate::select::Verdict;
+use crate::wait::WakeSources;
+
+/// What has to happen before a device can be given.
+enum Blocker {
+    /// One of these processes exits.
+    Exits(Vec<u32>),
+    /// A driver notices an exit that has happened, or a process that cannot be seen exits.
+    Unseen,
+    /// Something that is waited for elsewhere: the end of a claim, an answer of the driver.
+    Other,
+}
+
+impl Attempt<'_> {
+    /// What may free a GPU for this request.
+    ///
+    /// A GPU on which a process computes cannot become free before that process exits, so one
+    /// process of each GPU is watched, the oldest.
+    pub(super) fn wake_sources(&mut self, snapshot: &Snapshot, known: &[Claim]) -> WakeSources {
+        let mut sources = WakeSources::default();
+        self.watch_claims(snapshot, known, &mut sources);
+        let watched = std::mem::take(&mut self.watched);
+        let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
+        gpus.dedup();
+        for gpu in gpus {
+            let before: Vec<u32> = watched
+                .iter()
+                .filter(|(_, on)| *on == gpu)
+                .map(|(pid, _)| *pid)
+                .collect();
+            let candidates = snapshot.devices_of(gpu);
+            let candidates =
+                candidates.filter(|device| self.constraints.devices.contains(&device.id()));
+            let mut unseen = false;
+            for device in candidates {
+                match self.blocker(device, &before) {
+                    Blocker::Exits(pids) => {
+                        self.watched.extend(pids.iter().map(|pid| (*pid, gpu)));
+                        sources.pids.extend(pids);
+                    }
+                    Blocker::Unseen => unseen = true,
+                    Blocker::Other => {}
+                }
+            }
+            match (unseen, snapshot.process_view) {
+                (false, _) => self.rechecks.stop(gpu),
+                (true, ProcessView::Host) => self.rechecks.start(gpu, Pace::Slowing),
+                (true, ProcessView::Container) => {
+                    self.rechecks.start(gpu, Pace::Every(HIDDEN_POLL_INTERVAL));
+                }
+            }
+        }
+        sources.pids.sort_unstable();
+        sources.pids.dedup();
+        let times = [self.handoff.deadline(), self.rechecks.next()];
+        times
+            .into_iter()
+            .flatten()
+            .for_each(|time| sources.add_time(time));
+        sources
+    }
+
+    fn watch_claims(&self, snapshot: &Snapshot, known: &[Claim], sources: &mut WakeSources) {
+        let keys = keys_of(&self.constraints.devices, snapshot);
+        let is_in_the_way = |claim: &&Claim| claim.devices.iter().any(|key| keys.contains(key));
+        for claim in known.iter().filter(is_in_the_way) {
+            sources.pids.extend(&claim.end.pids);
+            if claim.end.pids.is_empty() {
+                sources.out_of_sight.push(claim.name.clone());
+            }
+            if let Some(at) = claim.end.at {
+                sources.add_time(at);
+            }
+        }
+    }
+
+    /// What is in the way of giving this device, given the processes that were watched before.
+    fn blocker(&self, device: Device, before: &[u32]) -> Blocker {
+        let processes = device.processes().unwrap_or_default();
+        match device.verdict() {
+            // Too little of its memory is free: any exit may change that.
+            Verdict::Free => {
+                let pids = processes.iter().take(OLDEST_OF).map(|process| process.pid);
+                Blocker::Exits(pids.collect())
+            }
+            Verdict::Busy(_) => match self.oldest(processes, before) {
+                Some(pid) => Blocker::Exits(vec![pid]),
+                None => Blocker::Unseen,
+            },
+            Verdict::Unknown(_) | Verdict::Claimed(_) | Verdict::Unavailable(_) => Blocker::Other,
+        }
+    }
+
+    /// The oldest of the computing processes that run, or the one that was watched before.
+    fn oldest(&self, processes: &[Process], before: &[u32]) -> Option<u32> {
+        let has_exited = |pid: u32| {
+            let wake_loop = self.wake_loop.as_ref();
+            wake_loop.is_some_and(|wake_loop| wake_loop.has_exited(pid))
+        };
+        let computing = processes.iter().filter(|process| process.kind.computes());
+        let computing = || computing.clone().map(|process| process.pid);
+        let kept = computing().find(|pid| before.contains(pid) && !has_exited(*pid));
+        let started = |pid: u32| match Stat::read(pid) {
+            Some(stat) => stat.runs().then_some((stat.id.start, pid)),
+            // Another user's process may be hidden, and the kernel tells of its exit all the same.
+            None => crate::proc::exists(pid).then_some((u64::MAX, pid)),
+        };
+        kept.or_else(|| {
+            let running = computing().take(OLDEST_OF).filter(|pid| !has_exited(*pid));
+            running.filter_map(started).min().map(|(_, pid)| pid)
+        })
+    }
+}
