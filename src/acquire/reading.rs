@@ -99,6 +99,8 @@ impl Attempt<'_> {
         let no_list = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none();
         for gpu in 0..snapshot.gpus.len() {
             if no_list(&snapshot.gpus[gpu]) {
+                // It was taken over unread.
+                self.carried.retain(|carried| *carried != gpu);
                 self.read(gpu, snapshot);
             }
         }
