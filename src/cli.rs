@@ -2,16 +2,23 @@
 
 mod advice;
 mod args;
+mod completions;
 mod exec;
-mod exit;
-mod explain;
+mod exit_code;
+mod failure;
+mod format;
+mod guard;
+mod help;
 mod man;
+mod options;
 mod progress;
+mod report;
 mod run;
-mod shell;
 mod signals;
+mod standard_output;
 mod status;
 mod terminal;
+mod usage;
 mod variables;
 
 pub(crate) use run::run;

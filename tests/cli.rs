@@ -447,7 +447,7 @@ fn help_names_every_option() {
     let help = run(Machine::gpus(0).autocvd().arg("--help")).success();
     for option in
         "--num-gpus --least-used --timeout --interval --source --export --id-only --quiet --verbose --exclude --only \
-                   --min-free-memory --inherit --uuid --json --shell --hold --no-claim --probe --bind --from"
+                   --min-free-memory --inherit --uuid --json --format --hold --no-claim --probe --bind --from"
             .split_whitespace()
     {
         assert!(help.contains(option), "{option}");
@@ -585,7 +585,10 @@ fn the_command_line_wins_over_the_variables_of_other_forms() {
         .autocvd()
         .env("AUTOCVD_ID_ONLY", "1")
         .args(["-s", "--nonsense"]));
-    assert_eq!(outcome.stdout, "sh -c 'exit 2' autocvd\n", "{outcome:?}");
+    assert_eq!(
+        outcome.stdout, "export CUDA_VISIBLE_DEVICES=-1 ; sh -c 'exit 2' autocvd\n",
+        "{outcome:?}"
+    );
     let outcome = run(machine.autocvd().env("AUTOCVD_UUID", "maybe"));
     assert!(
         outcome.stderr.contains("'maybe'") && outcome.stderr.contains("true or false"),

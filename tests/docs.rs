@@ -359,9 +359,7 @@ fn the_page_of_options_has_each_option_that_help_has_and_no_other() {
     let page = read(&root().join("docs/options.md"));
     let rows = page.lines().filter(|line| line.starts_with("| `-"));
     let listed = rows.flat_map(|row| options(row.split('|').nth(1).unwrap_or_default()));
-    let mut listed: BTreeSet<_> = listed.collect();
-    // An alias of --source; help names it behind the description.
-    listed.remove("--export");
+    let listed: BTreeSet<_> = listed.collect();
     assert_eq!(listed, defined, "docs/options.md beside `autocvd --help`");
 }
 

@@ -18,10 +18,15 @@ fn guard(code: i32) -> String {
     format!("sh -c 'exit {code}' autocvd\n")
 }
 
+/// The same with `-s`: what the script runs next sees no GPU either.
+fn export_guard(code: i32) -> String {
+    format!("export CUDA_VISIBLE_DEVICES=-1 ; {}", guard(code))
+}
+
 /// Asserts that a failure is told in one line, which is not a panic's.
 #[track_caller]
 fn assert_told(outcome: &Outcome, code: i32, says: &str) {
-    assert_eq!(outcome.code, Some(code), "{outcome:#?}");
+    assert_eq!(outcome.status(), Some(code), "{outcome:#?}");
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
     assert!(outcome.stderr.starts_with("autocvd: "), "{outcome:#?}");
     assert!(
@@ -38,8 +43,18 @@ fn assert_told(outcome: &Outcome, code: i32, says: &str) {
 fn assert_fails(command: &dyn Fn() -> Command, code: i32, says: &str) {
     for (form, stdout) in [
         (&[][..], guard(code)),
-        (&["-s"], guard(code)),
+        (&["-s"], export_guard(code)),
+        (
+            &["-s", "--format", "fish"],
+            format!("set -gx CUDA_VISIBLE_DEVICES -1 ; {}", guard(code)),
+        ),
+        (
+            &["-s", "--format", "csh"],
+            format!("setenv CUDA_VISIBLE_DEVICES -1 ; {}", guard(code)),
+        ),
         (&["--shell", "csh"], guard(code)),
+        (&["--format", "docker"], "--autocvd-found-no-gpu\n".into()),
+        (&["--format=cdi"], "--autocvd-found-no-gpu\n".into()),
         (&["-o"], String::new()),
         (&["--json"], String::new()),
         (&["--", "touch", "ran"], String::new()),
@@ -421,7 +436,7 @@ fn huge_numbers_are_numbers() {
     );
     wait_until("it shows the machine", || watching.stdout().contains("GPU"));
     watching.signal(Signal::TERM);
-    assert_eq!(watching.finish().code, Some(143));
+    assert_eq!(watching.finish().status(), Some(143));
 }
 
 #[test]
@@ -451,7 +466,7 @@ fn nothing_that_a_recorded_machine_holds_is_given_to_the_shell_to_run() {
             }
             assert_eq!(outcome.code, Some(2), "{uuid:?} {words:?}: {outcome:#?}");
             assert!(
-                outcome.stdout.is_empty() || outcome.stdout == guard(2),
+                outcome.stdout.is_empty() || outcome.stdout.ends_with(&guard(2)),
                 "{outcome:#?}"
             );
         }
@@ -646,7 +661,7 @@ fn a_signal_ends_a_wait_at_once_and_nothing_is_left_behind() {
         let _job = machine.job(0);
         for (words, stdout) in [
             (&[][..], guard(code)),
-            (&["-s"], guard(code)),
+            (&["-s"], export_guard(code)),
             (&["-o"], String::new()),
             (&["--", "true"], String::new()),
         ] {
@@ -657,7 +672,7 @@ fn a_signal_ends_a_wait_at_once_and_nothing_is_left_behind() {
             waiting.signal(signal);
             let outcome = waiting.finish();
             assert_eq!(
-                (outcome.code, &outcome.stdout),
+                (outcome.status(), &outcome.stdout),
                 (Some(code), &stdout),
                 "{words:?}: {outcome:#?}"
             );
@@ -672,6 +687,149 @@ fn a_signal_ends_a_wait_at_once_and_nothing_is_left_behind() {
             assert_eq!(left_behind(&machine), [""; 0]);
         }
     }
+}
+
+#[test]
+fn it_dies_of_the_signal_that_ends_it() {
+    let machine = Machine::gpus(1);
+    let _job = machine.job(0);
+    for (signal, number) in [
+        (Signal::INT, 2),
+        (Signal::TERM, 15),
+        (Signal::HUP, 1),
+        (Signal::QUIT, 3),
+    ] {
+        let waiting = start(&mut machine.autocvd());
+        wait_until("it waits", || {
+            waiting.stderr().contains("waiting for a GPU")
+        });
+        waiting.signal(signal);
+        assert_eq!(waiting.finish().signal, Some(number));
+    }
+}
+
+#[test]
+fn what_the_drivers_library_does_with_standard_output_concerns_nobody_else() {
+    let machine = Machine::gpus(1);
+    let choice = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0\n";
+    for mischief in ["print", "close", "redirect"] {
+        machine.set("/init", json!({"stdout": mischief}));
+        let outcome = run(machine.autocvd().arg("--no-claim"));
+        assert_eq!(outcome.stdout, choice, "{mischief}: {outcome:#?}");
+        let printed = outcome.stderr.contains("printed by the library");
+        assert_eq!(printed, mischief == "print", "{outcome:#?}");
+        let outcome = run(machine
+            .autocvd()
+            .args(["--no-claim", "--", "echo", "output"]));
+        assert_eq!(outcome.stdout, "output\n", "{mischief}: {outcome:#?}");
+        // The claim lasts as long as COMMAND, whatever number its file got.
+        let holder = start(
+            machine
+                .autocvd()
+                .args(["--", "sh", "-c", "echo on; sleep 60"]),
+        );
+        wait_until("it runs", || holder.stdout() == "on\n");
+        assert_eq!(common::look(&machine).code, Some(4), "{mischief}");
+        drop(holder);
+        let outcome = run(machine.autocvd().args(["-n", "2"]));
+        assert_eq!(outcome.stdout, guard(3), "{mischief}: {outcome:#?}");
+        machine.set("/init/ends", json!("crash"));
+        let outcome = run(&mut machine.autocvd());
+        assert_eq!(outcome.stdout, guard(139), "{mischief}: {outcome:#?}");
+    }
+}
+
+#[test]
+fn real_time_signals_guard_too() {
+    let machine = Machine::gpus(1);
+    let _job = machine.job(0);
+    for signal in [libc::SIGRTMIN(), libc::SIGRTMIN() + 7, libc::SIGRTMAX()] {
+        let waiting = start(&mut machine.autocvd());
+        wait_until("it waits", || {
+            waiting.stderr().contains("waiting for a GPU")
+        });
+        // SAFETY: the process is a child that has not been waited for.
+        unsafe { libc::kill(waiting.pid() as i32, signal) };
+        let outcome = waiting.finish();
+        assert_eq!(outcome.signal, Some(signal), "{outcome:#?}");
+        assert_eq!(outcome.stdout, guard(128 + signal));
+    }
+}
+
+/// Has the program start with these signals blocked or ignored.
+fn with_signals(command: &mut Command, signals: &'static [i32], blocked: bool) {
+    // SAFETY: async-signal-safe calls on values of their own, in a process that has one thread.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in signals {
+                match blocked {
+                    true => drop(libc::sigaddset(&mut set, *signal)),
+                    false => drop(libc::signal(*signal, libc::SIG_IGN)),
+                }
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_crash_is_guarded_whatever_the_parent_blocked_or_ignored() {
+    let machine = Machine::gpus(1);
+    for (ending, signal) in [("crash", libc::SIGSEGV), ("abort", libc::SIGABRT)] {
+        machine.set("/init/ends", json!(ending));
+        for blocked in [true, false] {
+            let mut command = machine.autocvd();
+            with_signals(&mut command, &[libc::SIGSEGV, libc::SIGABRT], blocked);
+            let outcome = run(&mut command);
+            assert_eq!(outcome.stdout, guard(128 + signal), "{outcome:#?}");
+            assert_eq!(outcome.signal, Some(signal), "{outcome:#?}");
+        }
+    }
+}
+
+#[test]
+fn the_timeout_holds_whatever_the_parent_did_with_the_timers_signal() {
+    let machine = Machine::gpus(1);
+    machine.set("/init/delay_ms", json!(60_000));
+    for blocked in [true, false] {
+        let mut command = machine.autocvd();
+        with_signals(command.args(["-t", "300ms"]), &[libc::SIGALRM], blocked);
+        let outcome = run(&mut command);
+        assert_told(&outcome, 4, "did not answer in time (300 ms)");
+        assert_eq!(outcome.stdout, guard(4));
+    }
+}
+
+#[test]
+fn a_variable_does_not_switch_the_guard_off() {
+    let machine = Machine::gpus(1);
+    for (name, value, stdout) in [
+        ("AUTOCVD_JSON", "1", guard(3)),
+        ("AUTOCVD_ID_ONLY", "1", guard(3)),
+        ("AUTOCVD_SOURCE", "1", export_guard(3)),
+        ("AUTOCVD_SHELL", "fish", guard(3)),
+        ("AUTOCVD_FORMAT", "cdi", "--autocvd-found-no-gpu\n".into()),
+    ] {
+        let outcome = run(machine.autocvd().args(["-n", "2"]).env(name, value));
+        assert_eq!(outcome.stdout, stdout, "{name}={value}: {outcome:#?}");
+        assert_eq!(outcome.code, Some(3));
+    }
+}
+
+#[test]
+fn a_process_that_may_write_no_files_gets_its_gpu_and_a_warning() {
+    let machine = Machine::gpus(1);
+    let script = "ulimit -f 0; autocvd -- printenv CUDA_VISIBLE_DEVICES";
+    let mut shell = machine.shell("dash", script);
+    // Its own output goes to pipes: it may not write to files.
+    let output = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+    let output = output.expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "{stderr}");
+    assert!(stderr.starts_with("autocvd: warning: "), "{stderr}");
 }
 
 #[test]
@@ -720,7 +878,7 @@ fn many_signals_at_once_are_as_good_as_one() {
     }
     waiting.signal(Signal::CONT);
     let outcome = waiting.finish();
-    let code = outcome.code.expect("it ends by itself");
+    let code = outcome.status().expect("it has ended");
     assert_eq!(outcome.stdout, guard(code), "{outcome:#?}");
     assert_eq!(left_behind(&machine), [""; 0]);
 }

@@ -540,7 +540,7 @@ fn watching_looks_again_with_nvml_initialized_once_and_ends_by_a_signal() {
         watching.signal(signal);
         let outcome = watching.finish();
         assert_eq!(
-            (outcome.code, outcome.stderr.as_str()),
+            (outcome.status(), outcome.stderr.as_str()),
             (Some(code), ""),
             "{outcome:?}"
         );
@@ -646,7 +646,7 @@ fn on_a_terminal_watching_draws_in_place_and_leaves_it_in_order() {
     });
     keys.write_all(b"\x03").expect("the terminal is there");
     let outcome = watching.finish();
-    assert_eq!(outcome.code, Some(130), "{outcome:?}");
+    assert_eq!(outcome.status(), Some(130), "{outcome:?}");
     assert!(outcome.stdout.ends_with("\r\x1b[K"), "{outcome:?}");
     // Neither a hidden cursor nor another screen, which would have to be undone.
     assert!(!outcome.stdout.contains("\x1b[?"), "{outcome:?}");

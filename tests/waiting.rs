@@ -828,7 +828,7 @@ fn signals_end_it_at_once_also_as_pid_1() {
         waiting.signal(signal);
         let ended = waiting.finish();
         assert_eq!(
-            (ended.code, ended.stderr.lines().count()),
+            (ended.status(), ended.stderr.lines().count()),
             (Some(code), 1),
             "{ended:#?}"
         );

@@ -1,26 +1,28 @@
 //! What to do about an error, in the words of the command line: the library's texts name no option.
 
+use super::options::Origins;
 use autocvd::{Error, IdList, Restriction, Shortage};
 
-/// The error in one line that ends with what to do.
-pub(super) fn with_advice(error: &Error) -> String {
+/// The error in one line that ends with what to do. `names` says where values came from.
+pub(super) fn with_advice(error: &Error, names: &Origins) -> String {
     match error {
         Error::UnknownDevice { list, num_gpus, .. } => {
             let more = match num_gpus {
                 0 | 1 => "",
                 _ => " ('autocvd status' shows them)",
             };
-            format!("{}: {error}{more}", option_of(*list))
+            format!("{}: {error}{more}", option_of(*list, names))
         }
-        Error::AmbiguousDevice { list, .. } => format!("{}: {error}", option_of(*list)),
+        Error::AmbiguousDevice { list, .. } => format!("{}: {error}", option_of(*list, names)),
         Error::UnreadableFile { .. } => {
-            format!("--from {error}; give a file that 'autocvd status --json' wrote")
+            let origin = names.from;
+            format!("{origin} {error}; give a file that 'autocvd status --json' wrote")
         }
         Error::UnusableUuid { index, .. } => format!("{error}; leave it out with -x {index}"),
         Error::NothingVisible { .. } => {
             format!("{error}; ask the batch system for GPUs, or unset it")
         }
-        Error::Impossible(shortage) => format!("{error}; {}", about_shortage(shortage)),
+        Error::Impossible(shortage) => format!("{error}; {}", about_shortage(shortage, names)),
         Error::TimedOut(timeout) if timeout.least_used => format!("{error}; try again later"),
         Error::TimedOut(_) => {
             format!("{error}; wait longer (--timeout), or take the least used (-l)")
@@ -29,15 +31,15 @@ pub(super) fn with_advice(error: &Error) -> String {
     }
 }
 
-fn option_of(list: IdList) -> &'static str {
+fn option_of(list: IdList, names: &Origins) -> &'static str {
     match list {
-        IdList::Only => "--only",
-        IdList::Exclude => "--exclude",
+        IdList::Only => names.only,
+        IdList::Exclude => names.exclude,
     }
 }
 
 /// Names what was in the way, and no more.
-fn about_shortage(shortage: &Shortage) -> String {
+fn about_shortage(shortage: &Shortage, names: &Origins) -> String {
     if shortage.several_mig_devices {
         return "ask for 1".to_owned();
     }
@@ -45,12 +47,12 @@ fn about_shortage(shortage: &Shortage) -> String {
         .restrictions
         .iter()
         .map(|restriction| match restriction {
-            Restriction::Ancestor => "run outside the autocvd around this one",
-            Restriction::VisibleDevices => "allow more in CUDA_VISIBLE_DEVICES",
-            Restriction::Only => "allow more with --only",
-            Restriction::Exclude => "leave out fewer with --exclude",
-            Restriction::MinFreeMemory => "ask for less with --min-free-memory",
-            _ => "allow more GPUs",
+            Restriction::Ancestor => "run outside the autocvd around this one".to_owned(),
+            Restriction::VisibleDevices => "allow more in CUDA_VISIBLE_DEVICES".to_owned(),
+            Restriction::Only => format!("allow more with {}", names.only),
+            Restriction::Exclude => format!("leave out fewer with {}", names.exclude),
+            Restriction::MinFreeMemory => format!("ask for less with {}", names.min_free_memory),
+            _ => "allow more GPUs".to_owned(),
         });
     let allow = allow.collect::<Vec<_>>().join(", or ");
     match (shortage.usable, allow.is_empty()) {

@@ -1,89 +1,35 @@
-//! The command line, for clap.
+//! The command line as it is written, for clap. Variables and defaults are added in `options`.
 
-use autocvd::ProbeChoice;
 use autocvd::text::{parse_duration, parse_size};
-use clap::{ArgAction, Args as _, CommandFactory, Parser, Subcommand as _, ValueEnum, ValueHint};
+use clap::{ArgAction, Parser, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Lines to run, and what they do.
-pub(super) const EXAMPLES: [(&str, &str); 6] = [
-    (
-        "eval $(autocvd) python train.py",
-        "run on a free GPU, or wait for one",
-    ),
-    (
-        "eval $(autocvd -n 2 -t 1h) ./job",
-        "on two GPUs, giving up after an hour",
-    ),
-    (
-        "autocvd -n 4 -- ./job \"an argument\"",
-        "become ./job, with four GPUs claimed until it ends",
-    ),
-    (". <(autocvd -s)", "set the variables in this shell"),
-    (
-        "autocvd status --watch",
-        "who is on which GPU, every second",
-    ),
-    (
-        ". <(autocvd completions bash)",
-        "complete its options in this shell",
-    ),
-];
+/// The short options that take no value.
+pub(super) const SHORT_SWITCHES: &[u8] = b"lseoqvhV";
 
-const AFTER_HELP: &str = "\
-Every option can be set by a variable: AUTOCVD_NUM_GPUS, AUTOCVD_TIMEOUT, …; the command line wins.
-
-Exit codes: 0 done, 1 unexpected error, 2 wrong option or value, 3 can never be met here,
-4 timeout passed, 5 no NVIDIA GPU can be read, 126/127 COMMAND cannot be run/is not found,
-128+N ended by signal N. On failure the output runs nothing: 'eval $(autocvd) prog' starts no prog.";
-
-/// What stands below the options.
-fn after_help() -> String {
-    let examples: String = EXAMPLES
-        .iter()
-        .map(|(line, text)| format!("  {line:<37}  {text}\n"))
-        .collect();
-    format!("Examples:\n{examples}\n{AFTER_HELP}")
-}
-
-/// Find free NVIDIA GPUs, or wait for them, and set CUDA_VISIBLE_DEVICES
-#[derive(Debug, Parser)]
+/// The main job's part of the command line. Alone it takes half the time to parse.
+#[derive(Debug, Default, PartialEq, Parser)]
 #[command(
     name = "autocvd",
-    version,
-    override_usage = "autocvd [OPTIONS]                     print the assignments, for the shell to eval\n       \
-                      autocvd [OPTIONS] -- COMMAND [ARG]…   become COMMAND, with the GPUs set and claimed\n       \
-                      autocvd status | completions | man    see 'autocvd help SUBCOMMAND'",
-    after_help = after_help(),
-    max_term_width = 110,
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true
+    args_override_self = true,
+    disable_help_flag = true,
+    disable_version_flag = true
 )]
-pub(super) struct Args {
-    #[command(subcommand)]
-    pub(super) subcommand: Option<Sub>,
-    #[command(flatten)]
-    pub(super) main: Main,
-}
-
-/// The main job's part of the command line. Alone it is half the work to parse.
-#[derive(Debug, Default, PartialEq, Parser)]
-#[command(name = "autocvd", version, args_override_self = true)]
-pub(super) struct Main {
+pub(super) struct MainArgs {
     #[command(flatten)]
     pub(super) options: Options,
-    /// Become COMMAND instead of printing: its GPUs stay claimed until it ends
-    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
 }
 
-impl Main {
-    /// What a line without options asks for, where no variable sets one either: `autocvd` and `autocvd -- COMMAND…`.
+impl MainArgs {
+    /// What a line without options asks for: `autocvd` and `autocvd -- COMMAND…`. clap would take
+    /// a tenth of the time that everything else takes.
     pub(super) fn without_options(arguments: &[OsString]) -> Option<Self> {
         match arguments {
-            [_] => Some(Self::default()),
+            [] | [_] => Some(Self::default()),
             [_, dashes, command @ ..] if dashes == "--" && !command.is_empty() => Some(Self {
                 command: command.to_vec(),
                 ..Self::default()
@@ -93,157 +39,223 @@ impl Main {
     }
 }
 
+/// The options of the main job; `None`, `false` and empty where they are not written.
+#[derive(Debug, Default, PartialEq, clap::Args)]
+pub(super) struct Options {
+    /// How many GPUs [default: 1]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        help_heading = "Which GPUs",
+        allow_negative_numbers = true,
+        value_parser = count
+    )]
+    pub(super) num_gpus: Option<usize>,
+    /// Leave these GPUs out: indices, UUIDs or unique starts of them, PCI bus ids
+    #[arg(
+        short = 'x',
+        long,
+        value_name = "ID",
+        help_heading = "Which GPUs",
+        num_args = 1..,
+        value_delimiter = ',',
+        value_parser = id
+    )]
+    pub(super) exclude: Vec<String>,
+    /// Choose among these GPUs alone
+    #[arg(
+        long,
+        value_name = "ID",
+        help_heading = "Which GPUs",
+        num_args = 1..,
+        value_delimiter = ',',
+        value_parser = id
+    )]
+    pub(super) only: Option<Vec<String>>,
+    /// Only GPUs with this much free memory (10GiB, 500MiB; 10G is 10^10 bytes)
+    #[arg(
+        short,
+        long,
+        value_name = "SIZE",
+        help_heading = "Which GPUs",
+        allow_negative_numbers = true,
+        value_parser = parse_size
+    )]
+    pub(super) min_free_memory: Option<u64>,
+    /// Choose among the GPUs that the present CUDA_VISIBLE_DEVICES allows
+    #[arg(long, help_heading = "Which GPUs")]
+    pub(super) inherit: bool,
+    /// Never wait: take the N usable GPUs with the most free memory
+    #[arg(short, long, help_heading = "Waiting")]
+    pub(super) least_used: bool,
+    /// Give up after DUR (90, 500ms, '2m 30s'); 0 looks once [default: never]
+    #[arg(
+        short,
+        long,
+        value_name = "DUR",
+        help_heading = "Waiting",
+        allow_negative_numbers = true,
+        value_parser = parse_duration
+    )]
+    pub(super) timeout: Option<Duration>,
+    /// Re-check at least this often while waiting [default: 30s]
+    #[arg(
+        short,
+        long,
+        value_name = "DUR",
+        help_heading = "Waiting",
+        allow_negative_numbers = true,
+        value_parser = positive_duration
+    )]
+    pub(super) interval: Option<Duration>,
+    /// Print 'export …', for eval "$(autocvd -s)"
+    #[arg(
+        short,
+        long,
+        visible_short_alias = 'e',
+        visible_alias = "export",
+        help_heading = "Output"
+    )]
+    pub(super) source: bool,
+    /// Print the comma-separated ids alone
+    #[arg(short = 'o', long, help_heading = "Output")]
+    pub(super) id_only: bool,
+    /// Print the choice as one JSON object
+    #[arg(long, help_heading = "Output")]
+    pub(super) json: bool,
+    /// The syntax to print: posix, fish, csh, docker or cdi [default: posix]
+    #[arg(long, value_name = "FORMAT", alias = "shell", help_heading = "Output")]
+    pub(super) format: Option<Format>,
+    /// Print UUIDs, not indices
+    #[arg(long, help_heading = "Output")]
+    pub(super) uuid: bool,
+    /// With COMMAND: pin it to the CPU cores near its GPUs
+    #[arg(long, help_heading = "Output")]
+    pub(super) bind: bool,
+    /// Nothing on stderr but errors
+    #[arg(short, long, help_heading = "Output")]
+    pub(super) quiet: bool,
+    /// Explain what is done and why (-vv for more)
+    #[arg(short, long, action = ArgAction::Count, help_heading = "Output")]
+    pub(super) verbose: u8,
+    /// With printed output: reserve the GPUs this long until their use is seen [default: 60s]
+    #[arg(
+        long,
+        value_name = "DUR",
+        help_heading = "Claims",
+        allow_negative_numbers = true,
+        value_parser = parse_duration
+    )]
+    pub(super) hold: Option<Duration>,
+    /// Ignore existing claims and make none
+    #[arg(long, help_heading = "Claims")]
+    pub(super) no_claim: bool,
+    /// Where to read the machine's state: auto, nvml or nvidia-smi [default: auto]
+    #[arg(long, value_name = "PROBE", help_heading = "Source")]
+    pub(super) probe: Option<ProbeArg>,
+    /// Read the machine's state from FILE (what 'status --json' prints; - is stdin)
+    #[arg(long, value_name = "FILE", help_heading = "Source")]
+    pub(super) from: Option<PathBuf>,
+}
+
 /// The part that is not the main job.
 #[derive(Debug, Parser)]
-#[command(name = "autocvd", args_override_self = true)]
-pub(super) struct Subcommand {
+#[command(
+    name = "autocvd",
+    args_override_self = true,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    disable_version_flag = true
+)]
+pub(super) struct SubcommandArgs {
     #[command(subcommand)]
-    pub(super) sub: Sub,
+    pub(super) subcommand: Subcommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum Sub {
+pub(super) enum Subcommand {
     /// Show which GPUs are free, and who is on the others
+    #[command(disable_help_flag = true)]
     Status(StatusArgs),
     /// Print completions for a shell
+    #[command(disable_help_flag = true)]
     Completions {
         /// The shell
-        shell: clap_complete::Shell,
+        #[arg(value_name = "SHELL")]
+        shell: super::completions::Shell,
     },
     /// Print the manual page
+    #[command(disable_help_flag = true)]
     Man,
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct StatusArgs {
-    /// Print JSON, with --watch one document a line
-    #[arg(long, env = "AUTOCVD_JSON", hide_env = true, value_parser = boolean)]
-    pub(super) json: bool,
-    /// Show again every DUR, 1 s if none is given
-    #[arg(long, value_name = "DUR", env = "AUTOCVD_WATCH", hide_env = true, num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = positive_duration)]
-    pub(super) watch: Option<Duration>,
-    /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
-    #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", hide_env = true, value_hint = ValueHint::FilePath)]
-    pub(super) from: Option<PathBuf>,
-    /// Where to read the machine's state [default: auto: NVML, else nvidia-smi]
-    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE", hide_env = true)]
-    pub(super) probe: Option<Where>,
+/// The words that begin a line that is not the main job's.
+pub(super) const SUBCOMMANDS: [&str; 4] = ["status", "completions", "man", "help"];
+
+/// Whether a first word names a subcommand.
+pub(super) fn is_subcommand(word: &[u8]) -> bool {
+    SUBCOMMANDS.iter().any(|name| name.as_bytes() == word)
 }
 
-#[derive(Debug, Default, PartialEq, clap::Args)]
-pub(super) struct Options {
-    // The defaults stand in the help's text: clap would parse its own at every start.
-    /// How many GPUs [default: 1]
-    #[arg(short, long, value_name = "N", env = "AUTOCVD_NUM_GPUS", allow_negative_numbers = true, value_parser = count)]
-    pub(super) num_gpus: Option<usize>,
-    /// Never wait: take the N usable GPUs with the most free memory
-    #[arg(short, long, env = "AUTOCVD_LEAST_USED", value_parser = boolean)]
-    pub(super) least_used: bool,
-    /// Give up after DUR (90, 500ms, '2m 30s'); 0 looks once [default: never]
-    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_TIMEOUT", allow_negative_numbers = true, value_parser = parse_duration)]
-    pub(super) timeout: Option<Duration>,
-    /// Look again at least this often while waiting [default: 30s]
-    #[arg(short, long, value_name = "DUR", env = "AUTOCVD_INTERVAL", allow_negative_numbers = true, value_parser = positive_duration)]
-    pub(super) interval: Option<Duration>,
-    /// Print 'export …', for '. <(autocvd -s)'
-    #[arg(short, long, visible_short_alias = 'e', visible_alias = "export", env = "AUTOCVD_SOURCE", value_parser = boolean)]
-    pub(super) source: bool,
-    /// Print the comma-separated ids alone
-    #[arg(short = 'o', long, env = "AUTOCVD_ID_ONLY", value_parser = boolean)]
-    pub(super) id_only: bool,
-    /// Nothing on stderr but errors
-    #[arg(short, long, env = "AUTOCVD_QUIET", value_parser = boolean)]
-    pub(super) quiet: bool,
-    /// Tell what it does and why; twice for more
-    #[arg(short, long, env = "AUTOCVD_VERBOSE", action = ArgAction::Count, value_parser = verbosity)]
-    pub(super) verbose: u8,
-    /// Leave these GPUs out: indices, UUIDs or unique starts of them, PCI bus ids
-    #[arg(short = 'x', long, value_name = "ID", env = "AUTOCVD_EXCLUDE", num_args = 1.., value_delimiter = ',', value_parser = id)]
-    pub(super) exclude: Vec<String>,
-    /// Choose among these GPUs alone
-    #[arg(long, value_name = "ID", env = "AUTOCVD_ONLY", num_args = 1.., value_delimiter = ',', value_parser = id)]
-    pub(super) only: Option<Vec<String>>,
-    /// Only GPUs with this much free memory (10GiB, 500MiB; 10G is 10^10 bytes)
-    #[arg(short, long, value_name = "SIZE", env = "AUTOCVD_MIN_FREE_MEMORY", allow_negative_numbers = true, value_parser = parse_size)]
-    pub(super) min_free_memory: Option<u64>,
-    /// Choose among the GPUs that the present CUDA_VISIBLE_DEVICES allows
-    #[arg(long, env = "AUTOCVD_INHERIT", value_parser = boolean)]
-    pub(super) inherit: bool,
-    /// Print UUIDs, not indices
-    #[arg(long, env = "AUTOCVD_UUID", value_parser = boolean)]
-    pub(super) uuid: bool,
-    /// Print the choice as one JSON object
-    #[arg(long, env = "AUTOCVD_JSON", value_parser = boolean)]
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct StatusArgs {
+    /// Print JSON, with --watch one document a line
+    #[arg(long)]
     pub(super) json: bool,
-    /// The syntax to print [default: posix]
-    #[arg(long, value_name = "SHELL", env = "AUTOCVD_SHELL")]
-    pub(super) shell: Option<Syntax>,
-    /// How long a printed choice stays claimed for the shell that asked, before its program is seen [default: 60s]
-    #[arg(long, value_name = "DUR", env = "AUTOCVD_HOLD", allow_negative_numbers = true, value_parser = parse_duration)]
-    pub(super) hold: Option<Duration>,
-    /// Neither heed nor make claims
-    #[arg(long, env = "AUTOCVD_NO_CLAIM", value_parser = boolean)]
-    pub(super) no_claim: bool,
-    /// Where to read the machine's state [default: auto: NVML, else nvidia-smi]
-    #[arg(long, value_name = "WHERE", env = "AUTOCVD_PROBE")]
-    pub(super) probe: Option<Where>,
-    /// Pin COMMAND to the CPU cores near its GPUs
-    #[arg(long, env = "AUTOCVD_BIND", value_parser = boolean)]
-    pub(super) bind: bool,
-    /// Read the machine's state from FILE (what 'status --json' prints), not from the driver
-    #[arg(long, value_name = "FILE", env = "AUTOCVD_FROM", value_hint = ValueHint::FilePath)]
+    /// Print one line, for prompts and status bars: 2/8 free
+    #[arg(long, conflicts_with = "json")]
+    pub(super) short: bool,
+    /// Show again every DUR, 1 s if none is given
+    #[arg(
+        long,
+        value_name = "DUR",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = positive_duration
+    )]
+    pub(super) watch: Option<Duration>,
+    /// Read the machine's state from FILE (what 'status --json' prints; - is stdin)
+    #[arg(long, value_name = "FILE")]
     pub(super) from: Option<PathBuf>,
+    /// Where to read the machine's state: auto, nvml or nvidia-smi [default: auto]
+    #[arg(long, value_name = "PROBE")]
+    pub(super) probe: Option<ProbeArg>,
 }
 
 /// The syntaxes that can be printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Syntax {
-    // sh, bash, dash, ksh, zsh, busybox
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    #[default]
+    #[value(aliases = ["sh", "bash", "zsh", "ksh", "mksh", "dash", "ash", "busybox"])]
     Posix,
-    // fish 3.1 and later
     Fish,
-    // csh, tcsh
+    #[value(alias = "tcsh")]
     Csh,
+    /// `docker run --gpus`
+    Docker,
+    /// `--device nvidia.com/gpu=…`, for podman and for docker with CDI
+    Cdi,
+}
+
+impl Format {
+    pub(super) fn parse(word: &[u8]) -> Option<Self> {
+        Self::from_str(std::str::from_utf8(word).ok()?, false).ok()
+    }
 }
 
 /// Where the machine's state can be read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Where {
-    // NVML, else nvidia-smi.
+pub(super) enum ProbeArg {
     Auto,
-    // NVML alone.
     Nvml,
-    // nvidia-smi alone.
     NvidiaSmi,
 }
 
-/// Where to read the machine's state: a file goes before all else.
-pub(super) fn probe_choice(probe: Option<Where>, from: Option<&PathBuf>) -> ProbeChoice {
-    match (from, probe) {
-        (Some(file), _) => ProbeChoice::File(file.clone()),
-        (None, None | Some(Where::Auto)) => ProbeChoice::Auto,
-        (None, Some(Where::Nvml)) => ProbeChoice::Nvml,
-        (None, Some(Where::NvidiaSmi)) => ProbeChoice::NvidiaSmi,
-    }
-}
+// Each parser says what to give instead. Whoever calls it quotes the wrong value.
 
-/// The command as clap knows it: for help, completions and the manual page.
-pub(super) fn command() -> clap::Command {
-    // The variables' names follow from the options'; listing each doubles the help.
-    Args::command().mut_args(|arg| arg.hide_env(true))
-}
-
-/// The command as the generators of completions are to know it: with COMMAND as an argument, what they
-/// write for zsh completes neither COMMAND nor the arguments of subcommands.
-pub(super) fn command_to_complete() -> clap::Command {
-    Sub::augment_subcommands(Options::augment_args(clap::Command::new("autocvd")))
-        .version(env!("CARGO_PKG_VERSION"))
-        .args_conflicts_with_subcommands(true)
-}
-
-// Each says what to give instead; clap puts the wrong value and the option in front.
-
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("ask for 1 or more".into()),
         Ok(count) => Ok(count),
@@ -251,14 +263,14 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-fn positive_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("give more than 0".into()),
         duration => Ok(duration),
     }
 }
 
-/// Only a variable can say it.
+/// A switch as a variable sets it.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match &*text.to_ascii_lowercase() {
         "y" | "yes" | "t" | "true" | "on" | "1" => Ok(true),
@@ -267,13 +279,10 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// The variable may say how often, or only whether.
-fn verbosity(text: &str) -> Result<u8, String> {
+/// A variable may say how often `-v` is given, or only whether.
+pub(super) fn verbosity(text: &str) -> Result<u8, String> {
     let number = text.parse().or_else(|_| boolean(text).map(u8::from));
-    // More than there is to tell is no mistake.
-    number
-        .map(|number: u8| number.min(3))
-        .map_err(|_| "give a number from 0 to 3".into())
+    number.map_err(|_| "give a number from 0 to 3".into())
 }
 
 fn id(text: &str) -> Result<String, String> {
@@ -283,13 +292,56 @@ fn id(text: &str) -> Result<String, String> {
     }
 }
 
+/// A list of ids as a variable holds it: separated by commas, spaces or both.
+pub(super) fn ids(text: &str) -> Result<Vec<String>, String> {
+    text.split(',').map(id).collect()
+}
+
+/// One of the values of an enum.
+pub(super) fn value_of<T: ValueEnum>(text: &str) -> Result<T, String> {
+    T::from_str(text, false).map_err(|_| {
+        let values = T::value_variants()
+            .iter()
+            .filter_map(ValueEnum::to_possible_value);
+        let names: Vec<String> = values.map(|value| value.get_name().to_owned()).collect();
+        format!("give {}", super::usage::one_of(&names))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn the_definitions_are_consistent() {
-        command().debug_assert();
+        MainArgs::command().debug_assert();
+        SubcommandArgs::command().debug_assert();
+        let commands = SubcommandArgs::command();
+        let names = commands
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .chain(["help"]);
+        assert!(names.eq(SUBCOMMANDS));
+    }
+
+    #[test]
+    fn the_switches_are_those_that_take_no_value() {
+        let command = MainArgs::command();
+        let switches = command
+            .get_arguments()
+            .filter(|arg| !arg.get_action().takes_values());
+        let mut letters: Vec<char> = switches
+            .flat_map(|arg| arg.get_short_and_visible_aliases().unwrap_or_default())
+            .collect();
+        letters.extend(['h', 'V']);
+        letters.sort_unstable();
+        let mut known: Vec<char> = SHORT_SWITCHES
+            .iter()
+            .map(|letter| char::from(*letter))
+            .collect();
+        known.sort_unstable();
+        assert_eq!(letters, known);
     }
 
     #[test]
@@ -300,23 +352,22 @@ mod tests {
 
     #[test]
     fn of_an_option_given_twice_the_last_one_counts() {
-        let main = Main::try_parse_from(["autocvd", "-n", "1", "-n", "2", "-x", "0", "-x", "1"])
-            .expect("a right line");
-        assert_eq!(
-            (main.options.num_gpus, main.options.exclude),
-            (Some(2), vec!["0".into(), "1".into()])
-        );
-        assert_eq!(
-            Main::try_parse_from(["autocvd", "-vv", "-v"])
-                .expect("a right line")
-                .options
-                .verbose,
-            3
-        );
+        let line = ["autocvd", "-n", "1", "-n", "2", "-x", "0", "-x", "1"];
+        let main = MainArgs::try_parse_from(line).expect("a right line");
+        assert_eq!(main.options.num_gpus, Some(2));
+        assert_eq!(main.options.exclude, ["0", "1"]);
+        let main = MainArgs::try_parse_from(["autocvd", "-vv", "-v"]).expect("a right line");
+        assert_eq!(main.options.verbose, 3);
     }
 
     #[test]
     fn a_line_without_options_is_what_clap_makes_of_it() {
+        let line = |words: &[&str]| -> Vec<OsString> {
+            std::iter::once(&"autocvd")
+                .chain(words)
+                .map(Into::into)
+                .collect()
+        };
         for words in [
             &[][..],
             &["--", "prog"],
@@ -324,12 +375,12 @@ mod tests {
             &["--", ""],
             &["--", "--"],
         ] {
-            let line: Vec<OsString> = std::iter::once(&"autocvd")
-                .chain(words)
-                .map(Into::into)
-                .collect();
-            let parsed = Main::try_parse_from(&line).expect("a right line");
-            assert_eq!(Main::without_options(&line), Some(parsed), "{words:?}");
+            let parsed = MainArgs::try_parse_from(line(words)).expect("a right line");
+            assert_eq!(
+                MainArgs::without_options(&line(words)),
+                Some(parsed),
+                "{words:?}"
+            );
         }
         for words in [
             &["--"][..],
@@ -338,34 +389,38 @@ mod tests {
             &["-n", "2", "--", "prog"],
             &["prog", "--"],
         ] {
-            let line: Vec<OsString> = std::iter::once(&"autocvd")
-                .chain(words)
-                .map(Into::into)
-                .collect();
-            assert_eq!(Main::without_options(&line), None, "{words:?}");
+            assert_eq!(MainArgs::without_options(&line(words)), None, "{words:?}");
         }
     }
 
     #[test]
     fn ids_are_given_in_every_way_the_manual_shows() {
+        let options = |line: &[&str]| {
+            MainArgs::try_parse_from([&["autocvd"], line].concat()).expect("a right line")
+        };
         for line in [
             &["-x", "0", "2"][..],
             &["-x", "0,2"],
             &["-x", "0", "-x", "2"],
             &["-x0", "-x2"],
         ] {
-            let args = Args::try_parse_from([&["autocvd"], line].concat()).expect("a right line");
-            assert_eq!(args.main.options.exclude, ["0", "2"], "{line:?}");
+            assert_eq!(options(line).options.exclude, ["0", "2"], "{line:?}");
         }
-        let args = Args::try_parse_from(["autocvd", "-x", "0", "2", "--", "prog", "-x"])
-            .expect("a right line");
-        let Main { options, command } = args.main;
-        assert_eq!(
-            (options.exclude, command),
-            (
-                vec!["0".into(), "2".into()],
-                vec!["prog".into(), "-x".into()]
-            )
-        );
+        let MainArgs { options, command } = options(&["-x", "0", "2", "--", "prog", "-x"]);
+        assert_eq!(options.exclude, ["0", "2"]);
+        assert_eq!(command, ["prog", "-x"]);
+    }
+
+    #[test]
+    fn shells_are_known_by_their_names() {
+        for (name, format) in [
+            ("bash", Some(Format::Posix)),
+            ("dash", Some(Format::Posix)),
+            ("tcsh", Some(Format::Csh)),
+            ("cdi", Some(Format::Cdi)),
+            ("tcl", None),
+        ] {
+            assert_eq!(Format::parse(name.as_bytes()), format, "{name}");
+        }
     }
 }

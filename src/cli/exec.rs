@@ -1,7 +1,8 @@
 //! Becoming another program.
 
-use super::exit::{self, Failure};
-use super::signals;
+use super::exit_code::ExitCode;
+use super::failure::Failure;
+use super::{signals, standard_output};
 use rustix::fs::Access;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -18,16 +19,25 @@ pub(super) fn check(name: &OsStr) -> Result<(), Failure> {
 /// Becomes `command` with these variables; returns only if that fails.
 pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)]) -> Failure {
     let Some((program, arguments)) = command.split_first() else {
-        return Failure::new(exit::UNEXPECTED, "no command to become");
+        return Failure::new(ExitCode::Unexpected, "no command to become");
     };
     let mut next = Command::new(program);
     next.args(arguments)
         .envs(variables.iter().map(|(name, value)| (name, value)));
-    if signals::is_ignored(libc::SIGPIPE) {
-        // The standard library sets it to its default on the way.
-        // SAFETY: nothing else runs in this process, and signal(2) is async-signal-safe.
-        unsafe { next.pre_exec(|| signals::ignore(libc::SIGPIPE)) };
+    let ignores_sigpipe = signals::is_ignored(libc::SIGPIPE);
+    if ignores_sigpipe || signals::must_be_restored() {
+        let restore = move || {
+            signals::restore();
+            if ignores_sigpipe {
+                // The standard library has just set it to its default.
+                signals::set_action(libc::SIGPIPE, libc::SIG_IGN);
+            }
+            Ok(())
+        };
+        // SAFETY: nothing else runs in this process, and all that is called is async-signal-safe.
+        unsafe { next.pre_exec(restore) };
     }
+    standard_output::give_back();
     cannot_run(program, &next.exec())
 }
 
@@ -35,18 +45,18 @@ fn cannot_run(name: &OsStr, error: &std::io::Error) -> Failure {
     let name = name.to_string_lossy();
     match error.kind() {
         std::io::ErrorKind::NotFound => Failure::new(
-            exit::NOT_FOUND,
+            ExitCode::NotFound,
             format!("'{name}': command not found; check its name and PATH"),
         ),
         _ => Failure::new(
-            exit::CANNOT_RUN,
+            ExitCode::CannotRun,
             format!("'{name}' cannot be run: {error}; check that it is a program and executable"),
         ),
     }
 }
 
 /// The program file that `name` stands for, as execvp(3) looks it up; the error is that of the best candidate.
-fn find_program(name: &std::ffi::OsStr) -> std::io::Result<std::path::PathBuf> {
+pub(super) fn find_program(name: &OsStr) -> std::io::Result<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let runnable = |path: &std::path::Path| -> std::io::Result<()> {
         let meta = fs::metadata(path)?;
@@ -63,11 +73,11 @@ fn find_program(name: &std::ffi::OsStr) -> std::io::Result<std::path::PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut failure = std::io::Error::from(std::io::ErrorKind::NotFound);
-    for directory in std::env::split_paths(&path) {
-        let candidate = if directory.as_os_str().is_empty() {
+    for folder in std::env::split_paths(&path) {
+        let candidate = if folder.as_os_str().is_empty() {
             ".".into()
         } else {
-            directory
+            folder
         }
         .join(name);
         match runnable(&candidate) {

@@ -1,176 +1,142 @@
-//! The manual page, in roff's man macros. What the definitions of the options tell comes from them.
+//! The manual page, in roff's man macros. What the definitions of the options say comes from them.
 
-use super::args;
-use clap::{Arg, Command};
-use std::fmt::Write;
+use super::args::{MainArgs, SubcommandArgs};
+use super::help::{self, explained, names};
+use super::{exit_code, variables};
+use clap::{Arg, CommandFactory};
 
-/// How it is called, and what that does.
-const FORMS: [(&str, &str); 3] = [
-    (
-        "autocvd [OPTIONS]",
-        "Prints assignments, for the shell to evaluate: eval $(autocvd) COMMAND.",
-    ),
-    (
-        "autocvd [OPTIONS] -- COMMAND [ARG...]",
-        "Becomes COMMAND, with the GPUs set in its environment and claimed until it ends.",
-    ),
-    (
-        "autocvd status [--json] [--watch[=DUR]] [--probe WHERE] [--from FILE]",
-        "Shows which GPUs are free, who is on the others, since when, and why one is not given away.",
-    ),
+const SYNOPSIS: [&str; 6] = [
+    "eval $(autocvd [OPTIONS]) COMMAND",
+    "eval \"$(autocvd -s [OPTIONS])\"",
+    "autocvd [OPTIONS] -- COMMAND [ARG...]",
+    "autocvd status [OPTIONS]",
+    "autocvd completions SHELL",
+    "autocvd man",
 ];
 
-const DESCRIPTION: [&str; 3] = [
-    "autocvd finds GPUs on which nobody computes, or waits for them, and sets CUDA_DEVICE_ORDER and \
-     CUDA_VISIBLE_DEVICES so that a program uses these alone. Among free GPUs the higher index goes first; of \
-     several, those that are best connected go together.",
-    "What it gives away it claims, so that no two launches get the same GPU: until COMMAND ends, or, where it \
-     only prints, for the shell that asked (see --hold) and the program that this shell starts next.",
-    "A GPU is free when its state could be read, its compute mode is not PROHIBITED, no live claim is on it and \
-     nobody computes on it. Graphics processes alone do not keep it from being free.",
+const DESCRIPTION: [&str; 4] = [
+    "autocvd finds GPUs on which no process computes, or waits for them, and sets \
+     CUDA_DEVICE_ORDER and CUDA_VISIBLE_DEVICES so that a program uses these alone. Among free \
+     GPUs the higher index goes first; of several, those that are best connected go together.",
+    "Without COMMAND it prints assignments for the shell to evaluate: in front of a command, or \
+     with -s for the shell itself. With '-- COMMAND' it becomes COMMAND, with the variables set.",
+    "It claims the GPUs that it gives away, so that no two launches get the same one: until \
+     COMMAND ends; with -s until the shell ends; otherwise for the shell that asked and the \
+     program that it starts next (see --hold).",
+    "'autocvd status' shows which GPUs are free, who is on the others, since when, and why one is \
+     not given away.",
 ];
 
-/// Variables beside those that stand for options.
-const VARIABLES: [(&str, &str); 6] = [
-    (
-        "AUTOCVD_NVML_LIB",
-        "The NVML library to load, instead of libnvidia-ml.so.1.",
-    ),
-    (
-        "AUTOCVD_CLAIM_DIR",
-        "The directory of claims; the same for all who are to heed each other. Default: /tmp/autocvd.",
-    ),
-    (
-        "CUDA_VISIBLE_DEVICES",
-        "Read with --inherit, and in a batch job (Slurm, PBS, LSF): only the GPUs that it names are chosen among.",
-    ),
-    (
-        "AUTOCVD_INSIDE",
-        "Set for COMMAND: tells an autocvd inside it what to choose among.",
-    ),
-    ("NO_COLOR", "Where set, the status screen has no colours."),
-    (
-        "COLUMNS",
-        "How wide the status screen is where it does not go to a terminal. Default: 80.",
-    ),
+const WHAT_IS_FREE: [&str; 4] = [
+    "A GPU is free if its state could be read, it is healthy, its compute mode is not PROHIBITED, \
+     no claim is on it and no process computes on it. A process that only draws (type G in \
+     nvidia-smi: Xorg, a compositor) does not keep a GPU from being free.",
+    "Where no process is listed but more memory is used than an idle GPU needs, a process that \
+     cannot be seen holds it, and it is busy. In a container, and wherever the list of processes \
+     proves nothing, memory and utilization decide.",
+    "A value that cannot be read is unknown, never zero, and a GPU whose state depends on it is \
+     not given away.",
+    "A GPU with MIG enabled is given as its MIG devices, by UUID, one to a process.",
 ];
 
-const EXIT_STATUS: [(&str, &str); 9] = [
-    ("0", "Done."),
-    ("1", "An unexpected error."),
-    ("2", "A wrong option or value."),
+const FILES: [(&str, &str); 2] = [
     (
-        "3",
-        "The request can never be met here: more GPUs than there are or than it may use.",
+        "/run/autocvd, /tmp/autocvd",
+        "The directory of claims: the first one where it exists.",
     ),
-    ("4", "The timeout passed."),
-    ("5", "No NVIDIA GPU can be read: no driver, no device."),
-    ("126", "COMMAND cannot be run."),
-    ("127", "COMMAND is not found."),
-    ("128+N", "Ended by signal N."),
+    (
+        "/dev/nvidia*, /proc/driver/nvidia",
+        "The devices, and what the driver says of them.",
+    ),
 ];
-
-/// What stands behind the table of exit codes.
-const ON_FAILURE: &str = "On every failure the forms that a shell evaluates print what runs nothing and ends in \
-                          that code: eval $(autocvd) COMMAND then does not start COMMAND.";
 
 /// When this was last written.
-const DATE: &str = "2026-11-22";
+const DATE: &str = "2026-11-24";
 
 /// The manual page.
 pub(super) fn page() -> String {
-    let command = args::command();
+    let (main, subcommands) = (MainArgs::command(), SubcommandArgs::command());
     let mut page = String::new();
-    let version = command.get_version().unwrap_or_default();
-    let about = command
-        .get_about()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let version = env!("CARGO_PKG_VERSION");
+    let title = format!(".TH autocvd 1 {DATE} \"autocvd {version}\" \"User Commands\"");
+    macro_lines(&mut page, &title);
+    // Neither names nor options are broken at the end of a line.
+    macro_lines(&mut page, ".nh\n.ad l");
+    section(&mut page, "NAME");
     macro_lines(
         &mut page,
-        &format!(
-            ".TH autocvd 1 {DATE} \"autocvd {}\" \"User Commands\"",
-            escape(version)
-        ),
+        "autocvd \\- find free NVIDIA GPUs, or wait for them, and set CUDA_VISIBLE_DEVICES",
     );
-    section(&mut page, "NAME");
-    macro_lines(&mut page, &format!("autocvd \\- {}", escape(&about)));
     section(&mut page, "SYNOPSIS");
     macro_lines(&mut page, ".nf");
-    for (form, _) in FORMS {
+    for form in SYNOPSIS {
         macro_lines(&mut page, &format!("\\fB{}\\fR", escape(form)));
-    }
-    for sub in command
-        .get_subcommands()
-        .filter(|sub| sub.get_name() != "status")
-    {
-        macro_lines(
-            &mut page,
-            &format!("\\fBautocvd {}\\fR", escape(&called(sub))),
-        );
     }
     macro_lines(&mut page, ".fi");
     section(&mut page, "DESCRIPTION");
     for text in DESCRIPTION {
         paragraph(&mut page, text);
     }
-    for (form, text) in FORMS {
-        entry(&mut page, form, text);
+    section(&mut page, "WHAT COUNTS AS FREE");
+    for text in WHAT_IS_FREE {
+        paragraph(&mut page, text);
     }
     section(&mut page, "OPTIONS");
-    options(&mut page, &command);
-    entry(&mut page, "-h, --help", "Print help");
-    entry(&mut page, "-V, --version", "Print version");
+    options(&mut page, main.get_arguments());
+    entry(&mut page, "-h, --help", "Print help (-h: in short)");
+    entry(&mut page, "-V, --version", "Print the version");
+    section(&mut page, "VALUES");
+    for (name, text) in help::FORMATS {
+        entry(&mut page, name, &capitalized(text));
+    }
     section(&mut page, "SUBCOMMANDS");
-    for sub in command.get_subcommands() {
-        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
-        entry(&mut page, &format!("autocvd {}", called(sub)), &about);
+    for subcommand in subcommands.get_subcommands() {
+        let about = subcommand
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let values: String = subcommand.get_positionals().map(|_| " SHELL").collect();
+        entry(
+            &mut page,
+            &format!("autocvd {}{values}", subcommand.get_name()),
+            &about,
+        );
         let mut own = String::new();
-        options(&mut own, sub);
+        options(&mut own, subcommand.get_opts());
+        if !values.is_empty() {
+            entry(&mut own, "SHELL", "bash, zsh, fish, elvish or powershell");
+        }
         if !own.is_empty() {
             macro_lines(&mut page, &format!(".RS\n{own}.RE"));
         }
     }
     section(&mut page, "ENVIRONMENT");
-    paragraph(
-        &mut page,
-        "Every option can be set by its variable; the command line wins. An empty one counts as not set.",
-    );
-    for arg in command.get_arguments() {
-        if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
-            entry(
-                &mut page,
-                &variable.to_string_lossy(),
-                &format!("As --{long}."),
-            );
-        }
-    }
-    for sub in command.get_subcommands() {
-        let of_main = |arg: &&Arg| {
-            command
-                .get_arguments()
-                .any(|main| main.get_env() == arg.get_env())
+    let text = "Every option can be set by its variable; the command line wins. An empty variable \
+                counts as not set. A switch is set by 1, true, yes or on.";
+    paragraph(&mut page, text);
+    for name in variables::OPTIONS {
+        let option = name.to_lowercase().replace('_', "-");
+        let text = match name {
+            "WATCH" | "SHORT" => format!("As --{option} of status."),
+            "SHELL" => "The old name of AUTOCVD_FORMAT.".to_owned(),
+            _ => format!("As --{option}."),
         };
-        for arg in sub.get_arguments().filter(|arg| !of_main(arg)) {
-            if let (Some(variable), Some(long)) = (arg.get_env(), arg.get_long()) {
-                entry(
-                    &mut page,
-                    &variable.to_string_lossy(),
-                    &format!("As --{long} of {}.", sub.get_name()),
-                );
-            }
-        }
+        entry(&mut page, &format!("{}{name}", variables::PREFIX), &text);
     }
-    for (variable, text) in VARIABLES {
-        entry(&mut page, variable, text);
+    for (variable, text) in help::VARIABLES {
+        entry(&mut page, variable, &capitalized(text));
+    }
+    section(&mut page, "FILES");
+    for (file, text) in FILES {
+        entry(&mut page, file, text);
     }
     section(&mut page, "EXIT STATUS");
-    for (code, text) in EXIT_STATUS {
-        entry(&mut page, code, text);
+    for (code, text) in exit_code::TABLE {
+        entry(&mut page, code, &capitalized(text));
     }
-    paragraph(&mut page, ON_FAILURE);
+    paragraph(&mut page, help::ON_FAILURE);
     section(&mut page, "EXAMPLES");
-    for (line, text) in args::EXAMPLES {
+    for (line, text) in help::EXAMPLES {
         entry(&mut page, line, &capitalized(text));
     }
     section(&mut page, "SEE ALSO");
@@ -178,62 +144,11 @@ pub(super) fn page() -> String {
     page
 }
 
-/// A subcommand with its arguments: `completions SHELL`.
-fn called(sub: &Command) -> String {
-    let arguments = sub
-        .get_positionals()
-        .map(|arg| format!(" {}", arg.get_id().as_str().to_uppercase()));
-    format!("{}{}", sub.get_name(), arguments.collect::<String>())
-}
-
-/// A command's options, and what there is to choose from for its arguments.
-fn options(page: &mut String, command: &Command) {
-    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-        if !arg.is_positional() {
-            entry(page, &names(arg), &explained(arg));
-        } else if !arg.get_possible_values().is_empty() {
-            entry(page, &arg.get_id().as_str().to_uppercase(), &explained(arg));
-        }
+/// An entry for each option.
+fn options<'a>(page: &mut String, options: impl Iterator<Item = &'a Arg>) {
+    for option in options.filter(|option| !option.is_positional()) {
+        entry(page, &names(option), &explained(option));
     }
-}
-
-/// `-t, --timeout DUR`.
-fn names(arg: &Arg) -> String {
-    let short = arg
-        .get_short_and_visible_aliases()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|short| format!("-{short}"));
-    let long = arg
-        .get_long_and_visible_aliases()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|long| format!("--{long}"));
-    let names = short.chain(long).collect::<Vec<_>>().join(", ");
-    let Some(value) = arg
-        .get_value_names()
-        .filter(|_| arg.get_action().takes_values())
-    else {
-        return names;
-    };
-    let value = value.join(" ");
-    match arg.get_num_args() {
-        Some(count) if count.min_values() == 0 => format!("{names}[={value}]"),
-        Some(count) if count.max_values() > 1 => format!("{names} {value}..."),
-        _ => format!("{names} {value}"),
-    }
-}
-
-fn explained(arg: &Arg) -> String {
-    let mut text = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    if arg.get_action().takes_values() {
-        let values = arg.get_possible_values();
-        if !values.is_empty() {
-            let values: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
-            let _ = write!(text, " ({})", values.join(", "));
-        }
-    }
-    text
 }
 
 fn section(page: &mut String, title: &str) {
@@ -302,20 +217,18 @@ mod tests {
     fn all_options_and_variables_are_told_of() {
         let page = page();
         assert!(page.is_ascii(), "plain roff reads no UTF-8");
-        for arg in args::command().get_arguments() {
+        let (main, subcommands) = (MainArgs::command(), SubcommandArgs::command());
+        for arg in main.get_arguments() {
             if let Some(long) = arg.get_long() {
                 assert!(page.contains(&escape(&format!("--{long}"))), "--{long}");
             }
-            if let Some(variable) = arg.get_env() {
-                assert!(page.contains(&*variable.to_string_lossy()), "{variable:?}");
-            }
         }
-        for sub in args::command().get_subcommands() {
-            assert!(
-                page.contains(&format!("autocvd {}", sub.get_name())),
-                "{}",
-                sub.get_name()
-            );
+        for name in help::names_of_variables() {
+            assert!(page.contains(&name), "{name}");
+        }
+        for subcommand in subcommands.get_subcommands() {
+            let name = subcommand.get_name();
+            assert!(page.contains(&format!("autocvd {name}")), "{name}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What is told on standard error while waiting.
 
-use super::{signals, terminal};
+use super::options::Verbosity;
+use super::{signals, standard_output, terminal};
 use autocvd::text::WaitSummary;
 use autocvd::text::duration;
 use autocvd::{Observer, WaitStatus};
@@ -21,7 +22,16 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(quiet: bool, timeout: Option<Duration>) -> Self {
+    pub(super) fn new(verbosity: Verbosity, timeout: Option<Duration>) -> Self {
+        let quiet = verbosity == Verbosity::Quiet;
+        if let Some(timeout) = timeout {
+            let limit = if timeout.is_zero() { ONE_LOOK } else { timeout };
+            signals::set_timeout_text(format!(
+                "autocvd: the NVIDIA driver did not answer in time ({}); see dmesg, or wait longer \
+                 (--timeout)\n",
+                duration(limit)
+            ));
+        }
         let terminal = !quiet && std::io::stderr().is_terminal();
         Self {
             quiet,
@@ -96,12 +106,12 @@ impl Observer for Progress {
         }
     }
 
-    fn waiting(&mut self, status: &WaitStatus) {
+    fn waiting(&mut self, waiting: &WaitStatus) {
         if self.quiet {
             return;
         }
-        self.deadline = status.deadline;
-        self.picture = WaitSummary::of(status);
+        self.deadline = waiting.deadline;
+        self.picture = WaitSummary::of(waiting);
         self.tell();
     }
 
@@ -123,26 +133,21 @@ impl Observer for Progress {
 
     fn probe_finished(&mut self) {
         signals::driver_answered();
+        standard_output::reopen();
     }
 
     fn probe_started(&mut self, deadline: Option<Instant>) {
         let limit = match (self.timeout, deadline) {
-            // 'Look once' must let a slow driver answer: without persistence mode a GPU takes seconds.
+            // 'Look once' must let a slow driver answer: without persistence mode a GPU takes
+            // seconds.
             (Some(Duration::ZERO), _) => Some(ONE_LOOK),
-            (Some(_), Some(deadline)) => Some(
-                deadline
-                    .saturating_duration_since(Instant::now())
-                    .max(LAST_LOOK),
-            ),
+            (Some(_), Some(deadline)) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                Some(left.max(LAST_LOOK))
+            }
             _ => None,
         };
-        signals::watch_driver(limit.map(|limit| {
-            let text = format!(
-                "autocvd: the NVIDIA driver did not answer in time ({}); see dmesg, or wait longer (--timeout)\n",
-                duration(self.timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(limit))
-            );
-            (limit, text)
-        }));
+        signals::watch_driver(limit);
     }
 }
 

@@ -1,160 +1,89 @@
 //! The course of the program.
 
-use super::args::{Args, Main, Options, Sub, Subcommand, Syntax, probe_choice};
-use super::exit::{self, Failure};
+use super::args::{MainArgs, Subcommand, SubcommandArgs};
+use super::exit_code::ExitCode;
+use super::failure::Failure;
+use super::guard::{self, Guard};
+use super::options::{Cores, Launch, Output, Status, Verbosity};
 use super::progress::Progress;
-use super::{args, exec, explain, man, shell, signals, status, variables};
-use autocvd::Detail;
+use super::variables::Variables;
+use super::{
+    completions, exec, format, help, man, report, signals, standard_output, status, usage,
+};
 use autocvd::Environment;
-use autocvd::text;
-use autocvd::{Acquisition, ClaimPolicy, OutputForm, Request, acquire};
-use clap::{CommandFactory, FromArgMatches, error::ErrorKind as ClapErrorKind};
+use autocvd::{Acquisition, acquire};
+use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::io::Write;
-use std::time::Duration;
-
-/// The default of `--hold`.
-const HOLD: Duration = Duration::from_secs(60);
 
 /// Runs the program and returns its exit code.
 pub(crate) fn run(arguments: Vec<OsString>) -> i32 {
-    exit::fill_standard_descriptors();
-    let by_variable = variables::settle(&arguments);
-    signals::guard_output(exit::output_is_evaluated(&arguments));
-    exit::catch_panics();
-    signals::install();
-    // Most lines leave nothing to parse, and clap would take a tenth of the time that all the rest takes.
-    let plain = if by_variable {
-        None
-    } else {
-        Main::without_options(&arguments)
+    standard_output::fill_standard_descriptors();
+    standard_output::make_private();
+    let variables = Variables::read();
+    let guard = match standard_output::is_terminal() {
+        // A person reads it.
+        true => Guard::Silent,
+        false => Guard::of(&arguments, &variables),
     };
-    let asked = plain.map_or_else(|| parse(&arguments), |main| Ok(Some(Asked::Main(main))));
-    let done = asked.and_then(|asked| match asked {
-        Some(Asked::Main(Main { command, .. }))
-            if command.is_empty() && arguments.last().is_some_and(|last| last == "--") =>
-        {
-            Err(Failure::new(
-                exit::WRONG_VALUE,
-                "there is no COMMAND behind '--'; give one, or leave '--' out",
-            ))
-        }
-        Some(Asked::Main(Main { options, command })) => choose(&options, &command),
-        Some(Asked::Sub(sub)) => {
-            signals::guard_output(false);
-            tell(sub)
-        }
-        None => Ok(()),
+    guard.set();
+    catch_panics();
+    signals::install(guard);
+    let done = parse(&arguments, &variables).and_then(|asked| match asked {
+        Asked::Help(help) => print(&help),
+        Asked::Launch(written) => launch(written, &variables),
+        Asked::Subcommand(subcommand) => run_subcommand(subcommand, &variables),
     });
     signals::expect_exit();
     match done {
-        Ok(()) => 0,
-        Err(failure) => exit::fail(&failure),
+        Ok(()) => ExitCode::Success.number(),
+        Err(failure) => fail(&failure),
     }
 }
 
-/// What is asked for; `None` where help or the version was, and has been printed.
-///
-/// Each half of the command line is parsed without the other: that takes half the time, and a wrong
-/// variable of an option does not keep `status` from showing the machine.
-fn parse(arguments: &[OsString]) -> Result<Option<Asked>, Failure> {
-    let parsed = match arguments.get(1).map(|first| first.as_encoded_bytes()) {
-        None | Some([b'-', ..]) => try_parse::<Main>(Main::command(), arguments).map(Asked::Main),
-        Some(b"help") => {
-            try_parse::<Args>(args::command(), arguments).map(|args| Asked::Main(args.main))
-        }
-        Some(_) => try_parse::<Subcommand>(Subcommand::command(), arguments)
-            .map(|parsed| Asked::Sub(parsed.sub)),
-    };
-    let error = match parsed {
-        Ok(asked) => return Ok(Some(asked)),
-        Err(error) => error,
-    };
-    match error.kind() {
-        // The main job's help is the whole program's.
-        ClapErrorKind::DisplayHelp
-            if arguments
-                .get(1)
-                .is_some_and(|first| first.as_encoded_bytes().starts_with(b"-")) =>
-        {
-            print(&args::command().render_help().to_string()).map(|()| None)
-        }
-        ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion => {
-            print(&error.render().to_string()).map(|()| None)
-        }
-        _ => Err(Failure::new(
-            exit::WRONG_VALUE,
-            what_is_wrong(&error, arguments),
-        )),
-    }
-}
-
-/// What is wrong with the command line, what to do about it, and whose help says more: all in one line.
-fn what_is_wrong(error: &clap::Error, arguments: &[OsString]) -> String {
-    let first = arguments.get(1).and_then(|first| first.to_str());
-    let sub = first.filter(|first| Subcommand::command().find_subcommand(first).is_some());
-    let variable = variable_at_fault(error).map(|name| format!(" (from {name})"));
-    let command = bare_command(error).filter(|_| sub.is_none() && first != Some("help"));
-    let command = command.map(|word| format!("; to run a command: autocvd -- {word} …"));
-    let addition = variable.or(command).unwrap_or_default();
-    let help = sub.map_or_else(String::new, |sub| format!("{sub} "));
-    format!(
-        "{}{addition}; see 'autocvd {help}--help'",
-        one_line(&message(error))
-    )
-}
-
-/// The two things that can be asked for.
+/// What is asked for.
 enum Asked {
-    Main(Main),
-    Sub(Sub),
+    /// A text, such as the help.
+    Help(String),
+    Launch(MainArgs),
+    Subcommand(Subcommand),
 }
 
-/// The word that is neither an option nor a subcommand, nor like one: a COMMAND whose '--' was forgotten.
-fn bare_command(error: &clap::Error) -> Option<&str> {
-    use clap::error::{ContextKind, ContextValue};
-    let word = error
-        .get(ContextKind::InvalidSubcommand)
-        .or_else(|| error.get(ContextKind::InvalidArg));
-    match (
-        error.kind(),
-        word,
-        error.get(ContextKind::SuggestedSubcommand),
+/// Reads the command line. Each half of it is parsed without the other, which takes half the time.
+fn parse(arguments: &[OsString], variables: &Variables) -> Result<Asked, Failure> {
+    if let (false, Some(plain)) = (
+        variables.may_set_options(),
+        MainArgs::without_options(arguments),
     ) {
-        (
-            ClapErrorKind::InvalidSubcommand | ClapErrorKind::UnknownArgument,
-            Some(ContextValue::String(word)),
-            None,
-        ) => Some(&**word).filter(|word| !word.starts_with('-')),
-        _ => None,
+        return Ok(Asked::Launch(plain));
+    }
+    if let Some(help) = help::asked_for(arguments)? {
+        return Ok(Asked::Help(help));
+    }
+    let words = arguments.iter().map(OsString::as_os_str);
+    let parsed = match arguments.get(1).map(|first| first.as_encoded_bytes()) {
+        None | Some([b'-', ..]) => {
+            parse_with::<MainArgs>(MainArgs::command(), words).map(Asked::Launch)
+        }
+        Some(_) => parse_with::<SubcommandArgs>(SubcommandArgs::command(), words)
+            .map(|parsed| Asked::Subcommand(parsed.subcommand)),
+    };
+    let asked = parsed.map_err(|error| usage::error(&error, arguments))?;
+    match &asked {
+        Asked::Launch(written)
+            if written.command.is_empty() && arguments.last().is_some_and(|last| last == "--") =>
+        {
+            Err(Failure::usage(
+                "no COMMAND after '--'; add one or drop the '--'",
+            ))
+        }
+        _ => Ok(asked),
     }
 }
 
-/// The variable that the wrong value came from, where it did not come from the command line.
-fn variable_at_fault(error: &clap::Error) -> Option<String> {
-    use clap::error::{ContextKind, ContextValue};
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        _ => None,
-    };
-    let (option, value) = (
-        text(ContextKind::InvalidArg)?,
-        text(ContextKind::InvalidValue)?,
-    );
-    let name = option
-        .split_whitespace()
-        .next()?
-        .trim_matches(['-', '.'])
-        .replace('-', "_")
-        .to_uppercase();
-    let variable = format!("AUTOCVD_{name}");
-    let given = std::env::args_os().any(|arg| arg.to_string_lossy().contains(&value));
-    (!given && std::env::var(&variable).is_ok_and(|set| set.contains(&value))).then_some(variable)
-}
-
-fn try_parse<T: FromArgMatches>(
+fn parse_with<'a, T: FromArgMatches>(
     mut command: clap::Command,
-    arguments: &[OsString],
+    arguments: impl Iterator<Item = &'a std::ffi::OsStr>,
 ) -> Result<T, clap::Error> {
     let parsed = command.try_get_matches_from_mut(arguments);
     // The process does not live long enough for freeing to pay.
@@ -162,203 +91,84 @@ fn try_parse<T: FromArgMatches>(
     parsed.and_then(|mut matches| T::from_arg_matches_mut(&mut matches))
 }
 
-/// clap's message. What was written is quoted in it, and may hold line breaks.
-fn message(error: &clap::Error) -> String {
-    use clap::error::ContextValue;
-    let quoted = error.context().filter_map(|(_, value)| match value {
-        ContextValue::String(text) if text.contains(char::is_control) => Some(text),
-        _ => None,
-    });
-    quoted.fold(error.render().to_string(), |message, text| {
-        message.replace(
-            &format!("'{text}'"),
-            &format!("'{}'", text::printable(text.as_bytes())),
-        )
-    })
-}
-
-/// clap's message without its usage: what is wrong, and its tip if it has one.
-fn one_line(message: &str) -> String {
-    let mut parts = Vec::new();
-    for line in message
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
-        if line.starts_with("Usage:") || line.starts_with("For more information") {
-            break;
-        }
-        // clap's advice to pass it behind '--' would make a command of it.
-        if line.contains("as a value, use") {
-            continue;
-        }
-        parts.push(
-            line.trim_start_matches("error: ")
-                .trim_start_matches("tip: "),
-        );
-    }
-    parts.join("; ").replace(":;", ":")
-}
-
-/// What there is besides the main job.
-fn tell(sub: Sub) -> Result<(), Failure> {
-    match sub {
-        Sub::Status(args) => status::run(&args),
-        Sub::Completions { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(
-                shell,
-                &mut args::command_to_complete(),
-                "autocvd",
-                &mut text,
-            );
-            print(&String::from_utf8_lossy(&text))
-        }
-        Sub::Man => print(&man::page()),
+fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), Failure> {
+    match subcommand {
+        Subcommand::Status(args) => status::run(Status::settle(args, variables)?),
+        Subcommand::Completions { shell } => print(&completions::script(shell)),
+        Subcommand::Man => print(&man::page()),
     }
 }
 
 /// The main job.
-fn choose(options: &Options, command: &[OsString]) -> Result<(), Failure> {
-    signals::guard_output(command.is_empty() && !options.id_only && !options.json);
-    if options.bind && command.is_empty() {
-        let text = "--bind pins a COMMAND, and there is none; give one behind '--'";
-        return Err(Failure::new(exit::WRONG_VALUE, text));
+fn launch(written: MainArgs, variables: &Variables) -> Result<(), Failure> {
+    let launch = Launch::settle(written, variables)?;
+    if let Output::Command { words, .. } = &launch.output {
+        words
+            .first()
+            .map_or(Ok(()), |program| exec::check(program))?;
     }
-    if let Some(program) = command.first() {
-        exec::check(program)?;
-    }
-    if options.quiet {
+    if launch.verbosity == Verbosity::Quiet {
         signals::be_quiet();
+    } else {
+        variables.warnings().iter().for_each(|text| warn(text));
     }
-    explain::start(options.verbose, options.quiet);
+    report::start(launch.verbosity);
     let environment = Environment::read();
-    let request = request(options, command);
-    let mut progress = Progress::new(options.quiet, options.timeout);
-    let found = acquire(&request, &environment, &mut progress);
+    let mut progress = Progress::new(launch.verbosity, launch.timeout);
+    let found = acquire(&launch.request, &environment, &mut progress);
     progress.finish();
-    let found = found?;
-    if options.verbose > 0 {
-        explain::choice(&found, options);
+    let found = found.map_err(|error| report::failure(&error, &launch))?;
+    if launch.verbosity > Verbosity::Normal {
+        report::choice(&found, &launch);
     }
-    if command.is_empty() {
-        print_choice(options, found)
-    } else {
-        start(options, command, found)
-    }
-}
-
-fn request(options: &Options, command: &[OsString]) -> Request {
-    let claim = if options.no_claim {
-        ClaimPolicy::No
-    } else if !command.is_empty() {
-        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
-        ClaimPolicy::Process {
-            command: words.join(" "),
-        }
-    } else {
-        let form = match (options.id_only || options.json, options.source) {
-            (true, _) => OutputForm::Ids,
-            (false, true) => OutputForm::Export,
-            (false, false) => OutputForm::Prefix,
-        };
-        ClaimPolicy::Shell {
-            hold: options.hold.unwrap_or(HOLD),
-            form,
-        }
+    let variables = found.variables();
+    let text = match launch.output {
+        Output::Command { words, cores } => return start(&words, cores, launch.verbosity, found),
+        Output::Prefix(syntax) => format::prefix(syntax, &variables),
+        Output::Export(syntax) => format::export(syntax, &variables),
+        Output::Ids => found.ids.join(","),
+        Output::Json => report::json(&found),
+        Output::Docker => format::docker(&found.ids),
+        Output::Cdi => format::cdi(&found.ids),
     };
-    let mut request = Request::new()
-        .num_gpus(options.num_gpus.unwrap_or(1))
-        .exclude(words(&options.exclude))
-        .claim(claim)
-        .probe(probe_choice(options.probe, options.from.as_ref()));
-    if options.least_used {
-        request = request.least_used();
-    }
-    if let Some(timeout) = options.timeout {
-        request = request.timeout(timeout);
-    }
-    if let Some(interval) = options.interval {
-        request = request.interval(interval);
-    }
-    if let Some(only) = &options.only {
-        request = request.only(words(only));
-    }
-    if let Some(bytes) = options.min_free_memory {
-        request = request.min_free_memory(bytes);
-    }
-    if options.inherit {
-        request = request.inherit();
-    }
-    if options.uuid {
-        request = request.by_uuid();
-    }
-    if options.json || options.verbose > 0 {
-        request = request.detail(Detail::Everything);
-    }
-    if options.bind {
-        request = request.with_cpu_affinity();
-    }
-    request
+    print_choice(&text, found)
 }
 
-/// Ids may also be separated by spaces, as in a variable.
-fn words(ids: &[String]) -> Vec<String> {
-    ids.iter()
-        .flat_map(|ids| ids.split_whitespace())
-        .map(str::to_owned)
-        .collect()
-}
-
-fn print_choice(options: &Options, mut found: Acquisition) -> Result<(), Failure> {
-    let text = if options.json {
-        explain::json(&found)
-    } else if options.id_only {
-        found.ids.join(",")
-    } else {
-        shell::assignments(
-            options.shell.unwrap_or(Syntax::Posix),
-            options.source,
-            &found.variables(),
-        )
-    };
-    match exit::write_stdout(&format!("{text}\n")) {
+fn print_choice(text: &str, mut found: Acquisition) -> Result<(), Failure> {
+    match print(text) {
         Ok(()) => {
             if let Some(claim) = found.claim.take() {
                 claim.persist();
             }
             Ok(())
         }
-        Err(error) => {
+        Err(failure) => {
             if let Some(claim) = &mut found.claim {
                 claim.release();
             }
-            Err(Failure::new(
-                exit::UNEXPECTED,
-                format!("cannot write to standard output: {error}"),
-            ))
+            Err(failure)
         }
     }
 }
 
-fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Result<(), Failure> {
-    let bound = if options.bind {
-        exec::bind(&found.cpu_affinity)
-    } else {
-        Ok(())
+fn start(
+    command: &[OsString],
+    cores: Cores,
+    verbosity: Verbosity,
+    mut found: Acquisition,
+) -> Result<(), Failure> {
+    let bound = match cores {
+        Cores::NearGpus => exec::bind(&found.cpu_affinity),
+        Cores::Unchanged => Ok(()),
     };
-    if let Some(why) = bound.err().filter(|_| !options.quiet) {
-        let _ = writeln!(
-            std::io::stderr(),
-            "autocvd: warning: --bind: {why}; the command runs unbound"
-        );
+    if let Some(why) = bound.err().filter(|_| verbosity > Verbosity::Quiet) {
+        warn(&format!("--bind: {why}; the command runs unbound"));
     }
     if let Some(claim) = &found.claim {
-        let kept = claim.keep_across_exec();
-        kept.map_err(|e| {
+        claim.keep_across_exec().map_err(|error| {
             Failure::new(
-                exit::UNEXPECTED,
-                format!("the claim cannot be passed on: {e}"),
+                ExitCode::Unexpected,
+                format!("the claim cannot be passed on: {error}"),
             )
         })?;
     }
@@ -370,11 +180,82 @@ fn start(options: &Options, command: &[OsString], mut found: Acquisition) -> Res
     Err(failure)
 }
 
+/// Writes a line to standard output.
 fn print(text: &str) -> Result<(), Failure> {
-    exit::write_stdout(text).map_err(|e| {
-        Failure::new(
-            exit::UNEXPECTED,
-            format!("cannot write to standard output: {e}"),
-        )
-    })
+    standard_output::write(&format!("{text}\n")).map_err(Failure::cannot_write)
+}
+
+/// Writes a warning to standard error. One that cannot be written costs nothing else.
+pub(super) fn warn(text: &str) {
+    let text = autocvd::text::printable(text.as_bytes());
+    let _ = std::io::stderr().write_all(format!("autocvd: warning: {text}\n").as_bytes());
+}
+
+/// Reports `failure` and returns its exit code.
+fn fail(failure: &Failure) -> i32 {
+    signals::clear_line();
+    // What is quoted, such as a value or another user's command line, may hold control characters.
+    let text = format!(
+        "autocvd: {}\n",
+        autocvd::text::printable(failure.message.as_bytes())
+    );
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    let code = failure.code.number();
+    let mut buffer = [0; guard::MAX_LENGTH];
+    let length = Guard::current().text(code, &mut buffer);
+    let _ = standard_output::write(&String::from_utf8_lossy(&buffer[..length]));
+    code
+}
+
+/// Makes a panic end like every other failure: in words, with a code, and starting nothing.
+fn catch_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location();
+        let place = place
+            .map(|place| format!(" at {}:{}", place.file(), place.line()))
+            .unwrap_or_default();
+        let payload = panic.payload();
+        let cause = payload.downcast_ref::<String>().map(String::as_str);
+        let cause = cause.or_else(|| payload.downcast_ref::<&str>().copied());
+        let cause = cause.unwrap_or("no message").replace('\n', " ");
+        let message = format!(
+            "internal error{place}: {cause}; please report it with the command that you ran"
+        );
+        autocvd::remove_files();
+        signals::exit_now(fail(&Failure::new(ExitCode::Unexpected, message)));
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_runs_nothing_and_is_told_in_one_line() {
+        const INNER: &str = "AUTOCVD_TEST_PANICS";
+        if std::env::var_os(INNER).is_some() {
+            Guard::Prefix.set();
+            catch_panics();
+            panic!("one line\nand another");
+        }
+        // A process of its own, for a panic ends it.
+        let program = std::env::current_exe().expect("a process knows its program");
+        let name = "cli::run::tests::a_panic_runs_nothing_and_is_told_in_one_line";
+        let mut test = std::process::Command::new(program);
+        test.args(["--exact", name, "--nocapture"]).env(INNER, "1");
+        let output = test.output().expect("it runs");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+        assert!(stdout.ends_with("sh -c 'exit 1' autocvd\n"), "{stdout}");
+        assert!(
+            stderr.starts_with("autocvd: internal error at src/cli/run.rs:"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains(": one line and another; please report it"),
+            "{stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
 }

@@ -1,69 +1,78 @@
 //! Signals, and a driver that does not answer.
 //!
 //! # Design
-//! A call into the driver can hang, so nothing here waits for the main line of the program: the handlers
-//! themselves write what has to be written, with system calls alone, and end the process. What they need
-//! is made ready beforehand. A signal that was ignored when the program started stays ignored, as after
-//! `nohup`.
+//! A call into the driver can hang, so nothing here waits for the main line of the program: the
+//! handlers write what has to be written and end the process, with system calls alone. What they
+//! need is made ready beforehand. A signal that was ignored when the program started stays
+//! ignored, as after `nohup`; only the signals of crashes and of the timer are always handled.
 
-use super::exit;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, Ordering};
+use super::exit_code::ExitCode;
+use super::guard::{self, Guard};
+use super::standard_output;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Whether a failure prints what runs nothing.
-static GUARD: AtomicBool = AtomicBool::new(true);
-/// Whether a line on the terminal is to be ended before another one is written.
+/// Whether an unfinished line on the terminal must be erased before another one is written.
 static LINE_OPEN: AtomicBool = AtomicBool::new(false);
 /// Whether nothing but errors may be written to standard error.
 static QUIET: AtomicBool = AtomicBool::new(false);
-/// Whether a signal that ends the program says so.
-static TELLS_END: AtomicBool = AtomicBool::new(true);
+/// Whether a signal that ends the program is reported.
+static REPORT_SIGNAL: AtomicBool = AtomicBool::new(true);
 /// Whether the end of the process is in order.
-static EXITS: AtomicBool = AtomicBool::new(false);
-/// Whether the driver is being asked.
-static ASKED: AtomicBool = AtomicBool::new(false);
-/// The time that is left, in milliseconds, after the driver's silence was told of; negative is for ever.
-static LEFT: AtomicI64 = AtomicI64::new(-1);
+static EXIT_EXPECTED: AtomicBool = AtomicBool::new(false);
+/// Signals that this program ignores and COMMAND shall not, one a bit.
+static IGNORED_HERE: AtomicU64 = AtomicU64::new(0);
+/// Signals that were ignored when the program started, and that it handles all the same.
+static IGNORED_BEFORE: AtomicU64 = AtomicU64::new(0);
+/// Signals that were blocked when the program started, and that it has unblocked.
+static BLOCKED_BEFORE: AtomicU64 = AtomicU64::new(0);
+/// What the next SIGALRM means: a [`Timer`].
+static TIMER: AtomicU8 = AtomicU8::new(Timer::Off as u8);
 /// What to say if the driver does not answer in time.
 static TIMEOUT_TEXT: AtomicPtr<String> = AtomicPtr::new(std::ptr::null_mut());
 
+/// What the timer's next signal means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Timer {
+    /// Nothing: another process sent it.
+    Off,
+    /// The driver has been silent for a while.
+    Silence,
+    /// The same, and the time limit comes after it.
+    SilenceThenLimit,
+    /// The time limit has come.
+    Limit,
+}
+
 /// How long the driver may take before a line says so.
 const SILENCE: Duration = Duration::from_secs(5);
-/// The text that goes with it.
-const SILENCE_TEXT: &str = "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for it (see dmesg; Ctrl-C ends this)\n";
+const SILENCE_TEXT: &[u8] = b"autocvd: the NVIDIA driver has not answered for 5 s; still waiting \
+                              for it (see dmesg; Ctrl-C ends this)\n";
 
-/// Says whether failures are to print what runs nothing.
-pub(super) fn guard_output(guard: bool) {
-    GUARD.store(guard, Ordering::Relaxed);
-}
-
-pub(super) fn guards_output() -> bool {
-    GUARD.load(Ordering::Relaxed)
-}
-
-/// From now on the end by a signal goes without saying: nothing was to be started.
+/// From now on the end by a signal is not reported: nothing was to be started.
 pub(super) fn end_silently() {
-    TELLS_END.store(false, Ordering::Relaxed);
+    REPORT_SIGNAL.store(false, Ordering::Relaxed);
 }
 
 pub(super) fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Says whether a line without its end stands on the terminal.
+/// Says whether an unfinished line stands on the terminal.
 pub(super) fn set_line_open(open: bool) {
     LINE_OPEN.store(open, Ordering::Relaxed);
 }
 
-/// Ends such a line.
+/// Erases such a line.
 pub(super) fn clear_line() {
     if LINE_OPEN.swap(false, Ordering::Relaxed) {
         write(2, b"\r\x1b[K");
     }
 }
 
-/// Signals that somebody sends to end the program, or that end it because of a limit.
-const ENDING: [i32; 14] = [
+/// Signals that another process sends to end this one, or the kernel because of a limit.
+const ENDING: [i32; 13] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
@@ -72,7 +81,6 @@ const ENDING: [i32; 14] = [
     libc::SIGUSR1,
     libc::SIGUSR2,
     libc::SIGXCPU,
-    libc::SIGXFSZ,
     libc::SIGVTALRM,
     libc::SIGPROF,
     libc::SIGIO,
@@ -89,44 +97,132 @@ const CRASHES: [i32; 7] = [
     libc::SIGSYS,
     libc::SIGTRAP,
 ];
+/// Signals that stop a process: with ^Z, or because it is in the background of its terminal.
+const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// Room for the handlers where a crash has used up the stack.
 const STACK_BYTES: usize = 16 << 10;
 static mut STACK: [u8; STACK_BYTES] = [0; STACK_BYTES];
 
-/// Makes everything that ends a process end this one in order: signals, a crash, and a library that calls exit.
-pub(super) fn install() {
+/// Makes everything that ends a process end this one in order: signals, a crash, and a library
+/// that calls exit.
+pub(super) fn install(guard: Guard) {
     let stack = libc::stack_t {
         ss_sp: (&raw mut STACK).cast(),
         ss_flags: 0,
         ss_size: STACK_BYTES,
     };
-    // SAFETY: the kernel alone uses the memory, which lives as long as the process, and `unexpected_exit` may be
-    // called at exit.
+    // SAFETY: the kernel alone uses the memory, which lives as long as the process, and
+    // `unexpected_exit` may be called at exit.
     unsafe {
         libc::sigaltstack(&stack, std::ptr::null_mut());
         libc::atexit(unexpected_exit);
     }
-    for signal in ENDING {
-        handle(signal, end);
+    for signal in ENDING
+        .into_iter()
+        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+    {
+        if set_action(signal, on_signal as *const () as usize) == libc::SIG_IGN {
+            set_action(signal, libc::SIG_IGN);
+        }
     }
-    handle(libc::SIGALRM, alarm);
     for signal in CRASHES {
-        handle(signal, crash);
+        if set_action(signal, on_crash as *const () as usize) == libc::SIG_IGN {
+            IGNORED_BEFORE.fetch_or(bit(signal), Ordering::Relaxed);
+        }
     }
+    if set_action(libc::SIGALRM, on_alarm as *const () as usize) == libc::SIG_IGN {
+        IGNORED_BEFORE.fetch_or(bit(libc::SIGALRM), Ordering::Relaxed);
+    }
+    unblock();
+    // A file that may not grow (`ulimit -f 0`) costs the claim, not the job.
+    ignore_here(libc::SIGXFSZ);
+    if guard.is_evaluated() {
+        // A shell whose command substitution stops hangs, or takes the empty output for the answer.
+        STOPPING.into_iter().for_each(ignore_here);
+    }
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Signals in a mask, as their numbers.
+fn signals_in(mask: u64) -> impl Iterator<Item = i32> {
+    (1..=64).filter(move |signal| mask & bit(*signal) != 0)
+}
+
+/// Ignores a signal until [`restore`].
+fn ignore_here(signal: i32) {
+    if set_action(signal, libc::SIG_IGN) != libc::SIG_IGN {
+        IGNORED_HERE.fetch_or(bit(signal), Ordering::Relaxed);
+    }
+}
+
+/// Lets the signals of crashes and of the timer through, whatever the parent process blocked.
+fn unblock() {
+    // SAFETY: the sets are made before they are used, and the calls change this thread's mask alone.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in CRASHES.into_iter().chain([libc::SIGALRM]) {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::sigprocmask(libc::SIG_UNBLOCK, &set, &mut before);
+        for signal in CRASHES.into_iter().chain([libc::SIGALRM]) {
+            if libc::sigismember(&before, signal) == 1 {
+                BLOCKED_BEFORE.fetch_or(bit(signal), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Makes signals be to this process what they were when it started, apart from those whose
+/// handlers exec resets by itself. Async-signal-safe.
+pub(super) fn restore() {
+    for signal in signals_in(IGNORED_HERE.load(Ordering::Relaxed)) {
+        set_action(signal, libc::SIG_DFL);
+    }
+    for signal in signals_in(IGNORED_BEFORE.load(Ordering::Relaxed)) {
+        set_action(signal, libc::SIG_IGN);
+    }
+    let blocked = BLOCKED_BEFORE.load(Ordering::Relaxed);
+    if blocked != 0 {
+        // SAFETY: the set is made before it is used.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in signals_in(blocked) {
+                libc::sigaddset(&mut set, signal);
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Whether [`restore`] has anything to do.
+pub(super) fn must_be_restored() -> bool {
+    [&IGNORED_HERE, &IGNORED_BEFORE, &BLOCKED_BEFORE]
+        .iter()
+        .any(|mask| mask.load(Ordering::Relaxed) != 0)
 }
 
 /// From now on the process may exit.
 pub(super) fn expect_exit() {
-    EXITS.store(true, Ordering::Relaxed);
+    EXIT_EXPECTED.store(true, Ordering::Relaxed);
 }
 
 extern "C" fn unexpected_exit() {
-    if !EXITS.load(Ordering::Relaxed) {
+    if !EXIT_EXPECTED.load(Ordering::Relaxed) {
         autocvd::remove_files();
         clear_line();
-        write(2, b"autocvd: the NVIDIA driver's library ended this process; see dmesg, and try --probe nvidia-smi\n");
-        leave(exit::UNEXPECTED);
+        write(
+            2,
+            b"autocvd: the NVIDIA driver's library ended this process; see dmesg, and try --probe \
+              nvidia-smi\n",
+        );
+        exit_guarded(ExitCode::Unexpected.number());
     }
 }
 
@@ -140,35 +236,27 @@ pub(super) fn is_ignored(signal: i32) -> bool {
     }
 }
 
-pub(super) fn ignore(signal: i32) -> std::io::Result<()> {
-    // SAFETY: no handler is installed.
-    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
-        libc::SIG_ERR => Err(std::io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-fn handle(signal: i32, handler: extern "C" fn(i32)) {
-    if is_ignored(signal) {
-        return;
-    }
-    // SAFETY: a zeroed sigaction is a valid one. The handlers are async-signal-safe: they make system calls and
-    // read atomics.
+/// Sets a handler, or what stands for one, and returns the one before it.
+pub(super) fn set_action(signal: i32, handler: usize) -> usize {
+    // SAFETY: a zeroed sigaction is a valid one. The handlers are async-signal-safe: they make
+    // system calls and read atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as *const () as usize;
+        let mut before: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
         // The driver's own system calls go on after the line that says how long they take.
         action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
-        // One at a time: the frames of several would not fit onto the stack that they have.
+        // One at a time: the frames of several would not fit onto their stack.
         libc::sigfillset(&mut action.sa_mask);
-        libc::sigaction(signal, &action, std::ptr::null_mut());
+        libc::sigaction(signal, &action, &mut before);
+        before.sa_sigaction
     }
 }
 
-extern "C" fn end(signal: i32) {
+extern "C" fn on_signal(signal: i32) {
     autocvd::remove_files();
     clear_line();
-    if TELLS_END.load(Ordering::Relaxed) {
+    if REPORT_SIGNAL.load(Ordering::Relaxed) {
         let name: &[u8] = match signal {
             libc::SIGINT => b"interrupted (SIGINT)",
             libc::SIGTERM => b"terminated (SIGTERM)",
@@ -178,7 +266,7 @@ extern "C" fn end(signal: i32) {
             libc::SIGUSR2 => b"ended (SIGUSR2)",
             libc::SIGALRM => b"ended (SIGALRM)",
             libc::SIGXCPU => b"its CPU time is used up (SIGXCPU)",
-            // Whoever closed the pipe does not want to hear of it.
+            // Whoever closed the pipe does not want to read about it.
             libc::SIGPIPE => b"",
             _ => b"ended by a signal",
         };
@@ -188,44 +276,54 @@ extern "C" fn end(signal: i32) {
                 .for_each(|part| write(2, part));
         }
     }
-    leave(128 + signal);
+    write_guard(128 + signal);
+    // No core file: nothing has crashed.
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the limit lives through the call.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
+    die_of(signal)
 }
 
-extern "C" fn crash(signal: i32) {
+extern "C" fn on_crash(signal: i32) {
     autocvd::remove_files();
     clear_line();
-    write(2, b"autocvd: crashed, perhaps in the NVIDIA driver's library; see dmesg, and try --probe nvidia-smi\n");
+    write(
+        2,
+        b"autocvd: crashed, perhaps in the NVIDIA driver's library; see dmesg, and try --probe \
+          nvidia-smi\n",
+    );
     write_guard(128 + signal);
-    // SAFETY: these may be called in a handler, and the set is made before it is used. What crashed ends by its
-    // signal, with a core file where those are kept; PID 1 of a container does not, and so leaves by itself.
+    die_of(signal)
+}
+
+/// Ends the process by the signal itself, as its caller expects: a shell's loop then ends on
+/// Ctrl-C. PID 1 of a container does not die of a signal, and exits instead.
+fn die_of(signal: i32) -> ! {
+    // SAFETY: these may be called in a handler, and the set is made before it is used.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
         let mut only: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut only);
         libc::sigaddset(&mut only, signal);
         libc::sigprocmask(libc::SIG_UNBLOCK, &only, std::ptr::null_mut());
     }
     exit_now(128 + signal)
 }
 
-/// Writes what runs nothing, where that is due, and ends the process.
-fn leave(code: i32) -> ! {
+/// Writes the guard and ends the process.
+fn exit_guarded(code: i32) -> ! {
     write_guard(code);
     exit_now(code)
 }
 
 fn write_guard(code: i32) {
-    if guards_output() {
-        let digits = [
-            b'0' + (code / 100 % 10) as u8,
-            b'0' + (code / 10 % 10) as u8,
-            b'0' + (code % 10) as u8,
-        ];
-        let start = digits.iter().position(|digit| *digit != b'0').unwrap_or(2);
-        write(1, b"sh -c 'exit ");
-        write(1, &digits[start..]);
-        write(1, b"' autocvd\n");
-    }
+    let mut buffer = [0; guard::MAX_LENGTH];
+    let length = Guard::current().text(code, &mut buffer);
+    write(standard_output::raw(), &buffer[..length]);
 }
 
 /// Ends the process without running anything more of it.
@@ -235,72 +333,80 @@ pub(super) fn exit_now(code: i32) -> ! {
 }
 
 fn write(descriptor: i32, bytes: &[u8]) {
-    // SAFETY: the pointer and length are those of a live slice. A failure has nobody left to be told.
-    unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
+    if !bytes.is_empty() {
+        // SAFETY: the pointer and length are those of a live slice. There is nothing to be done
+        // about a failure.
+        unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
+    }
 }
 
-/// From now on the driver is asked; `limit` is how long it may take, and `text` what to say then.
-pub(super) fn watch_driver(limit: Option<(Duration, String)>) {
-    let (first, left) = match limit {
-        Some((limit, text)) => {
-            TIMEOUT_TEXT.store(Box::into_raw(Box::new(text)), Ordering::Release);
-            let limit = limit.max(Duration::from_millis(1));
-            (
-                limit.min(SILENCE),
-                i64::try_from(limit.saturating_sub(SILENCE).as_millis()).unwrap_or(i64::MAX),
-            )
-        }
-        None => (SILENCE, -1),
+/// Sets the text that is written if the driver does not answer within its limit, for the rest of
+/// the run.
+pub(super) fn set_timeout_text(text: String) {
+    let before = TIMEOUT_TEXT.swap(Box::into_raw(Box::new(text)), Ordering::AcqRel);
+    debug_assert!(
+        before.is_null(),
+        "a handler may read the text that would be dropped"
+    );
+}
+
+/// From now on the driver is asked; `limit` is how long it may take.
+pub(super) fn watch_driver(limit: Option<Duration>) {
+    let (meaning, first, then) = match limit {
+        None => (Timer::Silence, SILENCE, Duration::ZERO),
+        Some(limit) if limit <= SILENCE => (
+            Timer::Limit,
+            limit.max(Duration::from_millis(1)),
+            Duration::ZERO,
+        ),
+        Some(limit) => (Timer::SilenceThenLimit, SILENCE, limit - SILENCE),
     };
-    LEFT.store(left, Ordering::Release);
-    ASKED.store(true, Ordering::Release);
-    set_timer(first);
+    TIMER.store(meaning as u8, Ordering::Release);
+    set_timer(first, then);
 }
 
 /// The driver has answered.
 pub(super) fn driver_answered() {
-    set_timer(Duration::ZERO);
-    ASKED.store(false, Ordering::Release);
+    set_timer(Duration::ZERO, Duration::ZERO);
+    TIMER.store(Timer::Off as u8, Ordering::Release);
 }
 
-fn set_timer(after: Duration) {
-    let value = libc::timeval {
-        tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_usec: libc::suseconds_t::from(after.subsec_micros() as i32),
+/// Sets the timer to go off after `first`, and then every `then`, if that is not zero.
+fn set_timer(first: Duration, then: Duration) {
+    let time = |duration: Duration| libc::timeval {
+        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_usec: libc::suseconds_t::from(duration.subsec_micros() as i32),
     };
     let timer = libc::itimerval {
-        it_interval: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 0,
-        },
-        it_value: value,
+        it_interval: time(then),
+        it_value: time(first),
     };
-    // SAFETY: `timer` is a valid timer, and the old one is not asked for.
+    // SAFETY: `timer` is a valid timer, and null does not ask for the old one.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
 }
 
-/// The driver has been silent for too long, or else somebody else sent the signal.
-extern "C" fn alarm(signal: i32) {
-    if !ASKED.load(Ordering::Acquire) {
-        return end(signal);
-    }
-    let left = LEFT.swap(0, Ordering::AcqRel);
-    if left == 0 {
+/// The driver has been silent for too long, unless another process sent the signal.
+extern "C" fn on_alarm(signal: i32) {
+    let is = |timer: Timer| TIMER.load(Ordering::Acquire) == timer as u8;
+    if is(Timer::Silence) || is(Timer::SilenceThenLimit) {
+        let next = if is(Timer::Silence) {
+            Timer::Off
+        } else {
+            Timer::Limit
+        };
+        TIMER.store(next as u8, Ordering::Release);
+        if !QUIET.load(Ordering::Relaxed) {
+            write(2, SILENCE_TEXT);
+        }
+    } else if is(Timer::Limit) {
         autocvd::remove_files();
         clear_line();
-        let text = TIMEOUT_TEXT.load(Ordering::Acquire);
-        // SAFETY: the string was leaked, so it lives as long as the process.
-        if let Some(text) = unsafe { text.as_ref() } {
+        // SAFETY: the string is leaked, so it lives as long as the process.
+        if let Some(text) = unsafe { TIMEOUT_TEXT.load(Ordering::Acquire).as_ref() } {
             write(2, text.as_bytes());
         }
-        leave(exit::TIMED_OUT);
-    }
-    if !QUIET.load(Ordering::Relaxed) {
-        write(2, SILENCE_TEXT.as_bytes());
-    }
-    if left > 0 {
-        set_timer(Duration::from_millis(left.unsigned_abs()));
-    } else {
-        LEFT.store(-1, Ordering::Release);
+        exit_guarded(ExitCode::TimedOut.number());
+    } else if IGNORED_BEFORE.load(Ordering::Relaxed) & bit(signal) == 0 {
+        on_signal(signal);
     }
 }

@@ -3,9 +3,9 @@
 mod cells;
 mod screen;
 
-use super::args::{StatusArgs, probe_choice};
-use super::exit::{self, Failure};
-use super::{signals, terminal};
+use super::failure::Failure;
+use super::options::{Status, StatusForm};
+use super::{signals, standard_output, terminal};
 use autocvd::Environment;
 use autocvd::Observer;
 use autocvd::ProbeChoice;
@@ -21,47 +21,70 @@ const WIDTH: usize = 80;
 const HEIGHT: usize = 24;
 
 /// Shows the machine.
-pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
+pub(super) fn run(asked: Status) -> Result<(), Failure> {
     signals::end_silently();
     let environment = Environment::read();
-    let choice = probe_choice(args.probe, args.from.as_ref());
-    let redraws = args.watch.is_some() && !args.json && std::io::stdout().is_terminal();
-    let mut witness = WarningSink {
+    let redraws =
+        asked.watch.is_some() && asked.form == StatusForm::Screen && standard_output::is_terminal();
+    let mut sink = WarningSink {
         warnings: redraws.then(Vec::new),
     };
-    let mut machine = StatusReader::open(&choice, &environment, &mut witness)?;
-    let snapshot = machine.look(&mut witness)?;
-    match args.watch {
-        None if args.json => print(&printable_json(&snapshot.to_json())),
-        None => print(&screen::lines(&snapshot, &view(&machine)).join("\n")),
-        Some(every) => {
-            let mut watched = Watched {
-                args,
-                choice,
-                environment,
-                machine,
-                witness,
-                redraws,
-            };
-            watched.show(&snapshot, true)?;
-            loop {
-                watched.step(every)?;
-            }
-        }
+    let mut machine = StatusReader::open(&asked.probe, &environment, &mut sink)?;
+    let snapshot = machine.look(&mut sink)?;
+    let Some(every) = asked.watch else {
+        return print(&match asked.form {
+            StatusForm::Json => printable_json(&snapshot.to_json()),
+            StatusForm::Short => screen::summary(&snapshot),
+            StatusForm::Screen => screen::lines(&snapshot, &view(&machine)).join("\n"),
+        });
+    };
+    let mut watched = Watched {
+        asked,
+        environment,
+        machine,
+        sink,
+        redraws,
+    };
+    watched.show(&snapshot, true)?;
+    loop {
+        watched.step(every)?;
     }
 }
 
+/// The GPUs for the shells' completions, one a line: index, tab, name and state.
+///
+/// # Errors
+/// The machine cannot be read.
+pub(super) fn ids(probe: &ProbeChoice) -> Result<String, Failure> {
+    signals::end_silently();
+    let mut sink = WarningSink {
+        warnings: Some(Vec::new()),
+    };
+    let mut machine = StatusReader::open(probe, &Environment::read(), &mut sink)?;
+    let snapshot = machine.look(&mut sink)?;
+    let line = |gpu: &autocvd::Gpu| {
+        let name = cells::known(gpu.name.as_deref());
+        let name = name.strip_prefix("NVIDIA ").unwrap_or(&name);
+        format!("{}\t{name}, {}", gpu.index, screen::word(gpu.state))
+    };
+    Ok(snapshot
+        .gpus
+        .iter()
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n"))
+}
+
 /// A machine that is shown again and again.
-struct Watched<'a> {
-    args: &'a StatusArgs,
-    choice: ProbeChoice,
+struct Watched {
+    asked: Status,
     environment: Environment,
     machine: StatusReader,
-    witness: WarningSink,
+    sink: WarningSink,
     redraws: bool,
 }
 
-impl Watched<'_> {
+impl Watched {
     fn step(&mut self, every: Duration) -> Result<(), Failure> {
         std::thread::sleep(every);
         match self.look() {
@@ -75,7 +98,7 @@ impl Watched<'_> {
                     .collect::<Vec<_>>(),
             ),
             Err(error) => {
-                self.witness.warn(&error.to_string());
+                self.sink.warn(&error.to_string());
                 Ok(())
             }
         }
@@ -84,15 +107,18 @@ impl Watched<'_> {
     fn look(&mut self) -> autocvd::Result<Snapshot> {
         if !self.machine.is_live() {
             // A file may have been written anew.
-            self.machine = StatusReader::open(&self.choice, &self.environment, &mut self.witness)?;
+            self.machine =
+                StatusReader::open(&self.asked.probe, &self.environment, &mut self.sink)?;
         }
-        self.machine.look(&mut self.witness)
+        self.machine.look(&mut self.sink)
     }
 
     fn show(&mut self, snapshot: &Snapshot, first: bool) -> Result<(), Failure> {
-        if self.args.json {
+        match self.asked.form {
             // One document a line, which readers of a stream take one by one.
-            return print(&printable_json(&snapshot.to_json_line()));
+            StatusForm::Json => return print(&printable_json(&snapshot.to_json_line())),
+            StatusForm::Short => return print(&screen::summary(snapshot)),
+            StatusForm::Screen => {}
         }
         let view = view(&self.machine);
         if self.redraws {
@@ -117,7 +143,7 @@ impl Watched<'_> {
     /// Draws over what was drawn before, in one write, so that nothing flickers.
     fn draw(&self, lines: &[String]) -> Result<(), Failure> {
         let warnings = self
-            .witness
+            .sink
             .warnings
             .iter()
             .flatten()
@@ -130,8 +156,8 @@ impl Watched<'_> {
             lines.truncate(rows - 1);
             lines.push(format!("… {hidden} more lines; a higher window shows them"));
         }
-        exit::write_stdout(&format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n")))
-            .map_err(cannot_write)?;
+        standard_output::write(&format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n")))
+            .map_err(Failure::cannot_write)?;
         // Ctrl-C leaves '^C' where the shell's prompt will be.
         signals::set_line_open(std::io::stderr().is_terminal());
         Ok(())
@@ -164,10 +190,10 @@ impl Observer for WarningSink {
 
 /// How to show what `machine` tells, on what standard output is.
 fn view(machine: &StatusReader) -> screen::View {
-    let stdout = std::io::stdout();
-    let terminal = stdout.is_terminal();
-    let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
-    let width = match terminal && columns > 0 {
+    let is_terminal = standard_output::is_terminal();
+    let size = rustix::termios::tcgetwinsize(standard_output::descriptor());
+    let columns = size.map_or(0, |size| usize::from(size.ws_col));
+    let width = match is_terminal && columns > 0 {
         true => columns,
         false => terminal::columns().unwrap_or(WIDTH),
     };
@@ -180,13 +206,13 @@ fn view(machine: &StatusReader) -> screen::View {
     });
     screen::View {
         width: width.max(screen::MIN_WIDTH),
-        color: terminal && terminal::allows_color(),
+        color: terminal::has_color(is_terminal),
         live,
     }
 }
 
 fn height() -> usize {
-    match rustix::termios::tcgetwinsize(std::io::stdout()) {
+    match rustix::termios::tcgetwinsize(standard_output::descriptor()) {
         Ok(size) if size.ws_row > 0 => size.ws_row.into(),
         _ => HEIGHT,
     }
@@ -206,14 +232,7 @@ fn printable_json(json: &str) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    exit::write_stdout(&format!("{text}\n")).map_err(cannot_write)
-}
-
-fn cannot_write(error: std::io::Error) -> Failure {
-    Failure::new(
-        exit::UNEXPECTED,
-        format!("cannot write to standard output: {error}"),
-    )
+    standard_output::write(&format!("{text}\n")).map_err(Failure::cannot_write)
 }
 
 #[cfg(test)]

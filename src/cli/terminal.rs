@@ -4,16 +4,17 @@ use std::env;
 
 /// `COLUMNS`: how wide the output is to be where it is not a terminal.
 pub(super) fn columns() -> Option<usize> {
-    env::var("COLUMNS")
-        .ok()?
-        .parse()
-        .ok()
-        .filter(|columns| *columns > 0)
+    let columns = env::var("COLUMNS").ok()?.parse().ok();
+    columns.filter(|columns| *columns > 0)
 }
 
-/// Whether a terminal may be written to in colours: neither `NO_COLOR` (<https://no-color.org>) nor a
-/// terminal that has none.
-pub(super) fn allows_color() -> bool {
-    env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && env::var_os("TERM").is_none_or(|term| term != "dumb")
+/// Whether the output is coloured: on a terminal that has colours, unless `NO_COLOR`
+/// (<https://no-color.org>) is set, and elsewhere where `CLICOLOR_FORCE` asks for it
+/// (<https://bixense.com/clicolors/>).
+pub(super) fn has_color(is_terminal: bool) -> bool {
+    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_forced =
+        env::var_os("CLICOLOR_FORCE").is_some_and(|value| !value.is_empty() && value != "0");
+    let is_plain = env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !is_set("NO_COLOR") && (is_forced || (is_terminal && !is_plain))
 }

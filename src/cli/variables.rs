@@ -1,97 +1,176 @@
-//! The variables that set options, brought into line with the command line, which wins, before both are parsed.
+//! The `AUTOCVD_…` variables, read once.
 
-use std::ffi::OsString;
+use super::args::{self, Format};
+use super::failure::Failure;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
-/// The variables of autocvd that stand for no option.
-const NO_OPTIONS: [&str; 3] = ["AUTOCVD_NVML_LIB", "AUTOCVD_CLAIM_DIR", "AUTOCVD_INSIDE"];
-/// Options that exclude each other: one that is written makes the others' variables void.
-const OUTPUT: [&str; 4] = [
-    "AUTOCVD_SOURCE",
-    "AUTOCVD_EXPORT",
-    "AUTOCVD_ID_ONLY",
-    "AUTOCVD_JSON",
+/// What all names of variables begin with.
+pub(super) const PREFIX: &str = "AUTOCVD_";
+
+/// The variables that set options, without their prefix.
+pub(super) const OPTIONS: [&str; 24] = [
+    "NUM_GPUS",
+    "LEAST_USED",
+    "TIMEOUT",
+    "INTERVAL",
+    "SOURCE",
+    "EXPORT",
+    "ID_ONLY",
+    "QUIET",
+    "VERBOSE",
+    "EXCLUDE",
+    "ONLY",
+    "MIN_FREE_MEMORY",
+    "INHERIT",
+    "UUID",
+    "JSON",
+    "FORMAT",
+    "SHELL",
+    "HOLD",
+    "NO_CLAIM",
+    "PROBE",
+    "BIND",
+    "FROM",
+    "WATCH",
+    "SHORT",
 ];
-const TELLING: [&str; 2] = ["AUTOCVD_QUIET", "AUTOCVD_VERBOSE"];
 
-/// Removes the variables that do not count: empty ones, for `-e AUTOCVD_TIMEOUT=` is how container images leave
-/// one out, and those that the command line outweighs. Returns whether any other may set an option.
-pub(super) fn settle(arguments: &[OsString]) -> bool {
-    let mut found = false;
-    for (name, value) in std::env::vars_os() {
-        if !name.as_encoded_bytes().starts_with(b"AUTOCVD_") {
-            continue;
-        }
-        match value.is_empty() {
-            true => remove(&name),
-            false => found |= NO_OPTIONS.iter().all(|other| name != *other),
+/// The others.
+pub(super) const OTHERS: [&str; 3] = ["NVML_LIB", "CLAIM_DIR", "INSIDE"];
+
+/// The variables that are set and not empty, by their names without the prefix. An empty variable
+/// counts as not set: `docker run -e AUTOCVD_TIMEOUT=` is how one leaves it out.
+#[derive(Debug, Default)]
+pub(super) struct Variables {
+    set: Vec<(OsString, OsString)>,
+}
+
+impl Variables {
+    /// Reads those of this process.
+    pub(super) fn read() -> Self {
+        let own = |(name, value): (OsString, OsString)| {
+            let name = name.as_bytes().strip_prefix(PREFIX.as_bytes())?;
+            (!value.is_empty()).then(|| (OsStr::from_bytes(name).to_owned(), value))
+        };
+        Self {
+            set: std::env::vars_os().filter_map(own).collect(),
         }
     }
-    let mut words = arguments.iter().skip(1).map(|word| word.as_encoded_bytes());
-    let options: Vec<&[u8]> = words.by_ref().take_while(|word| *word != b"--").collect();
-    let written = |long: &[&str], short: &[u8]| {
-        options
+
+    #[cfg(test)]
+    pub(super) fn from_pairs(pairs: &[(&str, &str)]) -> Self {
+        Self {
+            set: pairs
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        }
+    }
+
+    /// The value of a variable, named without its prefix.
+    pub(super) fn get(&self, name: &str) -> Option<&OsStr> {
+        self.set
             .iter()
-            .any(|word| long.iter().any(|name| name.as_bytes() == *word) || has_switch(word, short))
-    };
-    if written(&["--source", "--export", "--id-only", "--json"], b"seo") {
-        OUTPUT.iter().for_each(remove);
+            .find(|(set, _)| set == name)
+            .map(|(_, value)| &**value)
     }
-    if written(&["--quiet", "--verbose"], b"qv") {
-        TELLING.iter().for_each(remove);
-    }
-    if options
-        .iter()
-        .any(|word| *word == b"--probe" || word.starts_with(b"--probe="))
-    {
-        // A file would go before it.
-        remove("AUTOCVD_FROM");
-    }
-    if words.next().is_none() {
-        // Only a COMMAND can be bound.
-        remove("AUTOCVD_BIND");
-    }
-    if let (None, Some(export)) = (
-        std::env::var_os("AUTOCVD_SOURCE"),
-        std::env::var_os("AUTOCVD_EXPORT"),
-    ) {
-        // SAFETY: the program has one thread.
-        unsafe { std::env::set_var("AUTOCVD_SOURCE", export) };
-    }
-    found
-}
 
-fn remove(name: impl AsRef<std::ffi::OsStr>) {
-    // SAFETY: the program has one thread.
-    unsafe { std::env::remove_var(name) };
-}
+    /// Whether one of them may set an option.
+    pub(super) fn may_set_options(&self) -> bool {
+        self.set
+            .iter()
+            .any(|(name, _)| OTHERS.iter().all(|other| name != other))
+    }
 
-/// Whether one of the short options is in a word such as `-qo`; those behind one that takes a value are its value.
-pub(super) fn has_switch(word: &[u8], short: &[u8]) -> bool {
-    let Some((b'-', letters)) = word.split_first() else {
-        return false;
-    };
-    letters
-        .iter()
-        .take_while(|letter| b"lseoqv".contains(letter))
-        .any(|letter| short.contains(letter))
+    /// Whether a switch is on, or has a value that is neither yes nor no.
+    pub(super) fn may_be_true(&self, name: &str) -> bool {
+        self.get(name)
+            .is_some_and(|value| value.to_str().map(args::boolean) != Some(Ok(false)))
+    }
+
+    /// The value of a variable, parsed.
+    ///
+    /// # Errors
+    /// What is wrong with the value, and in which variable it is.
+    pub(super) fn parse<T>(
+        &self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let parsed = value
+            .to_str()
+            .map_or_else(|| Err("give UTF-8 text".to_owned()), parse);
+        parsed.map(Some).map_err(|advice| {
+            let value = value.to_string_lossy();
+            Failure::usage(format!(
+                "invalid value '{value}' in {PREFIX}{name}: {advice}"
+            ))
+        })
+    }
+
+    /// The syntax to print that a variable asks for. An image or a profile sets it for every
+    /// shell that will run there. fish reads the posix form, other shells do not read fish's.
+    pub(super) fn format(&self) -> Option<Format> {
+        let value = self.get("FORMAT").or_else(|| self.get("SHELL"))?;
+        match Format::parse(value.as_bytes())? {
+            Format::Fish => Some(Format::Posix),
+            format => Some(format),
+        }
+    }
+
+    /// A warning for each variable that looks like one of autocvd's and is none.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let known = || OPTIONS.iter().chain(&OTHERS);
+        let unknown = self
+            .set
+            .iter()
+            .filter(|(name, _)| known().all(|known| name != known));
+        let warning = |(name, _): &(OsString, OsString)| {
+            let name = name.to_string_lossy();
+            match super::usage::nearest(&name, known().copied()) {
+                Some(near) => format!("{PREFIX}{name} has no effect; did you mean {PREFIX}{near}?"),
+                None => {
+                    format!("{PREFIX}{name} has no effect; 'autocvd --help' names the variables")
+                }
+            }
+        };
+        unknown.map(warning).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::has_switch;
+    use super::*;
 
     #[test]
-    fn a_switch_is_found_among_others_but_not_in_a_value() {
-        for (word, found) in [
-            ("-o", true),
-            ("-qo", true),
-            ("-on", true),
-            ("-xo", false),
-            ("-no", false),
-            ("--o", false),
-            ("o", false),
-        ] {
-            assert_eq!(has_switch(word.as_bytes(), b"o"), found, "{word}");
+    fn each_option_has_its_variable() {
+        use clap::CommandFactory;
+        let main = args::MainArgs::command();
+        let status = args::SubcommandArgs::command();
+        let status = status.find_subcommand("status").expect("there is one");
+        for argument in main.get_arguments().chain(status.get_arguments()) {
+            let Some(long) = argument.get_long() else {
+                continue;
+            };
+            let name = long.replace('-', "_").to_uppercase();
+            assert!(OPTIONS.contains(&&*name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_variable_that_is_none_of_the_known_ones_gets_a_warning() {
+        let warnings = |name: &str| Variables::from_pairs(&[(name, "1")]).warnings();
+        assert_eq!(warnings("TIMEOUT"), [""; 0]);
+        assert_eq!(
+            warnings("TIMOUT"),
+            ["AUTOCVD_TIMOUT has no effect; did you mean AUTOCVD_TIMEOUT?"]
+        );
+        assert!(
+            warnings("COLOUR")[0].starts_with("AUTOCVD_COLOUR has no effect; 'autocvd --help'")
+        );
     }
 }

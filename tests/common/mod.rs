@@ -353,6 +353,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What a shell calls its exit status: 128 and the signal where one ended it.
+    pub fn status(&self) -> Option<i32> {
+        self.code.or(self.signal.map(|signal| 128 + signal))
+    }
+
     /// stdout of a program that must have succeeded.
     #[track_caller]
     pub fn success(self) -> String {

@@ -82,7 +82,7 @@ fn header(snapshot: &Snapshot, view: &View) -> String {
     }
 }
 
-fn summary(snapshot: &Snapshot) -> String {
+pub(super) fn summary(snapshot: &Snapshot) -> String {
     let free = snapshot
         .devices()
         .filter(|device| device.state() == Some(State::Free))
@@ -426,7 +426,7 @@ impl Columns {
     }
 }
 
-fn word(state: Option<State>) -> &'static str {
+pub(super) fn word(state: Option<State>) -> &'static str {
     match state {
         Some(State::Free) => "free",
         Some(State::Busy) => "busy",

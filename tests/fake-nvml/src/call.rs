@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{ByName, Ending, Machine};
+use crate::config::{ByName, Ending, Machine, Mischief};
 use crate::ffi::{Code, SUCCESS, UNINITIALIZED, UNKNOWN};
 
 /// How often this process has done something to a GPU, by its index.
@@ -93,6 +93,22 @@ impl Call {
 
     pub fn initialize(&self) -> Result<(), Code> {
         thread::sleep(Duration::from_millis(self.machine.init.delay_ms));
+        // SAFETY: these change descriptor 1 alone, and whoever owns it is to be tested.
+        match self.machine.init.stdout {
+            Some(Mischief::Print) => unsafe {
+                let text = b"printed by the library\n";
+                libc::write(1, text.as_ptr().cast(), text.len());
+            },
+            Some(Mischief::Close) => unsafe {
+                libc::close(1);
+            },
+            Some(Mischief::Redirect) => unsafe {
+                let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY);
+                libc::dup2(null, 1);
+                libc::close(null);
+            },
+            None => {}
+        }
         match self.machine.init.ends {
             // SAFETY: none: to read from there ends the process, which is what is asked for.
             Some(Ending::Crash) => {

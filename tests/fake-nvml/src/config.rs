@@ -51,6 +51,19 @@ pub struct Init {
     pub delay_ms: u64,
     /// To end the process instead of answering.
     pub ends: Option<Ending>,
+    /// What it does with the process's standard output first.
+    pub stdout: Option<Mischief>,
+}
+
+/// What a library can do with its process's standard output.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub enum Mischief {
+    /// Writes to it.
+    Print,
+    Close,
+    /// Lets it lead to `/dev/null`.
+    Redirect,
 }
 
 /// How a library can end its process.

@@ -1,21 +1,20 @@
-//! What the program tells of a choice: to people with `-v`, to scripts with `--json`.
+//! What the program reports of a choice or of a failure: to people in words, to scripts as JSON.
 
-use super::args::Options;
-use autocvd::Acquisition;
-use autocvd::DeviceId;
-use autocvd::Verdict;
+use super::failure::Failure;
+use super::options::{Launch, Output, Verbosity};
+use super::usage;
+use autocvd::{Acquisition, DeviceId, Error, Verdict};
 use std::io::Write;
 use tracing::Level;
 
-/// Starts telling on standard error: warnings always, what is done and why with `-v`, more with `-vv`.
-/// Without `-v` there is next to nothing to tell, and no subscriber to pay for.
-pub(super) fn start(verbose: u8, quiet: bool) {
-    let level = match verbose {
-        _ if quiet => return,
-        0 => return,
-        1 => Level::INFO,
-        2 => Level::DEBUG,
-        _ => Level::TRACE,
+/// Starts writing to standard error what the verbosity asks for. Without `-v` there is next to
+/// nothing to say, and no subscriber to pay for.
+pub(super) fn start(verbosity: Verbosity) {
+    let level = match verbosity {
+        Verbosity::Quiet | Verbosity::Normal => return,
+        Verbosity::Verbose => Level::INFO,
+        Verbosity::Debug => Level::DEBUG,
+        Verbosity::Trace => Level::TRACE,
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
@@ -42,11 +41,11 @@ impl Write for IgnoreWriteErrors {
 }
 
 /// Says what was chosen, what was passed over and for what.
-pub(super) fn choice(found: &Acquisition, options: &Options) {
+pub(super) fn choice(found: &Acquisition, launch: &Launch) {
     let snapshot = &found.snapshot;
     let labels = found.devices.iter().map(|id| snapshot.device(*id).label());
     let labels: Vec<String> = labels.collect();
-    let how = match (options.least_used, found.devices.len()) {
+    let how = match (launch.least_used, found.devices.len()) {
         (true, _) => "the most free memory",
         (false, 1) => "free; the highest index goes first",
         (false, _) => "free; the best connected set goes first, then the highest indices",
@@ -63,7 +62,7 @@ pub(super) fn choice(found: &Acquisition, options: &Options) {
                     .to_owned()
             }
             Verdict::Free => {
-                let shortfall = device.memory_shortfall(options.min_free_memory);
+                let shortfall = device.memory_shortfall(launch.min_free_memory);
                 shortfall.unwrap_or_else(|| "free, but not needed".to_owned())
             }
             verdict => verdict.reason().unwrap_or("no reason").to_owned(),
@@ -105,4 +104,24 @@ pub(super) fn json(found: &Acquisition) -> String {
         .map(|(name, value)| (name.to_owned(), value.into()))
         .collect();
     serde_json::json!({ "gpus": gpus, "env": env }).to_string()
+}
+
+/// The failure that stands for an error of the library.
+pub(super) fn failure(error: &Error, launch: &Launch) -> Failure {
+    let mut failure = Failure::of(error, &launch.origins);
+    if matches!(error, Error::UnknownDevice { .. }) {
+        failure.message.push_str(&missing_dashes(launch));
+    }
+    failure
+}
+
+/// `-x 0 python train.py` takes the program for an id.
+fn missing_dashes(launch: &Launch) -> String {
+    if matches!(launch.output, Output::Command { .. }) {
+        return String::new();
+    }
+    match launch.ids.iter().skip(1).find(|id| usage::is_program(id)) {
+        Some(program) => format!("; to run a command, put '--' in front of it: -- {program} …"),
+        None => String::new(),
+    }
 }

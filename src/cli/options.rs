@@ -1,0 +1,528 @@
+//! What is asked for, settled: the command line first, then the variables, then the defaults.
+
+use super::args::{self, Format, MainArgs, Options, ProbeArg, StatusArgs};
+use super::failure::Failure;
+use super::variables::{PREFIX, Variables};
+use autocvd::{ClaimPolicy, Detail, OutputForm, ProbeChoice, Request};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The default of `--hold`.
+const HOLD: Duration = Duration::from_secs(60);
+
+/// The main job.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) request: Request,
+    pub(super) output: Output,
+    pub(super) verbosity: Verbosity,
+    pub(super) origins: Origins,
+    // What messages need of the request.
+    pub(super) least_used: bool,
+    pub(super) timeout: Option<Duration>,
+    pub(super) min_free_memory: Option<u64>,
+    /// The ids to choose among or to leave out.
+    pub(super) ids: Vec<String>,
+}
+
+/// What becomes of the choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Assignments in front of a command.
+    Prefix(Syntax),
+    /// Assignments for the shell itself.
+    Export(Syntax),
+    Ids,
+    Json,
+    /// Arguments of `docker run`.
+    Docker,
+    /// Arguments of `podman run`.
+    Cdi,
+    /// The program to become.
+    Command {
+        words: Vec<OsString>,
+        cores: Cores,
+    },
+}
+
+/// The syntax of assignments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Syntax {
+    /// sh, bash, dash, ksh, zsh, busybox.
+    Posix,
+    /// fish 3.1 and later.
+    Fish,
+    /// csh, tcsh.
+    Csh,
+}
+
+/// The CPU cores that COMMAND runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cores {
+    /// Those of this process.
+    Unchanged,
+    /// Those of them that are near the GPUs.
+    NearGpus,
+}
+
+/// How much is written to standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Verbosity {
+    /// Errors alone.
+    Quiet,
+    /// Errors, warnings, and what is waited for.
+    Normal,
+    /// Also what was chosen and why.
+    Verbose,
+    Debug,
+    Trace,
+}
+
+/// The names of the options or variables that the values came from, for messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Origins {
+    pub(super) exclude: &'static str,
+    pub(super) only: &'static str,
+    pub(super) min_free_memory: &'static str,
+    pub(super) from: &'static str,
+}
+
+impl Default for Origins {
+    fn default() -> Self {
+        Self {
+            exclude: "--exclude",
+            only: "--only",
+            min_free_memory: "--min-free-memory",
+            from: "--from",
+        }
+    }
+}
+
+/// What `autocvd status` shows, and how.
+#[derive(Debug)]
+pub(super) struct Status {
+    pub(super) form: StatusForm,
+    /// The time between two screens; `None` shows one.
+    pub(super) watch: Option<Duration>,
+    pub(super) probe: ProbeChoice,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StatusForm {
+    Screen,
+    Short,
+    Json,
+}
+
+impl Launch {
+    /// # Errors
+    /// A variable's value is wrong, or two options contradict each other.
+    pub(super) fn settle(written: MainArgs, variables: &Variables) -> Result<Self, Failure> {
+        let MainArgs { options, command } = written;
+        let verbosity = verbosity(&options, variables)?;
+        let output = output(&options, command, variables)?;
+        let values = Values { variables };
+        let (num_gpus, _) = values.pick(
+            options.num_gpus,
+            "--num-gpus",
+            "AUTOCVD_NUM_GPUS",
+            args::count,
+        )?;
+        let (timeout, _) = values.pick(
+            options.timeout,
+            "--timeout",
+            "AUTOCVD_TIMEOUT",
+            autocvd::text::parse_duration,
+        )?;
+        let (interval, _) = values.pick(
+            options.interval,
+            "--interval",
+            "AUTOCVD_INTERVAL",
+            args::positive_duration,
+        )?;
+        let (hold, _) = values.pick(
+            options.hold,
+            "--hold",
+            "AUTOCVD_HOLD",
+            autocvd::text::parse_duration,
+        )?;
+        let (min_free_memory, memory_from) = values.pick(
+            options.min_free_memory,
+            "--min-free-memory",
+            "AUTOCVD_MIN_FREE_MEMORY",
+            autocvd::text::parse_size,
+        )?;
+        let excluded = Some(options.exclude).filter(|ids| !ids.is_empty());
+        let (exclude, exclude_from) =
+            values.pick(excluded, "--exclude", "AUTOCVD_EXCLUDE", args::ids)?;
+        let (only, only_from) = values.pick(options.only, "--only", "AUTOCVD_ONLY", args::ids)?;
+        let no_claim = values.switch(options.no_claim, "NO_CLAIM")?;
+        let (probe, from) = probe(options.probe, options.from, variables)?;
+        let claim = match no_claim {
+            true => ClaimPolicy::No,
+            false => claim(&output, hold.unwrap_or(HOLD)),
+        };
+        let exclude = words(&exclude.unwrap_or_default());
+        let only = only.as_deref().map(words);
+        let least_used = values.switch(options.least_used, "LEAST_USED")?;
+        let mut request = Request::new()
+            .num_gpus(num_gpus.unwrap_or(1))
+            .exclude(exclude.iter().cloned())
+            .claim(claim)
+            .probe(probe);
+        if least_used {
+            request = request.least_used();
+        }
+        if let Some(timeout) = timeout {
+            request = request.timeout(timeout);
+        }
+        if let Some(interval) = interval {
+            request = request.interval(interval);
+        }
+        if let Some(only) = &only {
+            request = request.only(only.iter().cloned());
+        }
+        if let Some(bytes) = min_free_memory {
+            request = request.min_free_memory(bytes);
+        }
+        if values.switch(options.inherit, "INHERIT")? {
+            request = request.inherit();
+        }
+        if values.switch(options.uuid, "UUID")? {
+            request = request.by_uuid();
+        }
+        if output == Output::Json || verbosity > Verbosity::Normal {
+            request = request.detail(Detail::Everything);
+        }
+        if matches!(
+            output,
+            Output::Command {
+                cores: Cores::NearGpus,
+                ..
+            }
+        ) {
+            request = request.with_cpu_affinity();
+        }
+        let ids = exclude
+            .into_iter()
+            .chain(only.into_iter().flatten())
+            .collect();
+        let origins = Origins {
+            exclude: exclude_from,
+            only: only_from,
+            min_free_memory: memory_from,
+            from,
+        };
+        Ok(Self {
+            request,
+            output,
+            verbosity,
+            origins,
+            least_used,
+            timeout,
+            min_free_memory,
+            ids,
+        })
+    }
+}
+
+impl Status {
+    /// # Errors
+    /// A variable's value is wrong.
+    pub(super) fn settle(written: StatusArgs, variables: &Variables) -> Result<Self, Failure> {
+        let values = Values { variables };
+        let form = if written.json {
+            StatusForm::Json
+        } else if written.short {
+            StatusForm::Short
+        } else if values.switch(false, "JSON")? {
+            StatusForm::Json
+        } else if values.switch(false, "SHORT")? {
+            StatusForm::Short
+        } else {
+            StatusForm::Screen
+        };
+        let (watch, _) = values.pick(
+            written.watch,
+            "--watch",
+            "AUTOCVD_WATCH",
+            args::positive_duration,
+        )?;
+        let (probe, _) = probe(written.probe, written.from, variables)?;
+        Ok(Self { form, watch, probe })
+    }
+}
+
+/// Takes values from where they count.
+struct Values<'a> {
+    variables: &'a Variables,
+}
+
+impl Values<'_> {
+    /// A value that is written, or else that of the variable, with the name that it came by.
+    fn pick<T>(
+        &self,
+        written: Option<T>,
+        option: &'static str,
+        variable: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<(Option<T>, &'static str), Failure> {
+        if written.is_some() {
+            return Ok((written, option));
+        }
+        let name = variable.strip_prefix(PREFIX).unwrap_or(variable);
+        let value = self.variables.parse(name, parse)?;
+        let origin = if value.is_some() { variable } else { option };
+        Ok((value, origin))
+    }
+
+    fn switch(&self, written: bool, name: &str) -> Result<bool, Failure> {
+        if written {
+            return Ok(true);
+        }
+        Ok(self.variables.parse(name, args::boolean)?.unwrap_or(false))
+    }
+}
+
+fn verbosity(options: &Options, variables: &Variables) -> Result<Verbosity, Failure> {
+    let (quiet, verbose) = if options.quiet || options.verbose > 0 {
+        (options.quiet, options.verbose)
+    } else {
+        let quiet = variables.parse("QUIET", args::boolean)?.unwrap_or(false);
+        (
+            quiet,
+            variables.parse("VERBOSE", args::verbosity)?.unwrap_or(0),
+        )
+    };
+    Ok(match verbose {
+        _ if quiet => Verbosity::Quiet,
+        0 => Verbosity::Normal,
+        1 => Verbosity::Verbose,
+        2 => Verbosity::Debug,
+        _ => Verbosity::Trace,
+    })
+}
+
+/// What is written about the output makes all variables about it void.
+fn output(
+    options: &Options,
+    command: Vec<OsString>,
+    variables: &Variables,
+) -> Result<Output, Failure> {
+    let values = Values { variables };
+    if !command.is_empty() {
+        let cores = match values.switch(options.bind, "BIND")? {
+            true => Cores::NearGpus,
+            false => Cores::Unchanged,
+        };
+        return Ok(Output::Command {
+            words: command,
+            cores,
+        });
+    }
+    if options.bind {
+        return Err(Failure::usage(
+            "--bind pins a COMMAND: autocvd --bind -- COMMAND",
+        ));
+    }
+    if options.json {
+        return Ok(Output::Json);
+    }
+    if options.id_only {
+        return Ok(Output::Ids);
+    }
+    let written = options.format;
+    if options.source && matches!(written, Some(Format::Docker | Format::Cdi)) {
+        let text = "--source prints a shell's assignments and --format the arguments of a container \
+                    engine; leave one of them out";
+        return Err(Failure::usage(text));
+    }
+    let container = |format| match format {
+        Format::Docker => Some(Output::Docker),
+        Format::Cdi => Some(Output::Cdi),
+        Format::Posix | Format::Fish | Format::Csh => None,
+    };
+    if let Some(output) = written.and_then(container) {
+        return Ok(output);
+    }
+    let by_variable = || {
+        variables.parse("FORMAT", args::value_of::<Format>)?;
+        variables.parse("SHELL", args::value_of::<Format>)?;
+        Ok::<_, Failure>(variables.format())
+    };
+    let format = match written {
+        Some(format) => Some(format),
+        None => by_variable()?,
+    };
+    let syntax = match format {
+        Some(Format::Fish) => Syntax::Fish,
+        Some(Format::Csh) => Syntax::Csh,
+        _ => Syntax::Posix,
+    };
+    if options.source {
+        return Ok(Output::Export(syntax));
+    }
+    let (json, ids) = (
+        values.switch(false, "JSON")?,
+        values.switch(false, "ID_ONLY")?,
+    );
+    let exported = values.switch(false, "SOURCE")? || values.switch(false, "EXPORT")?;
+    Ok(match format.and_then(container) {
+        _ if json => Output::Json,
+        _ if ids => Output::Ids,
+        Some(output) => output,
+        None if exported => Output::Export(syntax),
+        None => Output::Prefix(syntax),
+    })
+}
+
+/// For whom the GPUs are claimed.
+fn claim(output: &Output, hold: Duration) -> ClaimPolicy {
+    let form = match output {
+        Output::Command { words, .. } => {
+            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+            return ClaimPolicy::Process {
+                command: words.join(" "),
+            };
+        }
+        Output::Prefix(_) => OutputForm::Prefix,
+        Output::Export(_) => OutputForm::Export,
+        Output::Ids | Output::Json | Output::Docker | Output::Cdi => OutputForm::Ids,
+    };
+    ClaimPolicy::Shell { hold, form }
+}
+
+/// Where to read the machine's state. A file goes before all else, but a written `--probe` goes
+/// before the variable that names a file.
+fn probe(
+    probe: Option<ProbeArg>,
+    from: Option<PathBuf>,
+    variables: &Variables,
+) -> Result<(ProbeChoice, &'static str), Failure> {
+    if let Some(file) = from {
+        return Ok((ProbeChoice::File(standard_input(file)), "--from"));
+    }
+    if let (None, Some(file)) = (probe, variables.get("FROM")) {
+        return Ok((
+            ProbeChoice::File(standard_input(file.into())),
+            "AUTOCVD_FROM",
+        ));
+    }
+    let probe = match probe {
+        Some(probe) => Some(probe),
+        None => variables.parse("PROBE", args::value_of::<ProbeArg>)?,
+    };
+    let choice = match probe {
+        None | Some(ProbeArg::Auto) => ProbeChoice::Auto,
+        Some(ProbeArg::Nvml) => ProbeChoice::Nvml,
+        Some(ProbeArg::NvidiaSmi) => ProbeChoice::NvidiaSmi,
+    };
+    Ok((choice, "--probe"))
+}
+
+/// `-` names standard input, as in other programs.
+fn standard_input(file: PathBuf) -> PathBuf {
+    if file == Path::new("-") {
+        "/dev/stdin".into()
+    } else {
+        file
+    }
+}
+
+/// Ids may also be separated by spaces, as in a variable.
+fn words(ids: &[String]) -> Vec<String> {
+    ids.iter()
+        .flat_map(|ids| ids.split_whitespace())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::guard::Guard;
+    use super::*;
+    use clap::Parser;
+
+    const LINES: [&str; 14] = [
+        "",
+        "-s",
+        "-o",
+        "--json",
+        "-so",
+        "-qs",
+        "--format fish",
+        "-s --format fish",
+        "-s --format csh",
+        "--format docker",
+        "--format=cdi",
+        "-o --format docker",
+        "-- prog",
+        "-s -- prog",
+    ];
+
+    fn settle(line: &str, pairs: &[(&str, &str)]) -> Launch {
+        let words = std::iter::once("autocvd").chain(line.split_whitespace());
+        let written = MainArgs::try_parse_from(words).expect("a right line");
+        Launch::settle(written, &Variables::from_pairs(pairs)).expect("right values")
+    }
+
+    #[test]
+    fn the_guard_fits_the_output_whatever_the_variables_say() {
+        let variables: [&[(&str, &str)]; 7] = [
+            &[],
+            &[("JSON", "1")],
+            &[("ID_ONLY", "1")],
+            &[("SOURCE", "1")],
+            &[("SHELL", "fish")],
+            &[("SHELL", "csh"), ("EXPORT", "yes")],
+            &[("FORMAT", "docker")],
+        ];
+        for line in LINES {
+            for pairs in variables {
+                let words = std::iter::once("autocvd").chain(line.split_whitespace());
+                let words: Vec<OsString> = words.map(Into::into).collect();
+                let guard = Guard::of(&words, &Variables::from_pairs(pairs));
+                let is_written = Guard::of(&words, &Variables::default()) == Guard::Silent;
+                let expected = match settle(line, pairs).output {
+                    Output::Command { .. } => Guard::Silent,
+                    Output::Ids | Output::Json if !is_written => {
+                        assert_ne!(guard, Guard::Silent, "{line} {pairs:?}");
+                        continue;
+                    }
+                    Output::Ids | Output::Json => Guard::Silent,
+                    Output::Docker | Output::Cdi => Guard::Container,
+                    Output::Prefix(_) => Guard::Prefix,
+                    Output::Export(Syntax::Posix) => Guard::Export,
+                    Output::Export(Syntax::Fish) => Guard::ExportFish,
+                    Output::Export(Syntax::Csh) => Guard::ExportCsh,
+                };
+                assert_eq!(guard, expected, "{line} {pairs:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fish_as_a_variable_is_read_by_every_shell() {
+        assert_eq!(
+            settle("-s", &[("SHELL", "fish")]).output,
+            Output::Export(Syntax::Posix)
+        );
+        assert_eq!(
+            settle("-s --shell fish", &[]).output,
+            Output::Export(Syntax::Fish)
+        );
+    }
+
+    #[test]
+    fn a_value_keeps_the_name_that_it_came_by() {
+        let launch = settle(
+            "-x 1 2",
+            &[("ONLY", "1, 3"), ("EXCLUDE", "0"), ("FROM", "-")],
+        );
+        assert_eq!(launch.ids, ["1", "2", "1", "3"]);
+        assert_eq!(launch.origins.exclude, "--exclude");
+        assert_eq!(launch.origins.only, "AUTOCVD_ONLY");
+        assert_eq!(launch.origins.from, "AUTOCVD_FROM");
+    }
+}
