@@ -13,17 +13,30 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 /// What to give instead; the value itself is left to the caller to quote.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "give seconds, or a time such as 500ms, 90s, '2m 30s'".to_owned();
+    // humantime reads M as months.
+    if text
+        .split(|c: char| !c.is_alphabetic())
+        .any(|unit| unit == "M")
+    {
+        return Err("M could be minutes or months; write m for minutes".to_owned());
+    }
     match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| wrong()),
         Err(_) => humantime::parse_duration(text).map_err(|_| wrong()),
     }
 }
 
-/// Reads a size in bytes: `10GiB`, `500MiB`; `10G` is 10^10.
+/// Reads a size: `10GiB`, `500MiB`; `10G` is 10^10 bytes. A number must have its unit, for 40 could
+/// be bytes or GiB.
 ///
 /// # Errors
 /// What to give instead; the value itself is left to the caller to quote.
 pub fn parse_size(text: &str) -> Result<u64, String> {
+    if let Ok(number) = text.trim().parse::<f64>() {
+        if number > 0.0 {
+            return Err(format!("give the unit too: {number}GiB or {number}MiB"));
+        }
+    }
     let parsed = text.parse::<bytesize::ByteSize>();
     parsed
         .map(|size| size.as_u64())
@@ -198,6 +211,8 @@ mod tests {
             ("nan", None),
             ("1e300", None),
             ("5 parsecs", None),
+            ("5M", None),
+            ("5months", Some(13_150_080_000)),
         ] {
             assert_eq!(ms(text), expected, "{text}");
         }
@@ -234,7 +249,9 @@ mod tests {
             ("10G", Some(10_000_000_000)),
             ("500MiB", Some(500 << 20)),
             ("1.5GiB", Some(3 << 29)),
-            ("12345", Some(12345)),
+            ("12345B", Some(12345)),
+            ("0", Some(0)),
+            ("40", None),
             ("10XB", None),
             ("-1", None),
             ("", None),

@@ -542,7 +542,7 @@ fn what_status_prints_from_reads_back() {
 #[test]
 fn a_recorded_machine_may_come_through_a_pipe() {
     let machine = mixed();
-    let script = "autocvd -o --from <(sleep 0.1; autocvd status --json); autocvd status --json | autocvd -o --from /dev/stdin";
+    let script = "autocvd -o --from <(sleep 0.1; autocvd status --json); autocvd status --json | autocvd -o --from -";
     assert_eq!(run(&mut machine.shell("bash", script)).success(), "2\n2\n");
 }
 

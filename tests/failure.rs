@@ -106,6 +106,15 @@ fn a_wrong_option_or_value_is_quoted_and_runs_nothing() {
         (&["-i", "-3"], "'-3'"),
         (&["--hold", "-1"], "'-1'"),
         (&["-m", "10XB"], "'10XB'"),
+        (&["-m", "40"], "give the unit too: 40GiB or 40MiB"),
+        (&["-t", "5M"], "M could be minutes or months"),
+        (&["-n", "2", "train.py"], "autocvd -n 2 -- train.py …"),
+        (&["--watch"], "'autocvd status --watch'"),
+        (&["--timout", "1"], "did you mean '--timeout'? See"),
+        (&["--dry-run"], "--no-claim"),
+        (&["--gpu-ids", "0"], "--only ID…"),
+        (&["--priority=1"], "no priorities"),
+        (&["--max-utilization", "5"], "whatever its utilization"),
         (&["-m", "-1"], "'-1'"),
         (&["-x", "99"], "'99'"),
         (&["-x", "GPU-"], "'GPU-'"),
@@ -138,6 +147,8 @@ fn a_wrong_option_or_value_is_quoted_and_runs_nothing() {
         assert_eq!(outcome.stdout, guard(2), "{words}");
     }
     assert_told(&run(machine.autocvd().arg("--bind")), 2, "--bind");
+    let outcome = run(machine.autocvd().args(["-x", "0", "sh", "train.sh"]));
+    assert_told(&outcome, 2, "put '--' in front of it: -- sh …");
     assert_eq!(left_behind(&machine), [""; 0]);
 }
 
@@ -159,6 +170,84 @@ fn a_wrong_value_of_a_variable_is_quoted_and_runs_nothing() {
         };
         assert_fails(&command, 2, &format!("'{value}'"));
     }
+}
+
+#[test]
+fn an_error_names_the_variable_that_a_value_came_from() {
+    let machine = Machine::gpus(2);
+    for (name, value, words, code, says) in [
+        (
+            "AUTOCVD_TIMEOUT",
+            "soon",
+            &[][..],
+            2,
+            "'soon' in AUTOCVD_TIMEOUT: give seconds",
+        ),
+        (
+            "AUTOCVD_MIN_FREE_MEMORY",
+            "40",
+            &[],
+            2,
+            "'40' in AUTOCVD_MIN_FREE_MEMORY",
+        ),
+        (
+            "AUTOCVD_FORMAT",
+            "tcl",
+            &[],
+            2,
+            "'tcl' in AUTOCVD_FORMAT: give posix, fish, csh, docker or cdi",
+        ),
+        (
+            "AUTOCVD_EXCLUDE",
+            "99",
+            &[],
+            2,
+            "AUTOCVD_EXCLUDE: '99' names no GPU",
+        ),
+        (
+            "AUTOCVD_ONLY",
+            "0",
+            &["-n", "2"],
+            3,
+            "allow more with AUTOCVD_ONLY",
+        ),
+        (
+            "AUTOCVD_MIN_FREE_MEMORY",
+            "900GiB",
+            &[],
+            3,
+            "ask for less with AUTOCVD_MIN_FREE_MEMORY",
+        ),
+        (
+            "AUTOCVD_FROM",
+            "/nonexistent",
+            &[],
+            2,
+            "AUTOCVD_FROM '/nonexistent'",
+        ),
+    ] {
+        let outcome = run(machine.autocvd().args(words).env(name, value));
+        assert_told(&outcome, code, says);
+    }
+}
+
+#[test]
+fn a_misspelt_variable_gets_a_warning() {
+    let machine = Machine::gpus(1);
+    let outcome = run(machine
+        .autocvd()
+        .args(["--no-claim", "-o"])
+        .env("AUTOCVD_TIMOUT", "5"));
+    assert_eq!(
+        outcome.stderr,
+        "autocvd: warning: AUTOCVD_TIMOUT has no effect; did you mean AUTOCVD_TIMEOUT?\n"
+    );
+    assert_eq!(outcome.success(), "0\n");
+    let quiet = run(machine
+        .autocvd()
+        .args(["--no-claim", "-qo"])
+        .env("AUTOCVD_TIMOUT", "5"));
+    assert_eq!(quiet.stderr, "");
 }
 
 #[test]
@@ -323,7 +412,12 @@ fn a_wrong_value_with_line_breaks_is_told_in_one_line() {
 fn what_is_wrong_with_a_subcommand_is_told_by_its_own_help() {
     let machine = Machine::gpus(1);
     for (words, help, hint) in [
-        (&["status", "extra"][..], "autocvd status --help", false),
+        (
+            &["status", "--watch", "2"][..],
+            "autocvd status --help",
+            false,
+        ),
+        (&["status", "extra"], "autocvd status --help", false),
         (&["status", "--watch=0"], "autocvd status --help", false),
         (
             &["completions", "nosuch"],

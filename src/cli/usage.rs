@@ -63,7 +63,12 @@ pub(super) fn error(error: &clap::Error, arguments: &[OsString]) -> Failure {
     let help = subcommand
         .filter(|name| *name != "help")
         .map_or_else(String::new, |name| format!("{name} "));
-    Failure::usage(format!("{advice}; see 'autocvd {help}--help'"))
+    let see = if advice.ends_with('?') {
+        " See"
+    } else {
+        "; see"
+    };
+    Failure::usage(format!("{advice}{see} 'autocvd {help}--help'"))
 }
 
 fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
