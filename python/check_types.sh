@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
-pins=(mypy==2.4.1 pyright==1.1.414 ruff==0.17.6)
+pins=(mypy==2.4.1 pyright==1.1.414 pytest==9.2.0 ruff==0.17.6)
 
 tools=$target/python-tools
 if [ "$(cat "$tools/pins" 2>/dev/null)" != "${pins[*]}" ]; then

@@ -136,3 +136,8 @@ fn what_the_older_autocvd_documents_still_works() {
 fn auto_status_and_main_do_what_is_promised() {
     passes("test_modules");
 }
+
+#[test]
+fn recipes_work_with_the_tools_that_are_installed() {
+    passes("test_recipes");
+}

@@ -35,7 +35,7 @@ mod _autocvd {
     use super::{GpuTimeoutError, NoGpuError};
     use crate::search::{self, Own, Reasons};
     use crate::worker::Checks;
-    use autocvd::{ClaimPolicy, Detail, Environment, Request, text};
+    use autocvd::{CancelToken, ClaimPolicy, Detail, Environment, Request, text};
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
     use std::time::Duration;
@@ -113,11 +113,13 @@ mod _autocvd {
         }
         // Read before other threads run: Python changes the environment only while it holds them up.
         let environment = search::environment(visible, inside);
+        let cancel = CancelToken::new()?;
+        let request = request.cancelled_by(&cancel);
         let checks = Checks {
             own_claims,
             wants_detail,
         };
-        Search::start(timeout, checks, move |observer| {
+        Search::start(timeout, checks, cancel, move |observer| {
             search::find(&request, &environment, reasons, observer)
         })
     }
@@ -146,7 +148,9 @@ mod _autocvd {
             min_free_memory: wanted.min_free_memory,
         };
         let environment = search::environment(visible, inside);
-        Search::start(timeout, Checks::default(), move |observer| {
+        let cancel = CancelToken::new()?;
+        let look = look.cancelled_by(&cancel);
+        Search::start(timeout, Checks::default(), cancel, move |observer| {
             search::serves(&look, &own, &environment, observer)
         })
     }
@@ -155,7 +159,8 @@ mod _autocvd {
     #[pyfunction]
     fn status() -> PyResult<Search> {
         let environment = Environment::read();
-        Search::start(None, Checks::default(), move |observer| {
+        let cancel = CancelToken::new()?;
+        Search::start(None, Checks::default(), cancel, move |observer| {
             search::status(&environment, observer)
         })
     }

@@ -5,7 +5,8 @@ use crate::worker::{Checks, Event, Wait, Worker};
 use crate::{GpuTimeoutError, exception};
 use autocvd::text::duration;
 use autocvd::{
-    Acquisition, Device, Environment, Observer, ParentLaunch, ProbeChoice, Request, State, acquire,
+    Acquisition, CancelToken, Device, Environment, Observer, ParentLaunch, ProbeChoice, Request,
+    State, acquire,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -65,9 +66,10 @@ impl Search {
     pub(crate) fn start(
         timeout: Option<Duration>,
         checks: Checks,
+        cancel: CancelToken,
         work: impl FnOnce(&mut dyn Observer) -> autocvd::Result<OutcomeOf> + Send + 'static,
     ) -> PyResult<Self> {
-        let worker = Worker::start(checks, move |reporter| {
+        let worker = Worker::start(checks, cancel, move |reporter| {
             work(reporter).map(|outcome| outcome.0)
         })
         .map_err(|error| {

@@ -7,17 +7,13 @@
 
 use crate::wakeup::Wakeup;
 use autocvd::text::WaitSummary;
-use autocvd::{Error, Observer, WaitStatus};
+use autocvd::{CancelToken, Error, Observer, WaitStatus};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-/// How soon a wait ends after it was cancelled.
-const CANCEL_POLL: Duration = Duration::from_millis(50);
+use std::time::Instant;
 
 /// What a worker tells.
 pub(crate) enum Event<T> {
@@ -36,7 +32,7 @@ pub(crate) struct Wait {
 /// What both sides know.
 struct Shared {
     wakeup: Arc<Wakeup>,
-    is_cancelled: AtomicBool,
+    cancel: CancelToken,
     /// Since when the driver has been asked.
     asked_since: Mutex<Option<Instant>>,
 }
@@ -58,14 +54,18 @@ pub(crate) struct Worker<T> {
 }
 
 impl<T: Send + 'static> Worker<T> {
-    /// Starts `work`.
+    /// Starts `work`, which `cancel` ends.
+    ///
+    /// # Errors
+    /// Where the process may have no more threads or descriptors.
     pub(crate) fn start(
         checks: Checks,
+        cancel: CancelToken,
         work: impl FnOnce(&mut Reporter<T>) -> autocvd::Result<T> + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             wakeup: Arc::new(Wakeup::new()?),
-            is_cancelled: AtomicBool::new(false),
+            cancel,
             asked_since: Mutex::new(None),
         });
         let (sender, events) = channel();
@@ -121,7 +121,7 @@ impl<T: Send + 'static> Worker<T> {
 impl<T> Drop for Worker<T> {
     /// What it still finds is dropped, and so is the claim on it.
     fn drop(&mut self) {
-        self.shared.is_cancelled.store(true, Ordering::Relaxed);
+        self.shared.cancel.cancel();
     }
 }
 
@@ -159,7 +159,7 @@ impl<T> Observer for Reporter<T> {
     fn waiting(&mut self, status: &WaitStatus) {
         if let Some(error) = own_claims_in_the_way(&self.checks.own_claims, status) {
             self.failure = Some(error);
-            return;
+            return self.shared.cancel.cancel();
         }
         self.send(Event::Waiting(Box::new(Wait {
             summary: WaitSummary::of(status),
@@ -171,14 +171,6 @@ impl<T> Observer for Reporter<T> {
         self.checks.wants_detail
     }
 
-    fn tick_every(&self) -> Option<Duration> {
-        Some(if self.failure.is_some() {
-            Duration::ZERO
-        } else {
-            CANCEL_POLL
-        })
-    }
-
     fn probe_started(&mut self, _deadline: Option<Instant>) {
         self.shared.set_asked_since(Some(Instant::now()));
         // Who sleeps for as long as the driver is silent has to know that it is asked.
@@ -187,13 +179,6 @@ impl<T> Observer for Reporter<T> {
 
     fn probe_finished(&mut self) {
         self.shared.set_asked_since(None);
-    }
-
-    fn tick(&mut self) -> autocvd::Result<()> {
-        if self.failure.is_some() || self.shared.is_cancelled.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
-        }
-        Ok(())
     }
 }
 
