@@ -420,6 +420,11 @@ impl Running {
         written(&self.stderr)
     }
 
+    /// What it reads, where that was asked to be piped.
+    pub fn take_stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().expect("it was asked to be piped")
+    }
+
     /// Whether it has not ended yet.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("our own child").is_none()
