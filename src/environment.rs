@@ -12,8 +12,9 @@ const CLAIM_DIR: &str = "AUTOCVD_CLAIM_DIR";
 pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
 /// The directory of claims where none is named: one for all users of the machine.
 const DEFAULT_CLAIM_DIR: &str = "/tmp/autocvd";
-/// What batch systems set in a job: Slurm, PBS, LSF.
-const BATCH_JOBS: [&str; 3] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
+/// What batch systems set in a job, next to `CUDA_VISIBLE_DEVICES`: Slurm, PBS, LSF, and Ray in its
+/// workers.
+const BATCH_JOBS: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RAYLET_PID"];
 
 /// What surrounds this process.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -137,7 +137,10 @@ class Heeding(MachineTest):
         )
 
     def test_a_batch_job_chooses_among_what_it_was_given(self):
-        job = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "1,2"}
+        for system in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RAYLET_PID"):
+            self.check_job({system: "7", "CUDA_VISIBLE_DEVICES": "1,2"})
+
+    def check_job(self, job):
         script = """
             import autocvd
             with autocvd.gpus() as first, autocvd.gpus() as second:

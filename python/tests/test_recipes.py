@@ -14,7 +14,14 @@ from machine import PATIENCE, MachineTest
 
 
 def needs(*modules):
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    def is_installed(name):
+        try:
+            return importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:
+            # The package that it is part of.
+            return False
+
+    missing = [name for name in modules if not is_installed(name)]
     return unittest.skipIf(missing, f"needs {', '.join(missing)}")
 
 
@@ -276,6 +283,136 @@ print(len(study.trials), {trial.state.name for trial in study.trials})
         result = self.python(self.write("script.py", script))
         self.assertEqual(result.stdout, "12 {'COMPLETE'}\n", result.stderr)
         self.assertEqual(self.free(), [0, 1])
+
+
+#: Takes a GPU in this process; it fails if another job is on it.
+TAKE = """
+import os, time
+import autocvd
+
+def take():
+    g = autocvd.autocvd(timeout=60, verbose=False)
+    mine = os.path.join(os.environ["HOME"], "on-gpu-" + g.visible_devices)
+    os.close(os.open(mine, os.O_CREAT | os.O_EXCL))
+    time.sleep(0.05)
+    os.unlink(mine)
+    return list(g)
+"""
+
+
+@needs("ray")
+class Ray(Recipes):
+    GPUS = 2
+
+    def test_a_task_has_what_ray_gives_it(self):
+        script = """
+import os
+import autocvd, ray
+
+autocvd.autocvd(2)
+ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+
+@ray.remote(num_gpus=1)
+def task():
+    import autocvd
+    given = os.environ["CUDA_VISIBLE_DEVICES"]
+    g = autocvd.autocvd(timeout=60)
+    return given == g.visible_devices
+
+@ray.remote(num_gpus=1)
+class Actor:
+    def gpus(self):
+        import autocvd
+        return list(autocvd.autocvd(timeout=60))
+
+print(ray.get([task.remote() for _ in range(6)]))
+one, two = Actor.remote(), Actor.remote()
+print(sorted(ray.get([one.gpus.remote(), two.gpus.remote()])))
+"""
+        environment = {"RAY_TMPDIR": self.path, "RAY_USAGE_STATS_ENABLED": "0"}
+        result = self.python(self.write("script.py", script), environment=environment)
+        self.assertEqual(result.stdout, f"{[True] * 6}\n[[0], [1]]\n", result.stderr)
+        self.wait_until("both are free", lambda: self.free() == [0, 1])
+
+
+@needs("distributed")
+class Dask(Recipes):
+    GPUS = 2
+
+    def test_workers_with_threads(self):
+        script = """
+import os, time
+import autocvd
+
+def job(number):
+    with autocvd.gpus(set_env=False, verbose=False) as g:
+        mine = os.path.join(os.environ["HOME"], "on-gpu-" + g.visible_devices)
+        os.close(os.open(mine, os.O_CREAT | os.O_EXCL))
+        time.sleep(0.02)
+        os.unlink(mine)
+        return g.visible_devices
+
+if __name__ == "__main__":
+    from dask.distributed import Client, LocalCluster
+
+    with LocalCluster(n_workers=3, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster) as client:
+        print(sorted(set(client.gather(client.map(job, range(12))))))
+"""
+        result = self.python(self.write("script.py", script))
+        self.assertEqual(result.stdout, "['0', '1']\n", result.stderr)
+
+
+@needs("submitit")
+class Submitit(Recipes):
+    GPUS = 2
+
+    def test_local_jobs_wait_for_each_other(self):
+        self.write("take.py", TAKE)
+        script = """
+import submitit
+from take import take
+
+executor = submitit.AutoExecutor("logs", cluster="local")
+executor.update_parameters(timeout_min=2)
+jobs = [executor.submit(take) for _ in range(4)]
+print([len(job.result()) for job in jobs])
+"""
+        environment = {"PYTHONPATH": self.environment["PYTHONPATH"] + ":" + self.path}
+        result = self.python(self.write("script.py", script), environment=environment)
+        self.assertEqual(result.stdout, "[1, 1, 1, 1]\n", result.stderr)
+
+
+@needs("hydra", "hydra_plugins.hydra_submitit_launcher")
+class Hydra(Recipes):
+    GPUS = 2
+
+    def test_each_job_of_a_multirun_has_its_gpu(self):
+        self.write("take.py", TAKE)
+        script = """
+import hydra
+from take import take
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    with open(config.log, "a") as file:
+        file.write(f"{config.seed} {len(take())}\\n")
+
+if __name__ == "__main__":
+    main()
+"""
+        log = os.path.join(self.path, "log")
+        environment = {"PYTHONPATH": self.environment["PYTHONPATH"] + ":" + self.path}
+        result = self.python(
+            self.write("script.py", script),
+            "-m",
+            "+seed=1,2,3,4",
+            f"+log={log}",
+            "hydra/launcher=submitit_local",
+            environment=environment,
+        )
+        self.assertEqual(result.returncode, 0, result.stderr)
+        with open(log) as file:
+            self.assertEqual(sorted(file.read().splitlines()), ["1 1", "2 1", "3 1", "4 1"])
 
 
 if __name__ == "__main__":
