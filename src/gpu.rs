@@ -51,6 +51,22 @@ pub struct Snapshot {
     pub gpus: Vec<Gpu>,
     /// How pairs of GPUs are connected; empty where nobody asked or nothing is known.
     pub links: Vec<Link>,
+    /// When and where it was read, where that is known.
+    pub recording: Option<Box<Recording>>,
+}
+
+/// When, where and by what a [`Snapshot`] was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Recording {
+    /// Unix time in seconds.
+    pub time: Option<u64>,
+    /// The name of the machine.
+    pub host: Option<String>,
+    /// The kernel's id of this boot: pids and times mean something within it.
+    pub boot_id: Option<String>,
+    /// The version of autocvd.
+    pub version: Option<String>,
 }
 
 /// One physical GPU.

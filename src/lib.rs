@@ -58,7 +58,7 @@ pub use environment::{Environment, ParentLaunch};
 pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
 pub use gpu::{
     ClaimInfo, ComputeMode, Gpu, Judgement, Link, Memory, Mig, MigDevice, Process, ProcessKind,
-    ProcessView, Snapshot, Source, State, TopologyLevel, Utilization,
+    ProcessView, Recording, Snapshot, Source, State, TopologyLevel, Utilization,
 };
 pub use ids::{Device, DeviceId};
 pub use observer::{NoObserver, Observer, WaitStatus};

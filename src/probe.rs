@@ -102,6 +102,24 @@ pub(crate) fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Bo
     }
 }
 
+/// The same for showing the machine: where no GPU can be read, NVML may still say why not of each.
+pub(crate) fn open_to_show(
+    choice: &ProbeChoice,
+    library: Option<OsString>,
+) -> Result<Box<dyn Probe>> {
+    let error = match open(choice, library.clone()) {
+        Ok(probe) => return Ok(probe),
+        Err(error) => error,
+    };
+    match choice {
+        ProbeChoice::Auto | ProbeChoice::Nvml => match nvml::Nvml::open_to_show(library) {
+            Ok(nvml) => Ok(Box::new(nvml)),
+            Err(_) => Err(error),
+        },
+        _ => Err(error),
+    }
+}
+
 /// The host's first PID namespace has this fixed inode (PROC_PID_INIT_INO in Linux's proc_ns.h).
 const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 

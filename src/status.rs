@@ -2,11 +2,12 @@
 
 use crate::claim::{Claim, ClaimStore};
 use crate::environment::Environment;
-use crate::gpu::{ClaimInfo, Judgement, Link, ProcessView, Snapshot, State};
+use crate::gpu::{ClaimInfo, Judgement, Link, ProcessView, Recording, Snapshot, State};
 use crate::observer::Observer;
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::{Result, proc};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A machine to look at as a whole, once or again and again.
 pub struct StatusReader {
@@ -27,7 +28,7 @@ impl StatusReader {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         observer.probe_started(None);
-        let probe = probe::open(choice, environment.nvml_library.clone());
+        let probe = probe::open_to_show(choice, environment.nvml_library.clone());
         observer.probe_finished();
         let probe = probe?;
         // To show the machine is to show the claims around this process too.
@@ -53,6 +54,7 @@ impl StatusReader {
                 attach_claims(&mut snapshot, &claims.active());
             }
             resolve_processes(&mut snapshot, Scope::All);
+            snapshot.recording = Some(Box::new(recording()));
         }
         snapshot.judge();
         Ok(snapshot)
@@ -77,6 +79,18 @@ impl StatusReader {
         });
         snapshot.links.clone_from(links);
         Ok(snapshot)
+    }
+}
+
+/// Here and now.
+fn recording() -> Recording {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    let host = rustix::system::uname();
+    Recording {
+        time: time.ok().map(|time| time.as_secs()),
+        host: Some(host.nodename().to_string_lossy().into_owned()),
+        boot_id: Some(proc::boot_id()).filter(|id| !id.is_empty()),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
     }
 }
 

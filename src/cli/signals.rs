@@ -64,6 +64,39 @@ pub(super) fn set_line_open(open: bool) {
     LINE_OPEN.store(open, Ordering::Relaxed);
 }
 
+/// The terminal's settings before the program changed them.
+static TERMINAL: AtomicPtr<libc::termios> = AtomicPtr::new(std::ptr::null_mut());
+
+/// From now on every end of the program, and every stop, gives standard input's terminal back as it
+/// is now.
+pub(super) fn restore_terminal_at_end() {
+    // SAFETY: a zeroed termios is a valid one, and it is written to before it is used.
+    unsafe {
+        let mut now: libc::termios = std::mem::zeroed();
+        if libc::tcgetattr(0, &mut now) == 0 {
+            TERMINAL.store(Box::into_raw(Box::new(now)), Ordering::Release);
+        }
+    }
+    set_action(libc::SIGTSTP, on_stop as *const () as usize);
+}
+
+/// Does so. Async-signal-safe.
+pub(super) fn restore_terminal() {
+    // SAFETY: the settings are leaked, so they live as long as the process.
+    unsafe {
+        if let Some(before) = TERMINAL.load(Ordering::Acquire).as_ref() {
+            libc::tcsetattr(0, libc::TCSANOW, before);
+        }
+    }
+}
+
+extern "C" fn on_stop(_: i32) {
+    restore_terminal();
+    clear_line();
+    // SAFETY: raise may be called in a handler; nothing can handle this signal.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
 /// Erases such a line.
 pub(super) fn clear_line() {
     if LINE_OPEN.swap(false, Ordering::Relaxed) {
@@ -255,6 +288,7 @@ pub(super) fn set_action(signal: i32, handler: usize) -> usize {
 
 extern "C" fn on_signal(signal: i32) {
     autocvd::remove_files();
+    restore_terminal();
     clear_line();
     if REPORT_SIGNAL.load(Ordering::Relaxed) {
         let name: &[u8] = match signal {
@@ -289,6 +323,7 @@ extern "C" fn on_signal(signal: i32) {
 
 extern "C" fn on_crash(signal: i32) {
     autocvd::remove_files();
+    restore_terminal();
     clear_line();
     write(
         2,

@@ -1,7 +1,11 @@
 //! `autocvd status`: the machine on one screen, or as JSON, once or again and again.
 
 mod cells;
+mod keys;
 mod screen;
+
+use keys::{Key, Keys};
+use screen::{Rows, Screen, View};
 
 use super::failure::Failure;
 use super::options::{Status, StatusForm};
@@ -13,7 +17,7 @@ use autocvd::Snapshot;
 use autocvd::StatusReader;
 use autocvd::text;
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// The width where neither a terminal nor COLUMNS tells one.
 const WIDTH: usize = 80;
@@ -32,22 +36,41 @@ pub(super) fn run(asked: Status) -> Result<(), Failure> {
     let mut machine = StatusReader::open(&asked.probe, &environment, &mut sink)?;
     let snapshot = machine.look(&mut sink)?;
     let Some(every) = asked.watch else {
-        return print(&match asked.form {
-            StatusForm::Json => printable_json(&snapshot.to_json()),
-            StatusForm::Short => screen::summary(&snapshot),
-            StatusForm::Screen => screen::lines(&snapshot, &view(&machine)).join("\n"),
-        });
+        return print(&text(
+            asked.form,
+            &snapshot,
+            machine.is_live(),
+            Layout::Pretty,
+        ));
     };
     let mut watched = Watched {
         asked,
         environment,
         machine,
         sink,
-        redraws,
     };
-    watched.show(&snapshot, true)?;
-    loop {
-        watched.step(every)?;
+    match redraws {
+        true => watched.draw_again_and_again(every, snapshot),
+        false => watched.print_again_and_again(every, &snapshot),
+    }
+}
+
+/// How JSON is laid out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Pretty,
+    /// One document a line, which readers of a stream take one by one.
+    Line,
+}
+
+fn text(form: StatusForm, snapshot: &Snapshot, is_live: bool, layout: Layout) -> String {
+    match (form, layout) {
+        (StatusForm::Json, Layout::Pretty) => printable_json(&snapshot.to_json()),
+        (StatusForm::Json, Layout::Line) => printable_json(&snapshot.to_json_line()),
+        (StatusForm::Short, _) => screen::short(snapshot),
+        (StatusForm::Screen, _) => Screen::of(snapshot, &view(snapshot, is_live))
+            .lines()
+            .join("\n"),
     }
 }
 
@@ -65,7 +88,8 @@ pub(super) fn ids(probe: &ProbeChoice) -> Result<String, Failure> {
     let line = |gpu: &autocvd::Gpu| {
         let name = cells::known(gpu.name.as_deref());
         let name = name.strip_prefix("NVIDIA ").unwrap_or(&name);
-        format!("{}\t{name}, {}", gpu.index, screen::word(gpu.state))
+        let state = screen::word(gpu.state, gpu.reason.as_deref());
+        format!("{}\t{name}, {state}", gpu.index)
     };
     Ok(snapshot
         .gpus
@@ -81,26 +105,52 @@ struct Watched {
     environment: Environment,
     machine: StatusReader,
     sink: WarningSink,
-    redraws: bool,
 }
 
 impl Watched {
-    fn step(&mut self, every: Duration) -> Result<(), Failure> {
-        std::thread::sleep(every);
-        match self.look() {
-            Ok(snapshot) => self.show(&snapshot, false),
-            // What does not answer now may answer later.
-            Err(error) if self.redraws => self.draw(
-                &error
-                    .to_string()
-                    .lines()
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>(),
-            ),
-            Err(error) => {
-                self.sink.warn(&error.to_string());
-                Ok(())
+    fn print_again_and_again(&mut self, every: Duration, first: &Snapshot) -> Result<(), Failure> {
+        let form = self.asked.form;
+        let is_live = self.machine.is_live();
+        print(&text(form, first, is_live, Layout::Line))?;
+        loop {
+            std::thread::sleep(every);
+            match self.look() {
+                Ok(snapshot) => {
+                    let separator = if form == StatusForm::Screen { "\n" } else { "" };
+                    let text = text(form, &snapshot, is_live, Layout::Line);
+                    print(&format!("{separator}{text}"))?;
+                }
+                // What does not answer now may answer later.
+                Err(error) => self.sink.warn(&error.to_string()),
             }
+        }
+    }
+
+    /// Draws in place until q is pressed.
+    fn draw_again_and_again(&mut self, every: Duration, first: Snapshot) -> Result<(), Failure> {
+        // What stands on the terminal goes up and out of sight, but is not lost.
+        print(&"\n".repeat(height().saturating_sub(1)))?;
+        let mut keys = Keys::open();
+        let mut last = Ok(first);
+        let mut scrolled = 0;
+        loop {
+            self.draw(&last, &mut scrolled)?;
+            let end = Instant::now().checked_add(every);
+            // An interval beyond the clock's range is for ever.
+            let end = end.unwrap_or_else(|| Instant::now() + Duration::from_secs(u32::MAX.into()));
+            let page = height().saturating_sub(6).max(1);
+            loop {
+                match keys.wait(end) {
+                    Some(Key::Quit) => return Ok(()),
+                    Some(Key::Up) => scrolled = scrolled.saturating_sub(1),
+                    Some(Key::Down) => scrolled += 1,
+                    Some(Key::PageUp) => scrolled = scrolled.saturating_sub(page),
+                    Some(Key::PageDown) => scrolled += page,
+                    None => break,
+                }
+                self.draw(&last, &mut scrolled)?;
+            }
+            last = self.look();
         }
     }
 
@@ -113,54 +163,59 @@ impl Watched {
         self.machine.look(&mut self.sink)
     }
 
-    fn show(&mut self, snapshot: &Snapshot, first: bool) -> Result<(), Failure> {
-        match self.asked.form {
-            // One document a line, which readers of a stream take one by one.
-            StatusForm::Json => return print(&printable_json(&snapshot.to_json_line())),
-            StatusForm::Short => return print(&screen::summary(snapshot)),
-            StatusForm::Screen => {}
-        }
-        let view = view(&self.machine);
-        if self.redraws {
-            if first {
-                // What stands on the terminal goes up and out of sight, but is not lost.
-                print(&"\n".repeat(height().saturating_sub(1)))?;
-            }
-            // A full line and clearing behind it would eat the line's last character.
-            let view = screen::View {
-                width: view.width - 1,
-                ..view
-            };
-            return self.draw(&screen::lines(snapshot, &view));
-        }
-        let separator = if first { "" } else { "\n" };
-        print(&format!(
-            "{separator}{}",
-            screen::lines(snapshot, &view).join("\n")
-        ))
-    }
-
     /// Draws over what was drawn before, in one write, so that nothing flickers.
-    fn draw(&self, lines: &[String]) -> Result<(), Failure> {
-        let warnings = self
-            .sink
-            .warnings
-            .iter()
-            .flatten()
-            .map(|text| format!("warning: {text}"));
-        let mut lines: Vec<String> = lines.iter().cloned().chain(warnings).collect();
+    fn draw(&self, last: &autocvd::Result<Snapshot>, scrolled: &mut usize) -> Result<(), Failure> {
         // The last row is the cursor's.
         let rows = height().saturating_sub(1).max(2);
-        if lines.len() > rows {
-            let hidden = lines.len() - (rows - 1);
-            lines.truncate(rows - 1);
-            lines.push(format!("… {hidden} more lines; a higher window shows them"));
-        }
+        let mut lines: Vec<String> = match last {
+            Ok(snapshot) => self.fitting(snapshot, rows, scrolled),
+            // What does not answer now may answer later.
+            Err(error) => error.to_string().lines().map(str::to_owned).collect(),
+        };
+        let warnings = self.sink.warnings.iter().flatten();
+        lines.extend(warnings.map(|text| format!("warning: {text}")));
+        lines.truncate(rows);
         standard_output::write(&format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n")))
             .map_err(Failure::cannot_write)?;
         // Ctrl-C leaves '^C' where the shell's prompt will be.
         signals::set_line_open(std::io::stderr().is_terminal());
         Ok(())
+    }
+
+    /// The screen in at most so many lines: with a line a GPU where it is too long, and then with
+    /// those rows that it was scrolled to.
+    fn fitting(&self, snapshot: &Snapshot, lines: usize, scrolled: &mut usize) -> Vec<String> {
+        let view = view(snapshot, self.machine.is_live());
+        // A full line and clearing behind it would eat the line's last character.
+        let view = View {
+            width: view.width - 1,
+            ..view
+        };
+        let full = Screen::of(snapshot, &view).lines();
+        if full.len() <= lines {
+            *scrolled = 0;
+            return full;
+        }
+        let Screen { head, rows, foot } = Screen::of(
+            snapshot,
+            &View {
+                rows: Rows::One,
+                ..view
+            },
+        );
+        if head.len() + rows.len() + foot.len() <= lines {
+            *scrolled = 0;
+            return [head, rows, foot].concat();
+        }
+        let room = lines.saturating_sub(head.len() + 1).max(1);
+        *scrolled = (*scrolled).min(rows.len().saturating_sub(room));
+        let last = (*scrolled + room).min(rows.len());
+        let hint = format!(
+            "rows {} to {last} of {}; arrows scroll, q quits",
+            *scrolled + 1,
+            rows.len()
+        );
+        [head, rows[*scrolled..last].to_vec(), vec![hint]].concat()
     }
 }
 
@@ -188,8 +243,8 @@ impl Observer for WarningSink {
     }
 }
 
-/// How to show what `machine` tells, on what standard output is.
-fn view(machine: &StatusReader) -> screen::View {
+/// How to show a snapshot on what standard output is.
+fn view(snapshot: &Snapshot, is_live: bool) -> View {
     let is_terminal = standard_output::is_terminal();
     let size = rustix::termios::tcgetwinsize(standard_output::descriptor());
     let columns = size.map_or(0, |size| usize::from(size.ws_col));
@@ -197,18 +252,43 @@ fn view(machine: &StatusReader) -> screen::View {
         true => columns,
         false => terminal::columns().unwrap_or(WIDTH),
     };
-    let live = machine.is_live().then(|| screen::Live {
-        host: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
-        now: SystemTime::now(),
-    });
-    screen::View {
+    let recording = snapshot.recording.as_deref().cloned().unwrap_or_default();
+    let now = recording.time;
+    View {
         width: width.max(screen::MIN_WIDTH),
-        color: terminal::has_color(is_terminal),
-        live,
+        style: cells::Style {
+            color: terminal::has_color(is_terminal),
+            unicode: terminal::has_unicode(),
+        },
+        rows: Rows::Full,
+        now,
+        clock: now.map_or_else(String::new, |now| match is_live {
+            true => local_time(now),
+            // 2026-03-03 07:59Z.
+            false => {
+                text::rfc3339(now)
+                    .to_string()
+                    .replace('T', " ")
+                    .chars()
+                    .take(16)
+                    .collect::<String>()
+                    + "Z"
+            }
+        }),
+        host: recording.host,
     }
+}
+
+/// The time of day here: `12:33:21`.
+fn local_time(unix: u64) -> String {
+    let time = libc::time_t::try_from(unix).unwrap_or(0);
+    // SAFETY: a zeroed tm is a valid one, and both pointers are to values that live through the call.
+    let now = unsafe {
+        let mut now: libc::tm = std::mem::zeroed();
+        libc::localtime_r(&time, &mut now);
+        now
+    };
+    format!("{:02}:{:02}:{:02}", now.tm_hour, now.tm_min, now.tm_sec)
 }
 
 fn height() -> usize {

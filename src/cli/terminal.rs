@@ -18,3 +18,14 @@ pub(super) fn has_color(is_terminal: bool) -> bool {
     let is_plain = env::var_os("TERM").is_some_and(|term| term == "dumb");
     !is_set("NO_COLOR") && (is_forced || (is_terminal && !is_plain))
 }
+
+/// Whether the locale's characters are UTF-8. Where no locale is set at all, they are taken to be.
+pub(super) fn has_unicode() -> bool {
+    let first = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .filter_map(env::var_os);
+    let locale = first
+        .map(|value| value.to_string_lossy().to_lowercase())
+        .find(|value| !value.is_empty());
+    locale.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8"))
+}

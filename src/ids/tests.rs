@@ -25,6 +25,7 @@ fn mig_device(index: u32, start: &str) -> MigDevice {
 fn machine(gpus: Vec<Gpu>) -> Snapshot {
     let (source, process_view) = (Source::Nvml, ProcessView::Host);
     Snapshot {
+        recording: None,
         source,
         driver_version: None,
         process_view,

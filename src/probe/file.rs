@@ -4,7 +4,7 @@
 //! passed over) and strict where it could (a field of the wrong type is an error).
 
 use super::{Detail, Probe};
-use crate::gpu::{Gpu, Judgement, Link, ProcessView, Snapshot, Source, State};
+use crate::gpu::{Gpu, Judgement, Link, ProcessView, Recording, Snapshot, Source, State, json};
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,14 @@ const MAX_BYTES: u64 = 64 << 20;
 struct Document<'a> {
     schema: u32,
     source: Source,
+    #[serde(default, deserialize_with = "json::time")]
+    time: Option<u64>,
+    #[serde(default)]
+    host: Option<String>,
+    #[serde(default)]
+    boot_id: Option<String>,
+    #[serde(default)]
+    version: Option<String>,
     #[serde(default)]
     driver_version: Option<String>,
     #[serde(default)]
@@ -108,6 +116,12 @@ pub(crate) fn parse(text: &str) -> std::result::Result<Snapshot, String> {
         process_view: document.process_view,
         gpus,
         links: document.links.into_owned(),
+        recording: Some(Box::new(Recording {
+            time: document.time,
+            host: document.host,
+            boot_id: document.boot_id,
+            version: document.version,
+        })),
     })
 }
 
@@ -142,9 +156,14 @@ impl Snapshot {
 const SERIALIZES: &str = "plain data with string keys always serializes";
 
 fn document(snapshot: &Snapshot) -> Document<'_> {
+    let recording = snapshot.recording.as_deref().cloned().unwrap_or_default();
     Document {
         schema: SCHEMA,
         source: snapshot.source,
+        time: recording.time,
+        host: recording.host,
+        boot_id: recording.boot_id,
+        version: recording.version,
         driver_version: snapshot.driver_version.clone(),
         process_view: snapshot.process_view,
         gpus: (&snapshot.gpus).into(),

@@ -40,6 +40,8 @@ pub(crate) struct Nvml {
     slots: Vec<DeviceSlot>,
     /// Whether a look has begun: the handles are as old as that.
     begun: bool,
+    /// Whether a machine none of whose GPUs can be read is an error.
+    needs_a_gpu: bool,
 }
 
 /// One of the GPUs that NVML counts.
@@ -62,6 +64,21 @@ impl Nvml {
     /// # Errors
     /// One line that says why not, and what helps.
     pub(crate) fn open(named: Option<OsString>) -> std::result::Result<Self, String> {
+        let nvml = Self::open_to_show(named)?;
+        match none_can_be_read(Source::Nvml, nvml.slots.iter().map(|slot| &slot.known)) {
+            Some(why) => Err(why),
+            None => Ok(Self {
+                needs_a_gpu: true,
+                ..nvml
+            }),
+        }
+    }
+
+    /// The same for a screen, which also shows a machine none of whose GPUs can be read.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_to_show(named: Option<OsString>) -> std::result::Result<Self, String> {
         let library = load(named)?;
         let count = library
             .device_count()
@@ -78,15 +95,13 @@ impl Nvml {
         for (index, slot) in (0..).zip(&mut slots) {
             slot.known.index = index;
         }
-        match none_can_be_read(Source::Nvml, slots.iter().map(|slot| &slot.known)) {
-            Some(why) => Err(why),
-            None => Ok(Self {
-                nvml: library,
-                lists: Lists::of(library),
-                slots,
-                begun: false,
-            }),
-        }
+        Ok(Self {
+            nvml: library,
+            lists: Lists::of(library),
+            slots,
+            begun: false,
+            needs_a_gpu: false,
+        })
     }
 
     /// Notes which of the GPUs have gone since their handles were got, which have come back, and which do not answer
@@ -241,6 +256,7 @@ impl Probe for Nvml {
             self.ask_for_handles_again();
         }
         let snapshot = Snapshot {
+            recording: None,
             source: Source::Nvml,
             driver_version: detail
                 .shows_people()
@@ -250,7 +266,10 @@ impl Probe for Nvml {
             gpus: self.slots.iter().map(|slot| slot.known.clone()).collect(),
             links: Vec::new(),
         };
-        super::with_a_readable_gpu(snapshot)
+        match self.needs_a_gpu {
+            true => super::with_a_readable_gpu(snapshot),
+            false => Ok(snapshot),
+        }
     }
 
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail) {

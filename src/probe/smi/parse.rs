@@ -73,6 +73,7 @@ pub(crate) fn parse(xml: &[u8]) -> Result<Snapshot, String> {
         gpu.index = index;
     }
     Ok(Snapshot {
+        recording: None,
         source: Source::NvidiaSmi,
         driver_version: log.value("driver_version").map(str::to_owned),
         process_view: ProcessView::default(),
