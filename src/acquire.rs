@@ -11,10 +11,10 @@ use crate::cancel::CancelToken;
 use crate::claim::{Claim, ClaimGuard, ClaimStore, Form, Holder, Requester, Ticket, Wants};
 use crate::environment::{Environment, INSIDE, ParentLaunch};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
-use crate::gpu::{Gpu, Snapshot};
+use crate::gpu::Snapshot;
 use crate::ids::{self, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
-use crate::policy::{LOCK_POLL_INTERVAL, wakeup_jitter};
+use crate::policy::{LOCK_POLL_INTERVAL, UTILIZATION_AGAIN, wakeup_jitter};
 use crate::probe::{self, Detail, Probe};
 use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
@@ -140,6 +140,7 @@ pub fn acquire(
         handoff: Handoff::default(),
         last_sources: WakeSources::default(),
         backoff: Backoff::new(request.interval),
+        second_reading: SecondReading::NotNeeded,
         rechecks: Rechecks::new(request.interval),
         watched: Vec::new(),
         last: None,
@@ -190,6 +191,7 @@ struct Attempt<'a> {
     /// What the last look that succeeded waits for.
     last_sources: WakeSources,
     backoff: Backoff,
+    second_reading: SecondReading,
     rechecks: Rechecks,
     /// The processes whose exit is waited for, and the position of the GPU that each is on.
     watched: Vec<(u32, usize)>,
@@ -199,6 +201,25 @@ struct Attempt<'a> {
     carried: Vec<usize>,
     /// When to read all GPUs again though nothing told of a change.
     next_full: Option<Instant>,
+}
+
+/// When to read utilization again that alone kept a GPU from being free at the first reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecondReading {
+    NotNeeded,
+    DueAt(Instant),
+    Done,
+}
+
+impl SecondReading {
+    /// Whether it is to be made now.
+    fn take_due(&mut self) -> bool {
+        let is_due = matches!(self, Self::DueAt(time) if *time <= Instant::now());
+        if is_due {
+            *self = Self::Done;
+        }
+        is_due
+    }
 }
 
 /// What one look brought.
@@ -352,6 +373,16 @@ impl Attempt<'_> {
             true => sources.add_time(self.backoff.next()),
             false => self.backoff.reset(),
         }
+        // What a driver says of utilization while it initializes a GPU is false.
+        let seems_busy =
+            |id: &DeviceId| matches!(snapshot.device(*id).verdict(), Verdict::SeemsBusy(_));
+        let seems_busy = self.constraints.devices.iter().any(seems_busy);
+        if seems_busy && self.second_reading == SecondReading::NotNeeded {
+            self.second_reading = SecondReading::DueAt(Instant::now() + UTILIZATION_AGAIN);
+        }
+        if let SecondReading::DueAt(time) = self.second_reading {
+            sources.add_time(time);
+        }
         self.last = Some(snapshot);
         // Now, for there is time: when it wakes there is none.
         self.position = self.ticket.as_ref().map_or(0, Ticket::position);
@@ -414,7 +445,7 @@ impl Attempt<'_> {
             None => {}
         }
         self.read_what_was_released(&snapshot);
-        let mut selection = self.read_and_select(&mut snapshot);
+        let mut selection = self.choose(&mut snapshot);
         let endless = self.deadline.is_none() && !self.once;
         if endless
             && matches!(selection, Selection::NotNow { .. })
@@ -425,7 +456,7 @@ impl Attempt<'_> {
             let mut others = known.clone();
             others.retain(|claim| !claim.held_by_ancestor);
             attach_claims(&mut snapshot, &others);
-            selection = self.read_and_select(&mut snapshot);
+            selection = self.choose(&mut snapshot);
         }
         let mut waiters_ahead = 0;
         let earlier = match (&selection, &self.claims) {
@@ -443,15 +474,15 @@ impl Attempt<'_> {
                 self.read_and_select(&mut snapshot);
             }
             self.read_the_rest(&mut snapshot);
-            (selection, waiters_ahead) =
-                self.handoff
-                    .yield_to_earlier(&earlier, &self.constraints, &snapshot);
-        }
-        if self.wake_loop.is_some()
-            && matches!(selection, Selection::Chosen(_))
-            && !self.request.uuid
-        {
-            self.read_the_rest(&mut snapshot);
+            loop {
+                (selection, waiters_ahead) =
+                    self.handoff
+                        .yield_to_earlier(&earlier, &self.constraints, &snapshot);
+                match &selection {
+                    Selection::Chosen(chosen) if !self.confirm(chosen, &mut snapshot) => {}
+                    _ => break,
+                }
+            }
         }
         Observation {
             snapshot,
@@ -468,12 +499,7 @@ impl Attempt<'_> {
         devices: &[DeviceId],
         observer: &mut dyn Observer,
     ) -> Result<Option<(Vec<String>, Option<ClaimGuard>)>> {
-        // After a wait all have been read: one of which nothing can be read now may be none to CUDA.
-        let silent = |gpu: &Gpu| {
-            gpu.compute_mode.is_none() && gpu.memory.total.is_none() && gpu.mig.is_none()
-        };
-        let lost = self.wake_loop.is_some() && snapshot.gpus.iter().any(silent);
-        let ids = ids::for_cuda(devices, self.request.uuid || lost, snapshot)?;
+        let ids = ids::for_cuda(devices, self.request.uuid, snapshot)?;
         let Some(claims) = &mut self.claims else {
             return Ok(Some((ids, None)));
         };
@@ -573,7 +599,9 @@ impl Attempt<'_> {
                 WakeReason::Time => {
                     let is_due =
                         |time: Option<Instant>| time.is_some_and(|at| at <= Instant::now());
-                    break match is_due(self.handoff.deadline()) || self.backoff.is_due() {
+                    let reads_again = self.second_reading.take_due();
+                    let is_full = is_due(self.handoff.deadline()) || self.backoff.is_due();
+                    break match is_full || reads_again {
                         true => Extent::Full,
                         false => Extent::Gpus(self.rechecks.take_due()),
                     };

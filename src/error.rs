@@ -178,6 +178,10 @@ pub enum Restriction {
     Exclude,
     /// [`Request::min_free_memory`](crate::Request::min_free_memory).
     MinFreeMemory,
+    /// [`Request::uuid`](crate::Request::uuid), where the UUID of a GPU cannot be read.
+    Uuid,
+    /// That it can never be told on this machine whether a GPU is in use.
+    Unknowable,
 }
 
 /// A device that is not to be had, and why.

@@ -1,6 +1,7 @@
-//! What is known of a machine's GPUs: plain data. Every metric is an `Option`: `None` means that it
-//! could not be read, and what is unknown is never taken for zero.
+//! What is known of a machine's GPUs: plain data. Every metric is a [`Fact`]: its value, or that this machine
+//! has no such thing, or that it could not be read. What is unknown is never taken for zero.
 
+pub(crate) use crate::fact::Fact;
 #[cfg(feature = "serde")]
 pub(crate) mod json;
 
@@ -36,6 +37,8 @@ pub enum ProcessView {
     Host,
     /// Perhaps only those of a container's PID namespace: an empty list proves nothing.
     Container,
+    /// Of none, as a rule: WSL2, where programs of Windows use the GPU too.
+    Wsl,
 }
 
 /// The state of all GPUs of a machine at one moment.
@@ -92,17 +95,20 @@ pub struct Gpu {
     pub utilization: Utilization,
     /// Who may create contexts on it.
     #[cfg_attr(feature = "serde", serde(default, with = "json::compute_mode"))]
-    pub compute_mode: Option<ComputeMode>,
+    pub compute_mode: Fact<ComputeMode>,
     /// The MIG devices it is divided into, where MIG is enabled.
     #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::mig"))]
     pub mig: Option<Mig>,
-    /// The processes that have a context on it; `None` where the list cannot be read.
+    /// The processes that have a context on it.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub processes: Option<Vec<Process>>,
-    /// Whether its memory is a NUMA node of the host (Grace Hopper), where pages stay allocated after
-    /// the process that used them has ended.
+    pub processes: Fact<Vec<Process>>,
+    /// Whether its memory is a NUMA node of the host that has no CPUs (Grace Hopper), where pages stay
+    /// allocated after the process that used them has ended.
     #[cfg_attr(feature = "serde", serde(default))]
     pub memory_is_numa_node: bool,
+    /// Whether the driver wants it to be recovered from an error; `None` where nobody asked.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub health: Option<Health>,
     /// The launches that have taken it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub claims: Vec<ClaimInfo>,
@@ -120,19 +126,33 @@ pub struct Gpu {
     pub reason: Option<String>,
 }
 
+impl Gpu {
+    /// Whether it has answered a question that touches the device itself: one that is lost may still have
+    /// a handle, a name and a MIG mode.
+    pub(crate) fn has_answered(&self) -> bool {
+        let Memory { total, used, free } = self.memory;
+        let silent = total.is_unknown() && used.is_unknown() && free.is_unknown();
+        self.mig.is_some()
+            || !silent
+            || !self.compute_mode.is_unknown()
+            || !self.processes.is_unknown()
+    }
+}
+
 /// Memory in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Memory {
-    /// All the memory there is.
+    /// All the memory there is; where it is the machine's (DGX Spark, Jetson), the machine's.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub total: Option<u64>,
-    /// What is allocated, without the driver's own reserve where the driver tells them apart.
+    pub total: Fact<u64>,
+    /// What is allocated, without the driver's own reserve where the driver tells them apart. It does not
+    /// apply to memory that the GPU shares with the CPUs: nobody tells what of it is the GPU's.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub used: Option<u64>,
-    /// What the driver calls free.
+    pub used: Fact<u64>,
+    /// What the driver calls free; where the memory is the machine's, what is available there.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub free: Option<u64>,
+    pub free: Fact<u64>,
 }
 
 /// Utilization in percent (nvmlDeviceGetUtilizationRates).
@@ -141,10 +161,10 @@ pub struct Memory {
 pub struct Utilization {
     /// The share of time in which a kernel ran.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub gpu: Option<u32>,
+    pub gpu: Fact<u32>,
     /// The share of time in which memory was read or written.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub memory: Option<u32>,
+    pub memory: Fact<u32>,
 }
 
 /// NVML's nvmlComputeMode_t.
@@ -189,6 +209,110 @@ impl ComputeMode {
     }
 }
 
+/// What the driver says of a GPU's health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct Health {
+    /// What has to be done before it works again; `None` where that is unknown, as to drivers before R570.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub recovery_action: Option<RecoveryAction>,
+    /// Whether a row of its memory could not be replaced by a spare one.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub remap_failed: Option<bool>,
+}
+
+/// NVML's nvmlDeviceGpuRecoveryAction_t, with the numbers that R590 and later added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(Serialize, Deserialize),
+    serde(rename_all = "SCREAMING_SNAKE_CASE")
+)]
+pub enum RecoveryAction {
+    /// It is well.
+    None,
+    /// It needs a reset.
+    GpuReset,
+    /// The machine needs a reboot.
+    NodeReboot,
+    /// Its connections to other GPUs are to be drained; it computes on its own.
+    #[cfg_attr(feature = "serde", serde(rename = "DRAIN_P2P"))]
+    DrainP2p,
+    /// It is to be drained of work and reset.
+    DrainAndReset,
+    /// The IMEX service of its NVLink domain needs attention; it computes.
+    Imex,
+    /// Its bus needs a reset.
+    BusReset,
+    /// The machine needs a reboot.
+    SystemReboot,
+    /// An action that later drivers know.
+    #[cfg_attr(feature = "serde", serde(other))]
+    Other,
+}
+
+/// The actions by their numbers.
+const RECOVERY_ACTIONS: [RecoveryAction; 8] = [
+    RecoveryAction::None,
+    RecoveryAction::GpuReset,
+    RecoveryAction::NodeReboot,
+    RecoveryAction::DrainP2p,
+    RecoveryAction::DrainAndReset,
+    RecoveryAction::Imex,
+    RecoveryAction::BusReset,
+    RecoveryAction::SystemReboot,
+];
+
+impl RecoveryAction {
+    /// The action that NVML's number stands for.
+    pub fn from_number(number: u32) -> Self {
+        let known = RECOVERY_ACTIONS.get(number as usize);
+        known.copied().unwrap_or(Self::Other)
+    }
+
+    /// The action of nvidia-smi's name, such as `Drain and Reset`.
+    pub fn from_smi_name(name: &str) -> Self {
+        let name = name.to_ascii_lowercase().replace([' ', '_'], "");
+        match name.as_str() {
+            "none" => Self::None,
+            "reset" | "gpureset" => Self::GpuReset,
+            "reboot" | "nodereboot" => Self::NodeReboot,
+            "drainp2p" => Self::DrainP2p,
+            "drainandreset" => Self::DrainAndReset,
+            "imex" => Self::Imex,
+            "busreset" => Self::BusReset,
+            "systemreboot" => Self::SystemReboot,
+            _ => Self::Other,
+        }
+    }
+
+    /// What a person has to do before programs can use the GPU, if so.
+    pub fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::None | Self::DrainP2p | Self::Imex => None,
+            Self::GpuReset | Self::BusReset | Self::DrainAndReset => Some(
+                "the driver wants it to be reset: end what runs on it, then run 'nvidia-smi --gpu-reset \
+                 -i ID' as root, or reboot",
+            ),
+            Self::NodeReboot | Self::SystemReboot => {
+                Some("the driver wants a reboot of the machine to recover it from an error")
+            }
+            Self::Other => Some(
+                "the driver wants it to be recovered from an error; 'nvidia-smi -q' says what to do",
+            ),
+        }
+    }
+}
+
+impl Health {
+    /// Why programs cannot use the GPU, and what helps, if so.
+    pub fn fault(self) -> Option<&'static str> {
+        let remedy = self.recovery_action.and_then(RecoveryAction::remedy);
+        let remap = "a row remap failed: its memory has errors that no spare row replaces; have it replaced";
+        remedy.or_else(|| (self.remap_failed == Some(true)).then_some(remap))
+    }
+}
+
 /// What a MIG-enabled GPU is divided into.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
@@ -219,9 +343,9 @@ pub struct MigDevice {
     /// Its share of the GPU's memory.
     #[cfg_attr(feature = "serde", serde(default))]
     pub memory: Memory,
-    /// The processes on it; `None` where the list cannot be read.
+    /// The processes on it.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub processes: Option<Vec<Process>>,
+    pub processes: Fact<Vec<Process>>,
     /// The launches that have taken it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub claims: Vec<ClaimInfo>,

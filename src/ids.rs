@@ -2,7 +2,8 @@
 
 use crate::error::{Error, IdList, Result};
 use crate::gpu::{
-    ClaimInfo, ComputeMode, Gpu, Judgement, Memory, MigDevice, Process, Snapshot, Source, State,
+    ClaimInfo, ComputeMode, Fact, Gpu, Judgement, Memory, MigDevice, Process, Snapshot, Source,
+    State,
 };
 use crate::pci::PciBusId;
 
@@ -63,18 +64,17 @@ impl<'a> Device<'a> {
     }
 
     /// How busy it was over the driver's last sample period, in percent; a MIG device has no such metric.
-    pub fn utilization(self) -> Option<u32> {
+    pub fn utilization(self) -> Fact<u32> {
         match self.mig {
-            Some(_) => None,
+            Some(_) => Fact::NotApplicable,
             None => self.gpu.utilization.gpu,
         }
     }
 
-    /// The processes that have a context on it; `None` where the list cannot be read.
-    pub fn processes(self) -> Option<&'a [Process]> {
-        self.mig
-            .map_or(&self.gpu.processes, |mig| &mig.processes)
-            .as_deref()
+    /// The processes that have a context on it.
+    pub fn processes(self) -> Fact<&'a [Process]> {
+        let processes = self.mig.map_or(&self.gpu.processes, |mig| &mig.processes);
+        processes.as_ref().map(Vec::as_slice)
     }
 
     /// The launches that have taken it.
@@ -176,8 +176,14 @@ impl Snapshot {
         }
     }
 
-    /// Whether each index is the ordinal that CUDA will use under `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    /// Whether each index is the ordinal that CUDA will use under `CUDA_DEVICE_ORDER=PCI_BUS_ID`: no GPU
+    /// is hidden from CUDA, and each has answered a question that touches it.
     pub fn indices_are_ordinals(&self) -> bool {
+        self.may_be_indices() && self.gpus.iter().all(Gpu::has_answered)
+    }
+
+    /// Whether each index is CUDA's ordinal unless a GPU is lost of which that is not known yet.
+    pub(crate) fn may_be_indices(&self) -> bool {
         let contiguous = self
             .gpus
             .iter()
@@ -278,7 +284,7 @@ pub(crate) fn parse_visible_devices(value: &str, snapshot: &Snapshot) -> Vec<Dev
 
 /// Whether CUDA does not count the GPU, so that those behind it have other ordinals than indices.
 fn hidden_from_cuda(gpu: &Gpu) -> bool {
-    gpu.unusable.is_some() && gpu.compute_mode != Some(ComputeMode::Prohibited)
+    gpu.unusable.is_some() && gpu.compute_mode != Fact::Value(ComputeMode::Prohibited)
 }
 
 /// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`: indices, or UUIDs where `uuid` asks for them or an

@@ -29,7 +29,7 @@
 //! # Design
 //! A decision is a pure function of a [`Snapshot`] that a probe has read: NVML, nvidia-smi or a
 //! file. What other launches hold is in the claims, which the kernel ends with their holders. Every
-//! metric is an `Option`, and what is unknown is never taken for zero.
+//! metric is a [`Fact`], and what is unknown is never taken for zero.
 
 mod acquire;
 mod amount;
@@ -37,6 +37,7 @@ mod cancel;
 mod claim;
 mod environment;
 mod error;
+mod fact;
 mod fork_local;
 mod gpu;
 mod ids;
@@ -56,9 +57,11 @@ pub use cancel::CancelToken;
 pub use claim::{ClaimGuard, remove_files};
 pub use environment::{Environment, ParentLaunch};
 pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
+pub use fact::Fact;
 pub use gpu::{
-    ClaimInfo, ComputeMode, Gpu, Judgement, Link, Memory, Mig, MigDevice, Process, ProcessKind,
-    ProcessView, Recording, Snapshot, Source, State, TopologyLevel, Utilization,
+    ClaimInfo, ComputeMode, Gpu, Health, Judgement, Link, Memory, Mig, MigDevice, Process,
+    ProcessKind, ProcessView, Recording, RecoveryAction, Snapshot, Source, State, TopologyLevel,
+    Utilization,
 };
 pub use ids::{Device, DeviceId};
 pub use observer::{NoObserver, Observer, WaitStatus};

@@ -6,6 +6,7 @@
 //! gives them a head start of at most [`MAX_WAKEUP_JITTER`]: 20 × 1 ms + 200 × 0.1 ms = 40 ms, which
 //! leaves 10 ms for the driver calls and for the claim.
 
+use crate::fact::Fact;
 use std::time::Duration;
 
 /// One mebibyte, in bytes.
@@ -25,10 +26,31 @@ pub(crate) const IDLE_MEMORY: u64 = 256 * MIB;
 /// Where the process list proves nothing: how busy an idle GPU may seem, in percent.
 pub(crate) const IDLE_UTILIZATION: u32 = 5;
 
+/// A CUDA context alone takes more than this: where less is used there is none, however busy the GPU
+/// seems.
+pub(crate) const LESS_THAN_A_CONTEXT: u64 = 64 * MIB;
+/// How much memory the desktop of Windows may hold beside a free GPU in WSL2: this, or
+/// [`WINDOWS_DESKTOP_PERCENT`] of all.
+pub(crate) const WINDOWS_DESKTOP_MEMORY: u64 = GIB;
+/// See [`WINDOWS_DESKTOP_MEMORY`]: in percent of the GPU's memory.
+pub(crate) const WINDOWS_DESKTOP_PERCENT: u128 = 25;
+/// How much memory a graphics process may hold of which the driver does not tell.
+pub(crate) const GRAPHICS_MEMORY: u64 = 4 * GIB;
+/// How much memory a program of a desktop may hold that the driver lists as computing because it
+/// draws by Vulkan.
+pub(crate) const DESKTOP_PROGRAM_MEMORY: u64 = 512 * MIB;
+/// Where utilization alone keeps a GPU from being free, it is read again after this: it is an average
+/// over up to a second, and false while the driver initializes the GPU.
+pub(crate) const UTILIZATION_AGAIN: Duration = Duration::from_secs(1);
+
 /// Whether the verdict on a GPU needs to know what its graphics processes hold: its used memory, in
 /// bytes, is beyond what an idle GPU holds.
-pub(crate) fn memory_needs_explaining(used: Option<u64>) -> bool {
-    used.is_none_or(|used| used > IDLE_MEMORY)
+pub(crate) fn memory_needs_explaining(used: Fact<u64>) -> bool {
+    match used {
+        Fact::Value(used) => used > IDLE_MEMORY,
+        Fact::NotApplicable => false,
+        Fact::Unknown => true,
+    }
 }
 
 // Waiting.

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "serde")]
 pub(crate) mod file;
+mod kernel;
 pub(crate) mod nvml;
 pub(crate) mod smi;
 
@@ -56,6 +57,12 @@ pub(crate) trait Probe: Send {
 
     /// Adds what is happening on `gpu`, one of those that [`begin`](Self::begin) told of.
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail);
+
+    /// Asks the driver one question that touches the GPU, unless that was done: a lost one may have a handle.
+    fn touch(&mut self, _gpu: &mut Gpu, _view: ProcessView) {}
+
+    /// Adds what the driver says of the GPU's health.
+    fn read_health(&mut self, _gpu: &mut Gpu) {}
 
     /// How the GPUs with these indices are connected to each other.
     fn links(&mut self, indices: &[u32]) -> Vec<Link>;
@@ -123,10 +130,11 @@ pub(crate) fn open_to_show(
 /// The host's first PID namespace has this fixed inode (PROC_PID_INIT_INO in Linux's proc_ns.h).
 const HOST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// Whether process lists can be complete here: only in the host's PID namespace. A namespace that
-/// cannot be read counts as a container's.
+/// Whether process lists can be complete here: only in the host's PID namespace, and not in WSL2. A
+/// namespace that cannot be read counts as a container's.
 pub(crate) fn process_view() -> ProcessView {
     match crate::proc::pid_namespace() {
+        _ if kernel::is_wsl() => ProcessView::Wsl,
         Some(HOST_PID_NAMESPACE) => ProcessView::Host,
         _ => ProcessView::Container,
     }

@@ -7,7 +7,7 @@ pub use verdict::Verdict;
 
 use crate::amount::bytes as amount;
 use crate::error::{BlockedDevice, Restriction, Shortage};
-use crate::gpu::{ComputeMode, Memory, Snapshot, State};
+use crate::gpu::{ComputeMode, Fact, Memory, Snapshot, State};
 use crate::ids::{Device, DeviceId};
 use std::cmp::Reverse;
 
@@ -51,8 +51,9 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     let mut usable = judged.clone();
     usable.retain(|(device, verdict)| {
         let whole = constraints.num_gpus == 1 || device.mig().is_none();
+        let knowable = constraints.least_used || !matches!(verdict, Verdict::Unknowable(_));
         let large = constraints.is_large_enough(capacity(device.memory()));
-        whole && large && !matches!(verdict, Verdict::Unavailable(_))
+        whole && large && knowable && !matches!(verdict, Verdict::Unavailable(_))
     });
     if usable.len() < constraints.num_gpus {
         let shortage = shortage(snapshot, constraints, &judged, usable.len());
@@ -109,9 +110,9 @@ impl Device<'_> {
     pub fn memory_shortfall(self, wanted: Option<u64>) -> Option<String> {
         let wanted = wanted?;
         match self.memory().free {
-            Some(free) if free >= wanted => None,
-            Some(free) => Some(format!("only {} free", amount(free))),
-            None => Some("only an unknown amount free".to_owned()),
+            Fact::Value(free) if free >= wanted => None,
+            Fact::Value(free) => Some(format!("only {} free", amount(free))),
+            Fact::NotApplicable | Fact::Unknown => Some("only an unknown amount free".to_owned()),
         }
     }
 }
@@ -119,29 +120,31 @@ impl Device<'_> {
 /// All that can ever be free: the driver keeps some for itself, which it counts neither as used nor as free.
 fn capacity(memory: Memory) -> Option<u64> {
     match (memory.used, memory.free) {
-        (Some(used), Some(free)) => {
+        (Fact::Value(used), Fact::Value(free)) => {
             let sum = used.saturating_add(free);
-            Some(sum.min(memory.total.unwrap_or(u64::MAX)))
+            Some(sum.min(memory.total.value().unwrap_or(u64::MAX)))
         }
-        _ => memory.total,
+        _ => memory.total.value(),
     }
 }
 
-/// The most free memory first; claimed ones, then occupied exclusive ones and unknown ones, only where
-/// no others are left.
+/// The most free memory first; claimed ones, and then exclusive ones that a process has taken, only
+/// where no others are left. Among each of these, unknown ones go last.
 fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection {
     if usable.len() < num_gpus {
         let free = usable.iter().map(|(device, _)| device.id()).collect();
         return Selection::NotNow { free };
     }
     usable.sort_by_key(|(device, verdict)| {
-        let free = device.memory().free;
-        let taken = matches!(verdict, Verdict::Claimed(_));
-        let mode = device.gpu().compute_mode;
-        let exclusive = mode.is_some_and(ComputeMode::is_exclusive);
-        let full = *verdict != Verdict::Free && exclusive;
-        let unknown = free.is_none() || matches!(verdict, Verdict::Unknown(_));
-        (taken, full, unknown, Reverse((free, device.id())))
+        let free = device.memory().free.value();
+        let is_claimed = matches!(verdict, Verdict::Claimed(_));
+        let mode = device.gpu().compute_mode.value();
+        let is_exclusive = mode.is_some_and(ComputeMode::is_exclusive);
+        let is_taken = is_exclusive && device.use_verdict() != Verdict::Free;
+        let is_unknown =
+            free.is_none() || matches!(verdict, Verdict::Unknown(_) | Verdict::Unknowable(_));
+        let order = Reverse((free, device.id()));
+        (is_taken, is_claimed, is_unknown, order)
     });
     let best = usable.iter().take(num_gpus);
     let mut chosen: Vec<DeviceId> = best.map(|(device, _)| device.id()).collect();
@@ -160,7 +163,7 @@ fn shortage(
         device.mig().is_some() && verdict.state() != State::Unavailable
     };
     let unusable = judged.iter().filter_map(|(device, verdict)| match verdict {
-        Verdict::Unavailable(reason) => Some(BlockedDevice {
+        Verdict::Unavailable(reason) | Verdict::Unknowable(reason) => Some(BlockedDevice {
             label: device.label(),
             reason: reason.clone(),
         }),
@@ -168,16 +171,23 @@ fn shortage(
     });
     let wanted = constraints.min_free_memory;
     let too_small = wanted.and_then(|wanted| largest_is_too_small(judged, wanted));
+    let mut restrictions = Vec::new();
+    if too_small.is_some() {
+        restrictions.push(Restriction::MinFreeMemory);
+    }
+    if judged
+        .iter()
+        .any(|(_, verdict)| matches!(verdict, Verdict::Unknowable(_)))
+    {
+        restrictions.push(Restriction::Unknowable);
+    }
     Shortage {
         requested: constraints.num_gpus,
         usable,
         total: snapshot.gpus.len(),
         several_mig_devices: constraints.num_gpus > 1 && judged.iter().any(is_mig),
         unusable: unusable.collect(),
-        restrictions: too_small
-            .iter()
-            .map(|_| Restriction::MinFreeMemory)
-            .collect(),
+        restrictions,
         too_small,
     }
 }
@@ -188,7 +198,7 @@ fn largest_is_too_small(judged: &[(Device, Verdict)], wanted: u64) -> Option<Str
         let sizes = judged.iter().filter_map(|(device, _)| of(device.memory()));
         sizes.max().filter(|largest| *largest < wanted).map(amount)
     };
-    let all = largest(|memory| memory.total).map(|total| format!("has {total} in all"));
+    let all = largest(|memory| memory.total.value()).map(|total| format!("has {total} in all"));
     let most =
         || largest(capacity).map(|most| format!("can have {most}, the driver keeps the rest"));
     let largest = all.or_else(most)?;

@@ -2,7 +2,7 @@
 
 use crate::claim::{Claim, ClaimStore};
 use crate::environment::Environment;
-use crate::gpu::{ClaimInfo, Judgement, Link, ProcessView, Recording, Snapshot, State};
+use crate::gpu::{ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State};
 use crate::observer::Observer;
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::{Result, proc};
@@ -194,17 +194,12 @@ pub(crate) fn resolve_processes(snapshot: &mut Snapshot, scope: Scope) {
             .mig
             .iter_mut()
             .flat_map(|mig| mig.devices.iter_mut().map(|device| &mut device.processes));
-        for processes in parts
-            .chain([&mut gpu.processes])
-            .flatten()
-            .filter(|_| known)
-        {
-            let named = processes
-                .iter()
-                .position(|process| process.kind.computes())
-                .unwrap_or(0);
+        for processes in parts.chain([&mut gpu.processes]).filter(|_| known) {
+            let processes = processes.items_mut();
+            let computes = |process: &Process| process.computes_beside(processes);
+            let named = processes.iter().position(computes).unwrap_or(0);
             let shown = match scope {
-                Scope::All => &mut processes[..],
+                Scope::All => processes,
                 Scope::Named => processes.get_mut(named..=named).unwrap_or_default(),
             };
             for process in shown {

@@ -152,7 +152,7 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
         ),
         row(
             "WSL2: little memory, but it computes",
-            json!({"gpus": [{"utilization": {"gpu": 60, "memory": 1}, "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3}}]}),
+            json!({"gpus": [{"utilization": {"gpu": 60, "memory": 1}, "memory": {"used": 65 * MIB}, "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3}}]}),
             &[],
             Err(4),
             "60 % utilization",
@@ -484,7 +484,7 @@ fn in_a_container_an_empty_list_proves_nothing() {
         ),
         row(
             "it computes",
-            json!({"gpus": [{}, {"utilization": {"gpu": 6, "memory": 0}}]}),
+            json!({"gpus": [{}, {"utilization": {"gpu": 6, "memory": 0}, "memory": {"used": 65 * MIB}}]}),
             &[],
             Ok("0"),
             "6 % utilization",
@@ -542,9 +542,8 @@ fn nvidia_smi_serves_where_nvml_cannot_be_loaded() {
         ("515.xml", 0, &[], Err(4), "used by pid"),
         ("535.xml", 0, &[], Ok("1"), "chose GPU 1"),
         ("550.xml", 0, &[], Err(4), "PROHIBITED"),
-        ("580.xml", 0, &[], Ok("0"), "used by pid"),
         ("590.xml", 0, &[], Err(4), "used by pid"),
-        ("580.xml", 14, &[], Ok("0"), "chose GPU 0"),
+        ("535.xml", 14, &[], Ok("1"), "chose GPU 1"),
         (
             "lost.xml",
             15,

@@ -103,7 +103,7 @@ fn what_is_printed_as_json_is_what_the_schema_says() {
             "unavailable",
             "busy",
             "free",
-            "busy"
+            "free"
         ],
         "{status:#}"
     );
@@ -143,7 +143,14 @@ fn what_is_unknown_is_null_and_not_zero() {
     let machine = varied();
     let status = status_json(&machine);
     let nothing = json!({"total": null, "used": null, "free": null});
-    assert_eq!(status["gpus"][6]["memory"], nothing);
+    // It shares the machine's memory, and nothing tells what of it is the GPU's.
+    assert_eq!(status["gpus"][6]["memory"]["used"], Value::Null);
+    assert!(status["gpus"][6]["memory"]["total"].is_u64(), "{status:#}");
+    let absent = status["gpus"][6]["not_applicable"]
+        .as_array()
+        .expect("a list");
+    assert!(absent.contains(&json!("memory.used")), "{status:#}");
+    assert_eq!(status["gpus"][3]["not_applicable"], json!([]));
     assert_eq!(status["gpus"][3]["memory"], nothing);
     assert_eq!(status["gpus"][3]["processes"], Value::Null);
     assert_eq!(

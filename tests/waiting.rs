@@ -133,7 +133,7 @@ fn a_dead_process_that_the_driver_still_lists_costs_a_few_looks_not_a_core() {
     let looks = machine
         .calls()
         .iter()
-        .filter(|call| call.contains("RunningProcesses"))
+        .filter(|call| call.contains("GetComputeRunningProcesses"))
         .count();
     assert!(looks <= 20, "{looks} looks");
 }
@@ -390,7 +390,7 @@ fn a_gpu_that_was_lost_and_comes_back_is_given() {
 #[test]
 fn an_nvidia_smi_that_fails_while_it_waits_is_run_ever_more_rarely() {
     let machine = Machine::gpus(1);
-    let xml = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/535.xml");
+    let xml = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/590.xml");
     let busy = fs::read_to_string(xml).expect("a fixture");
     fs::write(machine.path().join("busy.xml"), busy).expect("our own directory");
     machine.install(

@@ -98,8 +98,30 @@ class Mig(TypedDict):
     devices: List[MigDevice]
 
 
+class Health(TypedDict):
+    """What the driver says of a GPU's health; None is unknown."""
+
+    recovery_action: Optional[
+        Literal[
+            "NONE",
+            "GPU_RESET",
+            "NODE_REBOOT",
+            "DRAIN_P2P",
+            "DRAIN_AND_RESET",
+            "IMEX",
+            "BUS_RESET",
+            "SYSTEM_REBOOT",
+            "OTHER",
+        ]
+    ]
+    remap_failed: Optional[bool]
+
+
 class Gpu(TypedDict):
-    """A GPU. Its index is nvidia-smi's; `processes` is None where the list cannot be read."""
+    """A GPU. Its index is nvidia-smi's; `processes` is None where the list cannot be read.
+
+    `not_applicable` lists which of the members that are None this machine does not have at all.
+    """
 
     index: int
     uuid: Optional[str]
@@ -113,9 +135,11 @@ class Gpu(TypedDict):
     mig: Optional[Mig]
     processes: Optional[List[Process]]
     memory_is_numa_node: bool
+    health: Optional[Health]
     claims: List[Claim]
     state: State
     reason: Optional[str]
+    not_applicable: List[str]
 
 
 class Link(TypedDict):
@@ -132,6 +156,6 @@ class Status(TypedDict):
     schema: int
     source: Literal["nvml", "nvidia-smi", "file"]
     driver_version: Optional[str]
-    process_view: Literal["host", "container"]
+    process_view: Literal["host", "container", "wsl"]
     gpus: List[Gpu]
     links: List[Link]

@@ -152,11 +152,12 @@ fn is_large_enough(device: Device, wanted: Option<u64>) -> bool {
         return false;
     }
     let Some(wanted) = wanted else { return true };
-    let processes = device.processes().unwrap_or_default().iter();
+    let processes = device.processes().value().unwrap_or_default().iter();
     let own = processes.filter(|process| process.pid == std::process::id());
     let own: u64 = own.filter_map(|process| process.used_memory).sum();
     let free = device.memory().free;
-    free.is_some_and(|free| free.saturating_add(own) >= wanted)
+    free.value()
+        .is_some_and(|free| free.saturating_add(own) >= wanted)
 }
 
 /// Reads the machine's state, for showing it.

@@ -39,6 +39,12 @@ impl Candidates {
         }
         let exclude = resolve(&request.exclude, IdList::Exclude, snapshot)?;
         candidates.keep(Restriction::Exclude, |device| !exclude.contains(device));
+        if request.uuid {
+            // Another one may have one.
+            candidates.keep(Restriction::Uuid, |id| {
+                snapshot.device(*id).uuid().is_some()
+            });
+        }
         Ok(candidates)
     }
 

@@ -59,10 +59,53 @@ impl Attempt<'_> {
             .retain(|gpu| claims(snapshot, *gpu) == claims(last, *gpu));
     }
 
+    /// Reads and selects until all that is chosen can be used.
+    pub(super) fn choose(&mut self, snapshot: &mut Snapshot) -> Selection {
+        loop {
+            match self.read_and_select(snapshot) {
+                Selection::Chosen(chosen) if !self.confirm(&chosen, snapshot) => {}
+                selection => return selection,
+            }
+        }
+    }
+
+    /// Asks what is left to ask before a choice is given: the driver, for the health of what is
+    /// chosen; and where indices would be printed each GPU for an answer, since one that is lost
+    /// shifts CUDA's numbers. Returns whether all that is chosen can be used.
+    pub(super) fn confirm(&mut self, chosen: &[DeviceId], snapshot: &mut Snapshot) -> bool {
+        for id in chosen {
+            let gpu = &mut snapshot.gpus[id.gpu];
+            if gpu.health.is_none() || self.carried.contains(&id.gpu) {
+                self.probe.read_health(gpu);
+            }
+        }
+        if !self.request.uuid && snapshot.may_be_indices() {
+            self.touch_all(snapshot);
+        }
+        let is_unusable =
+            |id: &DeviceId| matches!(snapshot.device(*id).verdict(), Verdict::Unavailable(_));
+        !chosen.iter().any(is_unusable)
+    }
+
+    /// Asks all GPUs that have not answered in this look.
+    fn touch_all(&mut self, snapshot: &mut Snapshot) {
+        let view = snapshot.process_view;
+        for (at, gpu) in snapshot.gpus.iter_mut().enumerate() {
+            if !gpu.has_answered() || self.carried.contains(&at) {
+                self.probe.touch(gpu, view);
+            }
+        }
+    }
+
     /// Reads as many GPUs as the choice needs: where one is enough, the preferred one may settle it.
     pub(super) fn read_and_select(&mut self, snapshot: &mut Snapshot) -> Selection {
         let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
         gpus.dedup();
+        // One without a UUID can be given only where indices are sure.
+        let is_nameless = |id: &DeviceId| snapshot.device(*id).uuid().is_none();
+        if self.constraints.devices.iter().any(is_nameless) {
+            self.touch_all(snapshot);
+        }
         let brief = !self.constraints.least_used && self.request.detail == Detail::Decision;
         for gpu in gpus.into_iter().rev() {
             let mut devices = self.constraints.devices.clone();
@@ -93,10 +136,9 @@ impl Attempt<'_> {
         select::select(snapshot, &self.constraints)
     }
 
-    /// Reads what a choice left unread: a GPU that was lost while this process waited shifts CUDA's
-    /// numbers.
+    /// Reads what a choice left unread.
     pub(super) fn read_the_rest(&mut self, snapshot: &mut Snapshot) {
-        let no_list = |gpu: &Gpu| gpu.processes.is_none() && gpu.mig.is_none();
+        let no_list = |gpu: &Gpu| gpu.processes.is_unknown() && gpu.mig.is_none();
         for gpu in 0..snapshot.gpus.len() {
             if no_list(&snapshot.gpus[gpu]) {
                 // It was taken over unread.
@@ -127,5 +169,5 @@ fn is_same_machine(now: &Snapshot, before: &Snapshot) -> bool {
 
 /// Whether the probe has only begun to tell of this GPU. nvidia-smi tells all at once.
 fn is_unread(gpu: &Gpu) -> bool {
-    gpu.compute_mode.is_none() && gpu.memory.total.is_none() && gpu.processes.is_none()
+    gpu.compute_mode.is_unknown() && gpu.memory.total.is_unknown() && gpu.processes.is_unknown()
 }

@@ -3,7 +3,7 @@
 use super::rechecks::Pace;
 use super::{Attempt, keys_of};
 use crate::claim::Claim;
-use crate::gpu::{Process, ProcessView, Snapshot};
+use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::Device;
 use crate::policy::{HIDDEN_POLL_INTERVAL, OLDEST_OF};
 use crate::proc::Stat;
@@ -54,7 +54,7 @@ impl Attempt<'_> {
             match (unseen, snapshot.process_view) {
                 (false, _) => self.rechecks.stop(gpu),
                 (true, ProcessView::Host) => self.rechecks.start(gpu, Pace::Slowing),
-                (true, ProcessView::Container) => {
+                (true, ProcessView::Container | ProcessView::Wsl) => {
                     self.rechecks.start(gpu, Pace::Every(HIDDEN_POLL_INTERVAL));
                 }
             }
@@ -85,28 +85,31 @@ impl Attempt<'_> {
 
     /// What is in the way of giving this device, given the processes that were watched before.
     fn blocker(&self, device: Device, before: &[u32]) -> Blocker {
-        let processes = device.processes().unwrap_or_default();
+        let processes = device.processes().value().unwrap_or_default();
         match device.verdict() {
             // Too little of its memory is free: any exit may change that.
             Verdict::Free => {
                 let pids = processes.iter().take(OLDEST_OF).map(|process| process.pid);
                 Blocker::Exits(pids.collect())
             }
-            Verdict::Busy(_) => match self.oldest(processes, before) {
+            Verdict::Busy(_) | Verdict::SeemsBusy(_) => match self.oldest(device, before) {
                 Some(pid) => Blocker::Exits(vec![pid]),
                 None => Blocker::Unseen,
             },
-            Verdict::Unknown(_) | Verdict::Claimed(_) | Verdict::Unavailable(_) => Blocker::Other,
+            Verdict::Unknown(_)
+            | Verdict::Unknowable(_)
+            | Verdict::Claimed(_)
+            | Verdict::Unavailable(_) => Blocker::Other,
         }
     }
 
     /// The oldest of the computing processes that run, or the one that was watched before.
-    fn oldest(&self, processes: &[Process], before: &[u32]) -> Option<u32> {
+    fn oldest(&self, device: Device, before: &[u32]) -> Option<u32> {
         let has_exited = |pid: u32| {
             let wake_loop = self.wake_loop.as_ref();
             wake_loop.is_some_and(|wake_loop| wake_loop.has_exited(pid))
         };
-        let computing = processes.iter().filter(|process| process.kind.computes());
+        let computing = device.computing();
         let computing = || computing.clone().map(|process| process.pid);
         let kept = computing().find(|pid| before.contains(pid) && !has_exited(*pid));
         let started = |pid: u32| match Stat::read(pid) {

@@ -52,6 +52,10 @@ fn about_shortage(shortage: &Shortage, names: &Origins) -> String {
             Restriction::Only => format!("allow more with {}", names.only),
             Restriction::Exclude => format!("leave out fewer with {}", names.exclude),
             Restriction::MinFreeMemory => format!("ask for less with {}", names.min_free_memory),
+            Restriction::Uuid => "leave out --uuid".to_owned(),
+            Restriction::Unknowable => {
+                "take the least used (-l) if you know that it is free".to_owned()
+            }
             _ => "allow more GPUs".to_owned(),
         });
     let allow = allow.collect::<Vec<_>>().join(", or ");

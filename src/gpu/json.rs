@@ -68,11 +68,11 @@ pub(crate) fn time<'de, D: Deserializer<'de>>(
 
 /// NVML's names in NVML's spelling; nvidia-smi's (`Exclusive_Process`) are read too.
 pub(crate) mod compute_mode {
-    use super::super::ComputeMode;
+    use super::super::{ComputeMode, Fact};
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     pub(crate) fn serialize<S: Serializer>(
-        mode: &Option<ComputeMode>,
+        mode: &Fact<ComputeMode>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         mode.map(ComputeMode::name).serialize(serializer)
@@ -80,12 +80,12 @@ pub(crate) mod compute_mode {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<Option<ComputeMode>, D::Error> {
+    ) -> Result<Fact<ComputeMode>, D::Error> {
         let Some(word) = Option::<String>::deserialize(deserializer)? else {
-            return Ok(None);
+            return Ok(Fact::Unknown);
         };
         ComputeMode::from_name(&word)
-            .map(Some)
+            .map(Fact::Value)
             .ok_or_else(|| D::Error::custom(format!("unknown compute mode '{word}'")))
     }
 }

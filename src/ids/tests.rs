@@ -8,6 +8,7 @@ fn gpu(index: u32) -> Gpu {
             "GPU-{index}a0b0c0d-0000-0000-0000-00000000000{index}"
         )),
         pci_bus_id: PciBusId::parse(&format!("0000000{}:{:02X}:00.0", index / 2, 0x3a + index)),
+        compute_mode: Fact::Value(ComputeMode::Default),
         ..Gpu::default()
     }
 }
@@ -225,7 +226,7 @@ fn cuda_visible_devices_counts_the_gpus_that_cuda_counts() {
     assert_eq!(parse_visible_devices("3", &snapshot), []);
     // CUDA does count a GPU on which it may not compute.
     let prohibited = Gpu {
-        compute_mode: Some(ComputeMode::Prohibited),
+        compute_mode: Fact::Value(ComputeMode::Prohibited),
         ..lost(gpu(1))
     };
     let snapshot = machine(vec![gpu(0), prohibited, gpu(2)]);
@@ -254,7 +255,7 @@ fn ids_are_indices_where_these_are_cudas_ordinals_and_uuids_elsewhere() {
     let uuid = |index: u32| gpu(index).uuid.expect("known");
     let plain = machine((0..3).map(gpu).collect());
     let prohibited = Gpu {
-        compute_mode: Some(ComputeMode::Prohibited),
+        compute_mode: Fact::Value(ComputeMode::Prohibited),
         ..lost(gpu(0))
     };
     let gap = machine(vec![gpu(0), gpu(2)]);

@@ -4,7 +4,10 @@
 //! passed over) and strict where it could (a field of the wrong type is an error).
 
 use super::{Detail, Probe};
-use crate::gpu::{Gpu, Judgement, Link, ProcessView, Recording, Snapshot, Source, State, json};
+use crate::gpu::{
+    ComputeMode, Fact, Gpu, Health, Judgement, Link, ProcessView, Recording, Snapshot, Source,
+    State, json,
+};
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -39,10 +42,12 @@ const SCHEMA: u32 = 1;
 /// Far beyond any real machine: 64 GPUs with a thousand processes each are 10 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
-#[derive(Serialize, Deserialize)]
-struct Document<'a> {
+#[derive(Deserialize)]
+struct Document {
     schema: u32,
-    source: Source,
+    /// Has to be there, and to be one that is known; it says nothing of the machine.
+    #[serde(rename = "source")]
+    _source: Source,
     #[serde(default, deserialize_with = "json::time")]
     time: Option<u64>,
     #[serde(default)]
@@ -55,9 +60,83 @@ struct Document<'a> {
     driver_version: Option<String>,
     #[serde(default)]
     process_view: ProcessView,
-    gpus: std::borrow::Cow<'a, [Gpu]>,
+    gpus: Vec<Gpu>,
     #[serde(default)]
-    links: std::borrow::Cow<'a, [Link]>,
+    links: Vec<Link>,
+}
+
+/// What is read of a document beside its facts: which of the null ones this machine does not have.
+#[derive(Deserialize)]
+struct Absences {
+    gpus: Vec<Absence>,
+}
+
+#[derive(Deserialize)]
+struct Absence {
+    #[serde(default)]
+    not_applicable: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ShownDocument<'a> {
+    schema: u32,
+    source: Source,
+    time: Option<u64>,
+    host: Option<&'a str>,
+    boot_id: Option<&'a str>,
+    version: Option<&'a str>,
+    driver_version: Option<&'a str>,
+    process_view: ProcessView,
+    gpus: Vec<ShownGpu<'a>>,
+    links: &'a [Link],
+}
+
+#[derive(Serialize)]
+struct ShownGpu<'a> {
+    #[serde(flatten)]
+    gpu: &'a Gpu,
+    not_applicable: Vec<&'static str>,
+}
+
+/// Lists the facts that do not apply to a GPU, by the names of their members.
+fn not_applicable(gpu: &Gpu) -> Vec<&'static str> {
+    let facts = [
+        ("memory.total", gpu.memory.total.is_not_applicable()),
+        ("memory.used", gpu.memory.used.is_not_applicable()),
+        ("memory.free", gpu.memory.free.is_not_applicable()),
+        ("utilization.gpu", gpu.utilization.gpu.is_not_applicable()),
+        (
+            "utilization.memory",
+            gpu.utilization.memory.is_not_applicable(),
+        ),
+        ("compute_mode", gpu.compute_mode.is_not_applicable()),
+        ("processes", gpu.processes.is_not_applicable()),
+    ];
+    facts
+        .into_iter()
+        .filter_map(|(name, applies_not)| applies_not.then_some(name))
+        .collect()
+}
+
+/// Marks what is unknown of a GPU and listed as not applicable. Names that are not known are passed over.
+fn mark_not_applicable(gpu: &mut Gpu, names: &[String]) {
+    fn mark<T>(fact: &mut Fact<T>) {
+        if fact.is_unknown() {
+            *fact = Fact::NotApplicable;
+        }
+    }
+    for name in names {
+        match name.as_str() {
+            "memory.total" => mark(&mut gpu.memory.total),
+            "memory.used" => mark(&mut gpu.memory.used),
+            "memory.free" => mark(&mut gpu.memory.free),
+            "utilization.gpu" => mark(&mut gpu.utilization.gpu),
+            "utilization.memory" => mark(&mut gpu.utilization.memory),
+            "compute_mode" => mark(&mut gpu.compute_mode),
+            "processes" => mark(&mut gpu.processes),
+            _ => {}
+        }
+    }
 }
 
 /// Reads a recorded machine.
@@ -104,25 +183,31 @@ pub(crate) fn parse(text: &str) -> std::result::Result<Snapshot, String> {
             document.schema
         ));
     }
-    let mut gpus = document.gpus.into_owned();
+    let absences: Absences = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let mut gpus = document.gpus;
+    for (gpu, absence) in gpus.iter_mut().zip(absences.gpus) {
+        mark_not_applicable(gpu, &absence.not_applicable);
+    }
     gpus.iter_mut().for_each(take_for_recorded);
     gpus.sort_by_key(|gpu| gpu.index);
     if let Some(pair) = gpus.windows(2).find(|pair| pair[0].index == pair[1].index) {
         return Err(format!("two GPUs have index {}", pair[0].index));
     }
-    Ok(Snapshot {
+    let mut snapshot = Snapshot {
         source: Source::File,
         driver_version: document.driver_version,
         process_view: document.process_view,
         gpus,
-        links: document.links.into_owned(),
+        links: document.links,
         recording: Some(Box::new(Recording {
             time: document.time,
             host: document.host,
             boot_id: document.boot_id,
             version: document.version,
         })),
-    })
+    };
+    forget_what_the_facts_tell(&mut snapshot);
+    Ok(snapshot)
 }
 
 /// What the document says of states was judged when it was written: here it is evidence.
@@ -137,6 +222,34 @@ fn take_for_recorded(gpu: &mut Gpu) {
     (gpu.unusable, gpu.recorded) = recorded(gpu.state.take(), gpu.reason.take());
     for part in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
         (part.unusable, part.recorded) = recorded(part.state.take(), part.reason.take());
+    }
+}
+
+/// Forgets that a device could not be used where that follows from what else was recorded: what remains
+/// is what the driver itself said, and CUDA does not count such a GPU.
+fn forget_what_the_facts_tell(snapshot: &mut Snapshot) {
+    for id in snapshot.device_ids() {
+        if snapshot.device(id).fault().is_none() {
+            continue;
+        }
+        let gpu = &mut snapshot.gpus[id.gpu];
+        match (id.mig, &mut gpu.mig) {
+            (Some(part), Some(mig)) => mig.devices[part].unusable = None,
+            _ => gpu.unusable = None,
+        }
+    }
+    // What was judged of a divided GPU sums up its parts.
+    for gpu in &mut snapshot.gpus {
+        let parts = gpu.mig.iter().flat_map(|mig| &mig.devices);
+        if parts.clone().next().is_some() {
+            gpu.recorded = None;
+            let all_alike = parts.clone().all(|part| part.unusable.is_some());
+            let is_prohibited = gpu.compute_mode == Fact::Value(ComputeMode::Prohibited);
+            let is_sick = gpu.health.and_then(Health::fault).is_some();
+            if all_alike || is_prohibited || is_sick {
+                gpu.unusable = None;
+            }
+        }
     }
 }
 
@@ -155,18 +268,22 @@ impl Snapshot {
 
 const SERIALIZES: &str = "plain data with string keys always serializes";
 
-fn document(snapshot: &Snapshot) -> Document<'_> {
-    let recording = snapshot.recording.as_deref().cloned().unwrap_or_default();
-    Document {
+fn document(snapshot: &Snapshot) -> ShownDocument<'_> {
+    let recording = snapshot.recording.as_deref();
+    let shown = |gpu| ShownGpu {
+        gpu,
+        not_applicable: not_applicable(gpu),
+    };
+    ShownDocument {
         schema: SCHEMA,
         source: snapshot.source,
-        time: recording.time,
-        host: recording.host,
-        boot_id: recording.boot_id,
-        version: recording.version,
-        driver_version: snapshot.driver_version.clone(),
+        time: recording.and_then(|recording| recording.time),
+        host: recording.and_then(|recording| recording.host.as_deref()),
+        boot_id: recording.and_then(|recording| recording.boot_id.as_deref()),
+        version: recording.and_then(|recording| recording.version.as_deref()),
+        driver_version: snapshot.driver_version.as_deref(),
         process_view: snapshot.process_view,
-        gpus: (&snapshot.gpus).into(),
-        links: (&snapshot.links).into(),
+        gpus: snapshot.gpus.iter().map(shown).collect(),
+        links: &snapshot.links,
     }
 }

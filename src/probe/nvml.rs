@@ -8,16 +8,20 @@ mod explain;
 mod links;
 mod processes;
 
-use super::{Detail, Probe, none_can_be_read, process_view, sort_by_pci};
+use super::kernel::ListedGpu;
+use super::{Detail, Probe, kernel, none_can_be_read, process_view, sort_by_pci};
 use crate::Result;
 use crate::fork_local::ForkLocal;
 use crate::gpu::{
-    ComputeMode, Gpu, Link, Memory, Mig, MigDevice, ProcessView, Snapshot, Source, Utilization,
+    ComputeMode, Fact, Gpu, Health, Link, Memory, Mig, MigDevice, ProcessView, RecoveryAction,
+    Snapshot, Source, Utilization,
 };
 use crate::pci::PciBusId;
 use crate::policy::memory_needs_explaining;
 use nvml_wrapper::enum_wrappers::device::ComputeMode as NvmlComputeMode;
+use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::{Device, Nvml as Library};
 use processes::{List, Lists, ProcessEntry};
 use std::ffi::{OsStr, OsString};
@@ -91,6 +95,7 @@ impl Nvml {
         let mut slots: Vec<DeviceSlot> = (0..count)
             .map(|index| DeviceSlot::new(library, index))
             .collect();
+        name_the_silent(&mut slots);
         sort_by_pci(&mut slots, |slot| slot.known.pci_bus_id);
         for (index, slot) in (0..).zip(&mut slots) {
             slot.known.index = index;
@@ -124,6 +129,34 @@ impl Nvml {
                 }
             }
         }
+    }
+}
+
+/// Gives the GPUs that NVML gives no handle of the names by which the kernel driver lists them, where it lists the
+/// same machine.
+fn name_the_silent(slots: &mut [DeviceSlot]) {
+    if slots.iter().all(|slot| slot.device.is_some()) {
+        return;
+    }
+    let listed = kernel::gpus();
+    if listed.len() != slots.len() {
+        return;
+    }
+    let names = |slot: &DeviceSlot, gpu: &ListedGpu| slot.known.pci_bus_id == Some(gpu.bus_id);
+    let mut left = listed.clone();
+    left.retain(|gpu| !slots.iter().any(|slot| names(slot, gpu)));
+    let silent = slots.iter().filter(|slot| slot.device.is_none()).count();
+    // NVML's numbers follow the bus, as far as those tell that have a handle.
+    let in_order = slots
+        .iter()
+        .zip(&listed)
+        .all(|(slot, gpu)| slot.device.is_none() || names(slot, gpu));
+    if left.len() != silent || !(in_order || silent == 1) {
+        return;
+    }
+    let silent = slots.iter_mut().filter(|slot| slot.device.is_none());
+    for (slot, gpu) in silent.zip(left) {
+        (slot.known.pci_bus_id, slot.known.uuid) = (Some(gpu.bus_id), gpu.uuid);
     }
 }
 
@@ -288,31 +321,52 @@ impl Probe for Nvml {
         };
         match &mut gpu.mig {
             Some(mig) => {
-                gpu.compute_mode = slot
-                    .mig
-                    .iter()
-                    .flatten()
-                    .next()
-                    .and_then(|part| reader.note(compute_mode(part)));
+                if let Some(part) = slot.mig.iter().flatten().next() {
+                    gpu.compute_mode = reader.note(compute_mode(part));
+                }
                 for (part, into) in slot.mig.iter().zip(&mut mig.devices) {
                     if let Some(part) = part {
                         reader.read_mig(part, into);
                     }
                 }
+                let held = |part: &MigDevice| memory_needs_explaining(part.memory.used);
+                if detail.shows_people() || mig.devices.iter().any(held) {
+                    gpu.memory_is_numa_node = memory_is_numa_node(device);
+                }
                 if detail.shows_people() {
                     gpu.memory = reader.memory(device);
                     gpu.processes = reader.all_processes(device).map(processes::plain);
+                    gpu.utilization = Utilization {
+                        gpu: Fact::NotApplicable,
+                        memory: Fact::NotApplicable,
+                    };
                 }
             }
             None => reader.read_gpu(device, gpu),
         }
         if detail.shows_people() {
             gpu.name = device.name().ok();
+            gpu.health = Some(reader.health(device));
         }
         // As of this look: a GPU that was reset answers again.
         if let Some(reason) = reader.lost {
             gpu.unusable = Some(reason);
         }
+    }
+
+    fn touch(&mut self, gpu: &mut Gpu, view: ProcessView) {
+        self.ask(gpu, |reader, device, gpu| {
+            gpu.memory = reader.gpu_memory(device)
+        });
+        if !gpu.has_answered() {
+            self.read(gpu, view, Detail::default());
+        }
+    }
+
+    fn read_health(&mut self, gpu: &mut Gpu) {
+        self.ask(gpu, |reader, device, gpu| {
+            gpu.health = Some(reader.health(device))
+        });
     }
 
     fn links(&mut self, indices: &[u32]) -> Vec<Link> {
@@ -332,6 +386,40 @@ impl Probe for Nvml {
     }
 }
 
+impl Nvml {
+    /// Asks the driver something about a GPU that it gives a handle of.
+    fn ask(&self, gpu: &mut Gpu, question: impl FnOnce(&mut Reader, &Device, &mut Gpu)) {
+        let slot = self.slots.get(gpu.index as usize);
+        let Some(slot) = slot.filter(|slot| slot.answers) else {
+            return;
+        };
+        let Some(device) = &slot.device else { return };
+        if gpu.unusable.is_some() {
+            return;
+        }
+        let mut reader = Reader {
+            lists: &self.lists,
+            view: ProcessView::default(),
+            detail: Detail::default(),
+            lost: None,
+        };
+        question(&mut reader, device, gpu);
+        if let Some(reason) = reader.lost {
+            gpu.unusable = Some(reason);
+        }
+    }
+}
+
+/// Whether a GPU's memory is a NUMA node of the host that has no CPUs.
+fn memory_is_numa_node(device: &Device) -> bool {
+    device
+        .numa_node_id()
+        .is_ok_and(|node| !kernel::node_has_cpus(node))
+}
+
+/// NVML's NVML_FI_DEV_GET_GPU_RECOVERY_ACTION and NVML_FI_DEV_REMAPPED_FAILURE.
+const HEALTH_FIELDS: [FieldId; 2] = [FieldId(230), FieldId(145)];
+
 /// Reads one GPU, and notices when it turns out to be lost meanwhile.
 struct Reader<'a> {
     lists: &'a Lists,
@@ -342,23 +430,40 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A metric, unknown where it cannot be read.
-    fn note<T>(&mut self, answer: std::result::Result<T, NvmlError>) -> Option<T> {
+    /// What the answer to a question about a metric says of it.
+    fn note<T>(&mut self, answer: std::result::Result<T, NvmlError>) -> Fact<T> {
         let error = match answer {
-            Ok(value) => return Some(value),
+            Ok(value) => return Fact::Value(value),
+            Err(error) if is_absent(&error) => return Fact::NotApplicable,
             Err(error) => error,
         };
         if matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired) {
             self.lost = Some(explain::error(&error));
-        } else if !is_absent(&error) {
+        } else {
             tracing::debug!("NVML: {}", explain::error(&error));
         }
-        None
+        Fact::Unknown
+    }
+
+    /// What the driver says of its health: one call. What cannot be read of it is held against no GPU.
+    fn health(&mut self, device: &Device) -> Health {
+        let answers = self.note(device.field_values_for(&HEALTH_FIELDS));
+        let mut numbers = answers.value().into_iter().flatten().map(|sample| {
+            match self.note(sample.and_then(|sample| sample.value)) {
+                Fact::Value(SampleValue::U32(number)) => Some(number),
+                _ => None,
+            }
+        });
+        let (action, remap) = (numbers.next().flatten(), numbers.next().flatten());
+        Health {
+            recovery_action: action.map(RecoveryAction::from_number),
+            remap_failed: remap.map(|failed| failed != 0),
+        }
     }
 
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
         gpu.compute_mode = self.note(compute_mode(device));
-        gpu.memory = self.memory(device);
+        gpu.memory = self.gpu_memory(device);
         let listed = match self.detail.shows_people() {
             true => self.all_processes(device),
             false => self.deciding_processes(device, gpu.memory),
@@ -366,22 +471,25 @@ impl Reader<'_> {
         gpu.processes = listed.map(processes::plain);
         // Memory explains nothing where its pages outlive their process; only then is it worth asking.
         if self.detail.shows_people() || memory_needs_explaining(gpu.memory.used) {
-            gpu.memory_is_numa_node = device.numa_node_id().is_ok();
+            gpu.memory_is_numa_node = memory_is_numa_node(device);
         }
-        if self.detail.shows_people()
-            || self.view == ProcessView::Container
-            || gpu.processes.is_none()
-        {
+        let list_decides =
+            self.view == ProcessView::Host && matches!(gpu.processes, Fact::Value(_));
+        if self.detail.shows_people() || !list_decides {
             let rates = self.note(device.utilization_rates());
             gpu.utilization = Utilization {
-                gpu: rates.as_ref().map(|r| r.gpu),
-                memory: rates.as_ref().map(|r| r.memory),
+                gpu: rates.as_ref().map(|rates| rates.gpu),
+                memory: rates.as_ref().map(|rates| rates.memory),
             };
         }
     }
 
     fn read_mig(&mut self, device: &Device, part: &mut MigDevice) {
         part.memory = self.memory(device);
+        // A share of the GPU's memory is no share of the machine's.
+        if part.memory.used.is_not_applicable() {
+            part.memory = Memory::default();
+        }
         let instance = (part.gpu_instance_id, part.compute_instance_id);
         // Some drivers list the whole GPU's processes for each of its MIG devices.
         let listed = self.all_processes(device);
@@ -391,51 +499,80 @@ impl Reader<'_> {
         }
     }
 
+    /// A GPU's memory, or the machine's where the two share it.
+    fn gpu_memory(&mut self, device: &Device) -> Memory {
+        let memory = self.memory(device);
+        if memory.used.is_not_applicable() {
+            kernel::shared_memory()
+        } else {
+            memory
+        }
+    }
+
     /// What the driver tells apart from R510 on; before, 'used' holds the driver's own reserve too.
     fn memory(&mut self, device: &Device) -> Memory {
         match device.memory_info() {
             Ok(info) => Memory {
-                total: Some(info.total),
-                used: Some(info.used),
-                free: Some(info.free),
+                total: Fact::Value(info.total),
+                used: Fact::Value(info.used),
+                free: Fact::Value(info.free),
             },
             Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired)) => {
                 self.note::<()>(Err(error));
                 Memory::default()
             }
-            Err(_) => self.note(processes::memory_v1(device)).unwrap_or_default(),
+            Err(_) => match self.note(processes::memory_v1(device)) {
+                Fact::Value(memory) => memory,
+                Fact::NotApplicable => Memory {
+                    total: Fact::NotApplicable,
+                    used: Fact::NotApplicable,
+                    free: Fact::NotApplicable,
+                },
+                Fact::Unknown => Memory::default(),
+            },
         }
     }
 
     /// As many lists as it takes to tell whether somebody computes: one that names somebody settles it.
-    fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Option<Vec<ProcessEntry>> {
-        let mut listed = self.list(device, List::Compute)?;
-        if listed.is_empty() {
-            listed = self.list_or_absent(device, List::Mps)?;
+    fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Fact<Vec<ProcessEntry>> {
+        let compute = self.list(device, List::Compute);
+        if processes::settles(compute.items()) {
+            return compute;
         }
-        if listed.is_empty() && memory_needs_explaining(memory.used) {
-            listed = self.list(device, List::Graphics).unwrap_or_default();
+        let mut graphics = Fact::Unknown;
+        if !compute.items().is_empty() {
+            // A desktop's program may be on the list of computing ones.
+            graphics = self.list(device, List::Graphics);
+            let none = Fact::Value(Vec::new());
+            let merged = processes::merge(compute.clone(), none, graphics.clone());
+            if processes::names_one_that_computes(merged.items()) {
+                return merged;
+            }
         }
-        Some(listed)
+        let mps = self.list_or_absent(device, List::Mps);
+        if graphics.is_unknown() && mps.items().is_empty() && memory_needs_explaining(memory.used) {
+            graphics = self.list(device, List::Graphics);
+        }
+        processes::merge(compute, mps, graphics)
     }
 
     /// All processes on the GPU, each once.
-    fn all_processes(&mut self, device: &Device) -> Option<Vec<ProcessEntry>> {
-        let compute = self.list(device, List::Compute)?;
-        let mps = self.list_or_absent(device, List::Mps)?;
-        let graphics = self.list(device, List::Graphics).unwrap_or_default();
-        Some(processes::merge(compute, mps, graphics))
+    fn all_processes(&mut self, device: &Device) -> Fact<Vec<ProcessEntry>> {
+        let compute = self.list(device, List::Compute);
+        let mps = self.list_or_absent(device, List::Mps);
+        let graphics = self.list(device, List::Graphics);
+        processes::merge(compute, mps, graphics)
     }
 
-    fn list(&mut self, device: &Device, list: List) -> Option<Vec<ProcessEntry>> {
+    fn list(&mut self, device: &Device, list: List) -> Fact<Vec<ProcessEntry>> {
         self.note(self.lists.read(device, list))
     }
 
     /// Old drivers have no list of MPS clients, and name them among the computing processes.
-    fn list_or_absent(&mut self, device: &Device, list: List) -> Option<Vec<ProcessEntry>> {
-        match self.lists.read(device, list) {
-            Err(error) if is_absent(&error) => Some(Vec::new()),
-            answer => self.note(answer),
+    fn list_or_absent(&mut self, device: &Device, list: List) -> Fact<Vec<ProcessEntry>> {
+        match self.list(device, list) {
+            Fact::NotApplicable => Fact::Value(Vec::new()),
+            answer => answer,
         }
     }
 }

@@ -9,7 +9,7 @@ pub(crate) use explain::explain;
 pub(crate) use parse::{ListedMigDevice, parse, parse_list};
 pub(crate) use run::{Output, run};
 
-use super::{Detail, Probe, process_view};
+use super::{Detail, Probe, kernel, process_view};
 use crate::Error;
 use crate::gpu::{Gpu, Link, ProcessView, Snapshot};
 use rustix::fs::{Access, access};
@@ -95,6 +95,13 @@ fn probe_with(program: &OsStr, time_limit: Duration) -> Result<Snapshot, String>
             }
         }
     });
+    for gpu in &mut snapshot.gpus {
+        if gpu.memory.used.is_not_applicable() {
+            gpu.memory = kernel::shared_memory();
+        }
+        // The document tells how addresses are translated, not whether the memory is a node.
+        gpu.memory_is_numa_node &= kernel::has_node_without_cpus();
+    }
     Ok(snapshot)
 }
 

@@ -1,9 +1,10 @@
+use super::verdict::*;
 use super::*;
 use crate::gpu::{
     ClaimInfo, Gpu, Judgement, Link, Mig, MigDevice, Process, ProcessKind, ProcessView, Source,
     TopologyLevel, Utilization,
 };
-use crate::policy::{GIB, IDLE_MEMORY, MIB};
+use crate::policy::{GIB, IDLE_MEMORY, LESS_THAN_A_CONTEXT, MIB};
 use proptest::prelude::*;
 
 const TOTAL: u64 = 80 * GIB;
@@ -34,23 +35,23 @@ fn idle(index: u32) -> Gpu {
         index,
         uuid: Some(format!("GPU-{index}0000000-0000-0000-0000-000000000000")),
         memory: Memory {
-            total: Some(TOTAL),
-            used: Some(0),
-            free: Some(TOTAL),
+            total: Fact::Value(TOTAL),
+            used: Fact::Value(0),
+            free: Fact::Value(TOTAL),
         },
         utilization: Utilization {
-            gpu: Some(0),
-            memory: Some(0),
+            gpu: Fact::Value(0),
+            memory: Fact::Value(0),
         },
-        compute_mode: Some(ComputeMode::Default),
-        processes: Some(Vec::new()),
+        compute_mode: Fact::Value(ComputeMode::Default),
+        processes: Fact::Value(Vec::new()),
         ..Gpu::default()
     }
 }
 
 fn busy(index: u32) -> Gpu {
     Gpu {
-        processes: Some(vec![process(ProcessKind::Compute, Some(GIB))]),
+        processes: Fact::Value(vec![process(ProcessKind::Compute, Some(GIB))]),
         ..idle(index)
     }
 }
@@ -58,9 +59,9 @@ fn busy(index: u32) -> Gpu {
 /// A GPU with so much free memory, in GiB.
 fn with_free(gpu: Gpu, gib: u64) -> Gpu {
     let memory = Memory {
-        total: Some(TOTAL),
-        used: Some(TOTAL - gib * GIB),
-        free: Some(gib * GIB),
+        total: Fact::Value(TOTAL),
+        used: Fact::Value(TOTAL - gib * GIB),
+        free: Fact::Value(gib * GIB),
     };
     Gpu { memory, ..gpu }
 }
@@ -70,11 +71,11 @@ fn mig_device(index: u32) -> MigDevice {
         index,
         uuid: Some(format!("MIG-{index}0000000-0000-0000-0000-000000000000")),
         memory: Memory {
-            total: Some(10 * GIB),
-            used: Some(0),
-            free: Some(10 * GIB),
+            total: Fact::Value(10 * GIB),
+            used: Fact::Value(0),
+            free: Fact::Value(10 * GIB),
         },
-        processes: Some(Vec::new()),
+        processes: Fact::Value(Vec::new()),
         ..MigDevice::default()
     }
 }
@@ -146,7 +147,9 @@ fn kind(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Free => "free",
         Verdict::Busy(_) => "busy",
+        Verdict::SeemsBusy(_) => "seems busy",
         Verdict::Unknown(_) => "unknown",
+        Verdict::Unknowable(_) => "unknowable",
         Verdict::Claimed(_) => "claimed",
         Verdict::Unavailable(_) => "unavailable",
     }
@@ -222,7 +225,7 @@ fn least_used_takes_claimed_unknown_and_occupied_exclusive_gpus_last() {
         ..with_free(idle(index), 70)
     };
     let exclusive = |index, mode| Gpu {
-        compute_mode: Some(mode),
+        compute_mode: Fact::Value(mode),
         ..with_free(busy(index), 70)
     };
     let unread = |index| Gpu {
@@ -230,7 +233,7 @@ fn least_used_takes_claimed_unknown_and_occupied_exclusive_gpus_last() {
         ..idle(index)
     };
     let no_mode = |index| Gpu {
-        compute_mode: None,
+        compute_mode: Fact::Unknown,
         ..with_free(idle(index), 70)
     };
     for (what, gpu) in [
@@ -249,25 +252,25 @@ fn least_used_takes_claimed_unknown_and_occupied_exclusive_gpus_last() {
     }
     // A free exclusive one is as good as any other.
     let free = Gpu {
-        compute_mode: Some(ComputeMode::ExclusiveProcess),
+        compute_mode: Fact::Value(ComputeMode::ExclusiveProcess),
         ..idle(1)
     };
     let snapshot = machine(vec![with_free(busy(0), 1), free]);
     assert_eq!(chosen(&snapshot, &least(1, &snapshot)), [1]);
-    // Of the last resorts, claimed ones come last of all.
+    // Of the last resorts, the one that another process has for itself comes last of all.
     let snapshot = machine(vec![
         claimed(0),
         exclusive(1, ComputeMode::ExclusiveProcess),
         unread(2),
     ]);
     assert_eq!(chosen(&snapshot, &least(1, &snapshot)), [2]);
-    assert_eq!(chosen(&snapshot, &least(2, &snapshot)), [1, 2]);
+    assert_eq!(chosen(&snapshot, &least(2, &snapshot)), [0, 2]);
 }
 
 #[test]
 fn least_used_never_takes_what_cannot_be_used() {
     let prohibited = Gpu {
-        compute_mode: Some(ComputeMode::Prohibited),
+        compute_mode: Fact::Value(ComputeMode::Prohibited),
         ..idle(1)
     };
     let lost = Gpu {
@@ -329,14 +332,17 @@ fn a_request_beyond_what_may_be_used_is_impossible_and_says_how_many_there_are()
 fn only_gpus_with_the_memory_asked_for_are_chosen() {
     let unread = Gpu {
         memory: Memory {
-            free: None,
+            free: Fact::Unknown,
             ..idle(2).memory
         },
         ..idle(2)
     };
     // Graphics processes explain what is used.
     let graphics = |index, gib| Gpu {
-        processes: Some(vec![process(ProcessKind::Graphics, None)]),
+        processes: Fact::Value(vec![process(
+            ProcessKind::Graphics,
+            Some(TOTAL - gib * GIB),
+        )]),
         ..with_free(idle(index), gib)
     };
     let snapshot = machine(vec![graphics(0, 60), graphics(1, 40), unread]);
@@ -372,7 +378,7 @@ fn only_gpus_with_the_memory_asked_for_are_chosen() {
     );
     let reserved = |index| Gpu {
         memory: Memory {
-            free: Some(TOTAL - GIB),
+            free: Fact::Value(TOTAL - GIB),
             ..idle(index).memory
         },
         ..idle(index)
@@ -421,7 +427,7 @@ fn a_mig_device_is_given_alone_and_never_its_whole_gpu() {
 #[test]
 fn mig_devices_are_judged_by_what_is_on_them_alone() {
     let used = MigDevice {
-        processes: Some(vec![process(ProcessKind::Compute, Some(GIB))]),
+        processes: Fact::Value(vec![process(ProcessKind::Compute, Some(GIB))]),
         ..mig_device(0)
     };
     let claimed = MigDevice {
@@ -429,23 +435,23 @@ fn mig_devices_are_judged_by_what_is_on_them_alone() {
         ..mig_device(1)
     };
     let unlisted = MigDevice {
-        processes: None,
+        processes: Fact::Unknown,
         ..mig_device(2)
     };
     let held = MigDevice {
-        processes: None,
+        processes: Fact::Unknown,
         memory: Memory {
-            used: Some(IDLE_MEMORY + 1),
+            used: Fact::Value(IDLE_MEMORY + 1),
             ..mig_device(3).memory
         },
         ..mig_device(3)
     };
     // The parent's compute mode and utilization are not known where MIG is enabled.
     let parent = Gpu {
-        compute_mode: None,
+        compute_mode: Fact::Unknown,
         utilization: Utilization::default(),
         memory: Memory::default(),
-        processes: None,
+        processes: Fact::Unknown,
         ..divided(0, vec![used, claimed, unlisted, held, mig_device(4)])
     };
     let snapshot = machine(vec![parent]);
@@ -465,33 +471,33 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
     use ProcessKind::{Compute, ComputeGraphics, Graphics, MpsCompute};
     use ProcessView::{Container, Host};
     let listed = |processes: Vec<Process>| Gpu {
-        processes: Some(processes),
+        processes: Fact::Value(processes),
         ..idle(0)
     };
     let used = |gpu: Gpu, used| Gpu {
         memory: Memory {
-            used: Some(used),
+            used: Fact::Value(used),
             ..gpu.memory
         },
         ..gpu
     };
     let of_total = |gpu: Gpu, total, used| Gpu {
         memory: Memory {
-            total: Some(total),
-            used: Some(used),
-            free: total.checked_sub(used),
+            total: Fact::Value(total),
+            used: Fact::Value(used),
+            free: total.checked_sub(used).into(),
         },
         ..gpu
     };
     let utilized = |gpu: Gpu, percent| Gpu {
         utilization: Utilization {
-            gpu: Some(percent),
-            memory: None,
+            gpu: Fact::Value(percent),
+            memory: Fact::Unknown,
         },
         ..gpu
     };
     let unlisted = || Gpu {
-        processes: None,
+        processes: Fact::Unknown,
         ..idle(0)
     };
     let numa = |gpu: Gpu| Gpu {
@@ -547,13 +553,22 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
         ("G", used(xorg(), 2 * GIB), Host, "free"),
         (
             "G of unknown memory",
-            used(listed(vec![process(Graphics, None)]), 20 * GIB),
+            used(listed(vec![process(Graphics, None)]), 8 * GIB),
             Host,
             "free",
         ),
         (
+            "G of unknown memory, and much more",
+            used(listed(vec![process(Graphics, None)]), 8 * GIB + 1),
+            Host,
+            "busy",
+        ),
+        (
             "G, exclusive",
-            mode(used(xorg(), 2 * GIB), Some(ComputeMode::ExclusiveProcess)),
+            mode(
+                used(xorg(), 2 * GIB),
+                Fact::Value(ComputeMode::ExclusiveProcess),
+            ),
             Host,
             "free",
         ),
@@ -648,15 +663,21 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
         ),
         (
             "5 %, in a container",
-            utilized(idle(0), 5),
+            utilized(used(idle(0), LESS_THAN_A_CONTEXT + 1), 5),
             Container,
             "free",
         ),
         (
             "6 %, in a container",
-            utilized(idle(0), 6),
+            utilized(used(idle(0), LESS_THAN_A_CONTEXT + 1), 6),
             Container,
-            "busy",
+            "seems busy",
+        ),
+        (
+            "100 %, and no context, in a container",
+            utilized(used(idle(0), LESS_THAN_A_CONTEXT), 100),
+            Container,
+            "free",
         ),
         (
             "256 MiB and no list",
@@ -670,8 +691,18 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
             Host,
             "busy",
         ),
-        ("5 % and no list", utilized(unlisted(), 5), Host, "free"),
-        ("6 % and no list", utilized(unlisted(), 6), Host, "busy"),
+        (
+            "5 % and no list",
+            utilized(used(unlisted(), LESS_THAN_A_CONTEXT + 1), 5),
+            Host,
+            "free",
+        ),
+        (
+            "6 % and no list",
+            utilized(used(unlisted(), LESS_THAN_A_CONTEXT + 1), 6),
+            Host,
+            "seems busy",
+        ),
         (
             "unknown utilization, in a container",
             Gpu {
@@ -701,41 +732,46 @@ fn a_gpu_is_free_as_the_table_of_evidence_says() {
             Host,
             "free",
         ),
-        ("unknown compute mode", mode(idle(0), None), Host, "unknown"),
+        (
+            "unknown compute mode",
+            mode(idle(0), Fact::Unknown),
+            Host,
+            "unknown",
+        ),
         (
             "unknown compute mode, and used",
-            mode(busy(0), None),
+            mode(busy(0), Fact::Unknown),
             Host,
             "busy",
         ),
         // Who may compute.
         (
             "PROHIBITED",
-            mode(idle(0), Some(ComputeMode::Prohibited)),
+            mode(idle(0), Fact::Value(ComputeMode::Prohibited)),
             Host,
             "unavailable",
         ),
         (
             "PROHIBITED, and used",
-            mode(busy(0), Some(ComputeMode::Prohibited)),
+            mode(busy(0), Fact::Value(ComputeMode::Prohibited)),
             Host,
             "unavailable",
         ),
         (
             "EXCLUSIVE_PROCESS",
-            mode(idle(0), Some(ComputeMode::ExclusiveProcess)),
+            mode(idle(0), Fact::Value(ComputeMode::ExclusiveProcess)),
             Host,
             "free",
         ),
         (
             "EXCLUSIVE_PROCESS, and used",
-            mode(busy(0), Some(ComputeMode::ExclusiveProcess)),
+            mode(busy(0), Fact::Value(ComputeMode::ExclusiveProcess)),
             Host,
             "busy",
         ),
         (
             "EXCLUSIVE_THREAD",
-            mode(idle(0), Some(ComputeMode::ExclusiveThread)),
+            mode(idle(0), Fact::Value(ComputeMode::ExclusiveThread)),
             Host,
             "free",
         ),
@@ -803,7 +839,7 @@ fn a_verdict_says_who_uses_the_gpu() {
         ..process(ProcessKind::Compute, None)
     };
     let gpu = Gpu {
-        processes: Some(vec![named, process(ProcessKind::Compute, None)]),
+        processes: Fact::Value(vec![named, process(ProcessKind::Compute, None)]),
         ..idle(0)
     };
     assert_eq!(
@@ -820,7 +856,7 @@ fn a_verdict_says_who_uses_the_gpu() {
     );
     let held = Gpu {
         memory: Memory {
-            used: Some(6 * GIB),
+            used: Fact::Value(6 * GIB),
             ..idle(0).memory
         },
         ..idle(0)
@@ -1189,13 +1225,17 @@ fn any_gpu() -> impl Strategy<Value = Gpu> {
     )
         .prop_map(
             |((total, used, free), percent, compute_mode, processes, claim, state, parts)| Gpu {
-                memory: Memory { total, used, free },
-                utilization: Utilization {
-                    gpu: percent,
-                    memory: None,
+                memory: Memory {
+                    total: total.into(),
+                    used: used.into(),
+                    free: free.into(),
                 },
-                compute_mode,
-                processes,
+                utilization: Utilization {
+                    gpu: percent.into(),
+                    memory: Fact::Unknown,
+                },
+                compute_mode: compute_mode.into(),
+                processes: processes.into(),
                 claims: claim.into_iter().collect(),
                 state,
                 mig: parts.map(|parts| Mig {
@@ -1260,7 +1300,7 @@ proptest! {
                     let verdict = snapshot.device(device).verdict();
                     prop_assert!(verdict == Verdict::Free || least_used && kind(&verdict) != "unavailable", "{:?}", verdict);
                     if let Some(wanted) = min_free_memory {
-                        prop_assert!(snapshot.device(device).memory().free.is_some_and(|free| free >= wanted));
+                        prop_assert!(snapshot.device(device).memory().free.value().is_some_and(|free| free >= wanted));
                     }
                 }
             }

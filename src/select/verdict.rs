@@ -4,12 +4,18 @@
 //! A GPU is free when its state could be read, its compute mode lets contexts be made, no live claim
 //! is on it and no process computes on it. The driver's process list settles the last point only
 //! where it can be complete; elsewhere memory and utilization have to speak, with little tolerance.
-//! An unknown fact is never taken for zero.
+//! An unknown fact is never taken for zero; where the machine has no such thing, another fact decides.
 
 use crate::amount::bytes as amount;
-use crate::gpu::{ClaimInfo, ComputeMode, Memory, Process, ProcessView, Snapshot, State};
+use crate::gpu::{
+    ClaimInfo, ComputeMode, Fact, Health, Memory, Process, ProcessKind, ProcessView, Snapshot,
+    State,
+};
 use crate::ids::{Device, DeviceId};
-use crate::policy::{IDLE_MEMORY, IDLE_UTILIZATION, UNEXPLAINED_MEMORY, UNEXPLAINED_PERCENT};
+use crate::policy::{
+    DESKTOP_PROGRAM_MEMORY, GRAPHICS_MEMORY, IDLE_MEMORY, IDLE_UTILIZATION, LESS_THAN_A_CONTEXT,
+    UNEXPLAINED_MEMORY, UNEXPLAINED_PERCENT, WINDOWS_DESKTOP_MEMORY, WINDOWS_DESKTOP_PERCENT,
+};
 
 /// What can be said of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +24,13 @@ pub enum Verdict {
     Free,
     /// Somebody computes on it; the text says who.
     Busy(String),
-    /// It cannot be told whether somebody uses it; the text says why.
+    /// Nothing but its utilization keeps it from being free, which is an average over the driver's last
+    /// sample period, and false while a GPU is being initialized; the text says how much.
+    SeemsBusy(String),
+    /// It cannot be told now whether somebody uses it; the text says why.
     Unknown(String),
+    /// It can never be told on this machine whether somebody uses it; the text says why.
+    Unknowable(String),
     /// Another launch has taken it.
     Claimed(String),
     /// It cannot be used.
@@ -31,7 +42,9 @@ impl Verdict {
     pub fn state(&self) -> State {
         match self {
             Self::Free => State::Free,
-            Self::Busy(_) | Self::Unknown(_) => State::Busy,
+            Self::Busy(_) | Self::SeemsBusy(_) | Self::Unknown(_) | Self::Unknowable(_) => {
+                State::Busy
+            }
             Self::Claimed(_) => State::Claimed,
             Self::Unavailable(_) => State::Unavailable,
         }
@@ -41,164 +54,242 @@ impl Verdict {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Free => None,
-            Self::Busy(why) | Self::Unknown(why) | Self::Claimed(why) | Self::Unavailable(why) => {
-                Some(why)
-            }
+            Self::Busy(why)
+            | Self::SeemsBusy(why)
+            | Self::Unknown(why)
+            | Self::Unknowable(why)
+            | Self::Claimed(why)
+            | Self::Unavailable(why) => Some(why),
         }
     }
 }
 
-impl Device<'_> {
+impl<'a> Device<'a> {
     /// Whether it can be given, and why not.
     pub fn verdict(self) -> Verdict {
         if let Some(reason) = self.unusable() {
             return Verdict::Unavailable(reason.to_owned());
         }
-        let mode = self.gpu().compute_mode;
-        if mode == Some(ComputeMode::Prohibited) {
-            let text = "its compute mode is PROHIBITED ('nvidia-smi -c DEFAULT' allows computing)";
-            return Verdict::Unavailable(text.into());
-        }
-        if self.gpu().mig.is_some() && self.mig().is_none() {
-            let text =
-                "MIG is enabled, and it has no MIG devices ('nvidia-smi mig -cgi' makes them)";
-            return Verdict::Unavailable(text.into());
+        if let Some(fault) = self.fault() {
+            return Verdict::Unavailable(fault.to_owned());
         }
         if self.uuid().is_none() && !self.snapshot().indices_are_ordinals() {
             let text = "its UUID cannot be read, and its index may mean another GPU to CUDA";
             return Verdict::Unavailable(text.into());
         }
-        let recorded = self
-            .recorded()
-            .map(|recorded| (recorded.state, recorded.reason.as_deref()));
-        let because =
-            |reason: Option<&str>, otherwise: &str| reason.unwrap_or(otherwise).to_owned();
-        if let (Some((State::Claimed, reason)), []) = (recorded, self.claims()) {
-            return Verdict::Claimed(because(reason, "claimed when it was recorded"));
+        if let ([], Some(recorded)) = (self.claims(), self.recorded())
+            && recorded.state == State::Claimed
+        {
+            let reason = recorded.reason.as_deref();
+            return Verdict::Claimed(reason.unwrap_or("claimed when it was recorded").to_owned());
         }
         if let Some(claim) = self.claims().first() {
             return Verdict::Claimed(format!("claimed by {}", describe_claim(claim)));
         }
-        let seen = Evidence::of(self).judge(mode);
-        // A recording may have seen more than it could write down; it never makes a GPU freer than
-        // the facts.
-        match (&seen, recorded) {
-            (Verdict::Free, Some((State::Busy, reason))) => {
-                Verdict::Busy(because(reason, "busy when it was recorded"))
+        self.use_verdict()
+    }
+
+    /// What keeps it from being used at all, of what is known of it.
+    pub(crate) fn fault(self) -> Option<&'static str> {
+        if self.gpu().compute_mode == Fact::Value(ComputeMode::Prohibited) {
+            return Some(
+                "its compute mode is PROHIBITED ('nvidia-smi -c DEFAULT' allows computing)",
+            );
+        }
+        if let Some(fault) = self.gpu().health.and_then(Health::fault) {
+            return Some(fault);
+        }
+        let is_empty = self.gpu().mig.is_some() && self.mig().is_none();
+        is_empty.then_some(
+            "MIG is enabled, and it has no MIG devices ('nvidia-smi mig -cgi' makes them)",
+        )
+    }
+
+    /// Whether a process uses it, claims apart. A recording may have seen more than it could write
+    /// down; it never makes a GPU freer than the facts.
+    pub(super) fn use_verdict(self) -> Verdict {
+        let recorded = self
+            .recorded()
+            .filter(|recorded| recorded.state == State::Busy);
+        match (Evidence::of(self).judge(), recorded) {
+            (Verdict::Free, Some(recorded)) => {
+                let reason = recorded.reason.as_deref();
+                Verdict::Busy(reason.unwrap_or("busy when it was recorded").to_owned())
             }
-            _ => seen,
+            (seen, _) => seen,
         }
     }
 
     /// Since when it is taken, as far as it is known: Unix time in seconds.
     pub(crate) fn taken_since(self) -> Option<u64> {
-        let processes = self.processes().unwrap_or_default().iter();
-        let computing = processes.filter(|process| process.kind.computes());
+        let computing = self.computing();
         match self.claims().first() {
             Some(claim) => claim.since,
             None => computing.filter_map(|process| process.started).min(),
+        }
+    }
+
+    /// The processes that compute on it, as far as they are listed.
+    pub fn computing(self) -> impl Iterator<Item = &'a Process> + Clone {
+        let listed = self.processes().value().unwrap_or_default();
+        listed
+            .iter()
+            .filter(|process| process.computes_beside(listed))
+    }
+}
+
+impl Process {
+    /// Whether it computes. Of a desktop's programs that draw by Vulkan the driver says C+G: where a
+    /// display server or compositor is among the processes listed, small ones are taken for that.
+    pub fn computes_beside(&self, listed: &[Process]) -> bool {
+        let is_small = self
+            .used_memory
+            .is_some_and(|held| held <= DESKTOP_PROGRAM_MEMORY);
+        let draws = |process: &Process| process.kind == ProcessKind::Graphics;
+        match self.kind {
+            ProcessKind::Graphics => false,
+            ProcessKind::ComputeGraphics => !(is_small && listed.iter().any(draws)),
+            ProcessKind::Compute | ProcessKind::MpsCompute => true,
         }
     }
 }
 
 /// What the verdict on one device rests on.
 struct Evidence<'a> {
+    device: Device<'a>,
     memory: Memory,
-    utilization: Option<u32>,
-    processes: Option<&'a [Process]>,
-    is_mig: bool,
-    memory_is_numa_node: bool,
+    utilization: Fact<u32>,
+    processes: Fact<&'a [Process]>,
     view: ProcessView,
 }
 
 impl<'a> Evidence<'a> {
     fn of(device: Device<'a>) -> Self {
         Self {
+            device,
             memory: device.memory(),
             utilization: device.utilization(),
             processes: device.processes(),
-            is_mig: device.mig().is_some(),
-            memory_is_numa_node: device.gpu().memory_is_numa_node,
             view: device.snapshot().process_view,
         }
     }
 
     /// Whether a process uses it, as far as processes, memory and utilization tell.
-    fn judge(&self, mode: Option<ComputeMode>) -> Verdict {
-        let listed = self.processes.unwrap_or_default();
-        let users: Vec<&Process> = listed
-            .iter()
-            .filter(|process| process.kind.computes())
-            .collect();
-        if let Some((first, others)) = users.split_first() {
-            let more = if others.is_empty() {
-                String::new()
-            } else {
-                format!(" and {} more", others.len())
-            };
-            return Verdict::Busy(format!("used by {}{more}", describe_process(first)));
+    fn judge(&self) -> Verdict {
+        let mut users = self.device.computing();
+        if let Some(first) = users.next() {
+            let first = describe_process(first);
+            return Verdict::Busy(match users.count() {
+                0 => format!("used by {first}"),
+                others => format!("used by {first} and {others} more"),
+            });
         }
         // NVML asks the compute mode through the MIG devices, and not every driver answers there.
-        if mode.is_none() && !self.is_mig {
+        if self.device.gpu().compute_mode.is_unknown() && self.device.mig().is_none() {
             return Verdict::Unknown("unknown: its compute mode cannot be read".into());
         }
         match (self.processes, self.view) {
-            (Some(_), ProcessView::Host) => self.without_hidden_process(listed),
-            (Some(_), ProcessView::Container) => {
-                self.judge_without_process_list("in a container the process list proves nothing")
+            (_, ProcessView::Wsl) => self.judge_on_wsl(),
+            (Fact::Value(_), ProcessView::Host) => self.judge_by_complete_list(),
+            (Fact::Value(_), ProcessView::Container) => {
+                self.judge_without_list("in a container the process list proves nothing")
             }
-            (None, _) => self.judge_without_process_list("the process list cannot be read"),
+            (Fact::NotApplicable | Fact::Unknown, _) => {
+                self.judge_without_list("the process list cannot be read")
+            }
         }
     }
 
-    /// The list is complete and names nobody who computes: memory may still tell of a process that is hidden or dying.
-    fn without_hidden_process(&self, listed: &[Process]) -> Verdict {
-        let may_explain_all = listed.iter().any(|process| process.used_memory.is_none());
-        if self.memory_is_numa_node || may_explain_all {
+    /// The list is complete and names nobody who computes: memory may still tell of a process that is
+    /// hidden or dying.
+    fn judge_by_complete_list(&self) -> Verdict {
+        if self.device.gpu().memory_is_numa_node {
             return Verdict::Free;
         }
-        let Some(unexplained) = self.unexplained() else {
-            return Verdict::Unknown("unknown: its used memory cannot be read".into());
-        };
-        let total = u128::from(self.memory.total.unwrap_or(0));
-        let beyond_share = u128::from(unexplained) * 100 > total * UNEXPLAINED_PERCENT;
-        match unexplained > UNEXPLAINED_MEMORY && beyond_share {
-            true => Verdict::Busy(format!(
-                "{} held by no visible process",
-                amount(unexplained)
-            )),
-            false => Verdict::Free,
+        match self.unexplained() {
+            // The GPU's share of the machine's memory is told by nothing.
+            Fact::NotApplicable => Verdict::Free,
+            Fact::Unknown => Verdict::Unknown("unknown: its used memory cannot be read".into()),
+            Fact::Value(held)
+                if held > UNEXPLAINED_MEMORY && held > self.share(UNEXPLAINED_PERCENT) =>
+            {
+                Verdict::Busy(format!("{} held by no visible process", amount(held)))
+            }
+            Fact::Value(_) => Verdict::Free,
         }
     }
 
     /// The list proves nothing: free only if next to nothing is held and nothing runs.
-    fn judge_without_process_list(&self, why: &str) -> Verdict {
-        let Some(unexplained) = self.unexplained() else {
-            return Verdict::Unknown(format!("unknown: {why}, nor can its used memory"));
-        };
-        if unexplained > IDLE_MEMORY {
-            return Verdict::Busy(format!(
+    fn judge_without_list(&self, why: &str) -> Verdict {
+        match self.unexplained() {
+            Fact::Unknown => Verdict::Unknown(format!("unknown: {why}, nor can its used memory")),
+            Fact::NotApplicable => self.judge_without_memory(why),
+            Fact::Value(_) if self.has_no_context() => Verdict::Free,
+            Fact::Value(held) if held > IDLE_MEMORY => Verdict::Busy(format!(
                 "{} held by no visible process ({why})",
-                amount(unexplained)
-            ));
+                amount(held)
+            )),
+            Fact::Value(_) => self.judge_by_utilization(why),
         }
+    }
+
+    /// Neither the list nor memory proves anything.
+    fn judge_without_memory(&self, why: &str) -> Verdict {
+        let list_may_come = self.view == ProcessView::Host && self.processes.is_unknown();
         match self.utilization {
-            Some(percent) if percent > IDLE_UTILIZATION => Verdict::Busy(format!(
+            Fact::Value(_) => self.judge_by_utilization(why),
+            Fact::Unknown => Verdict::Unknown(format!("unknown: {why}, nor can its utilization")),
+            Fact::NotApplicable if list_may_come => Verdict::Unknown(format!("unknown: {why}")),
+            Fact::NotApplicable => Verdict::Unknowable(format!(
+                "whether it is in use can never be told here: {why}, and this machine tells neither \
+                 its used memory nor its utilization"
+            )),
+        }
+    }
+
+    /// The desktop of Windows holds memory, and its programs are not listed.
+    fn judge_on_wsl(&self) -> Verdict {
+        let why = "in WSL2 no process can be listed";
+        let most = WINDOWS_DESKTOP_MEMORY.max(self.share(WINDOWS_DESKTOP_PERCENT));
+        match self.unexplained() {
+            Fact::Value(_) if self.has_no_context() => Verdict::Free,
+            Fact::Value(held) if held > most => Verdict::Busy(format!(
+                "{} held, more than a desktop does ({why})",
+                amount(held)
+            )),
+            Fact::Value(_) if self.utilization.is_unknown() => {
+                Verdict::Unknown(format!("unknown: {why}, nor can its utilization be read"))
+            }
+            Fact::Value(_) => self.judge_by_utilization(why),
+            Fact::NotApplicable | Fact::Unknown => self.judge_without_list(why),
+        }
+    }
+
+    fn judge_by_utilization(&self, why: &str) -> Verdict {
+        match self.utilization {
+            Fact::Value(percent) if percent > IDLE_UTILIZATION => Verdict::SeemsBusy(format!(
                 "{percent} % utilization by no visible process ({why})"
             )),
             _ => Verdict::Free,
         }
     }
 
+    fn has_no_context(&self) -> bool {
+        matches!(self.memory.used, Fact::Value(used) if used <= LESS_THAN_A_CONTEXT)
+    }
+
     /// Used memory that no listed process accounts for, in bytes.
-    fn unexplained(&self) -> Option<u64> {
-        let held = self
-            .processes
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|process| process.used_memory);
+    fn unexplained(&self) -> Fact<u64> {
+        let listed = self.processes.value().unwrap_or_default().iter();
+        let held = listed.map(|process| process.used_memory.unwrap_or(GRAPHICS_MEMORY));
         let explained = held.fold(0, u64::saturating_add);
         self.memory.used.map(|used| used.saturating_sub(explained))
+    }
+
+    /// So many percent of its memory, in bytes.
+    fn share(&self, percent: u128) -> u64 {
+        let total = u128::from(self.memory.total.value().unwrap_or(0));
+        u64::try_from(total * percent / 100).unwrap_or(u64::MAX)
     }
 }
 

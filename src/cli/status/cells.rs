@@ -5,6 +5,8 @@ use autocvd::text::{printable, truncate, width};
 
 /// What stands for a value that could not be read.
 pub(super) const UNKNOWN: &str = "?";
+/// What stands for what this machine does not have.
+pub(super) const NOT_APPLICABLE: &str = "–";
 
 /// [`printable`] text, or [`UNKNOWN`].
 pub(super) fn known(text: Option<&str>) -> String {

@@ -2,7 +2,7 @@
 
 use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right, wrap};
 use autocvd::text::{duration, printable, rfc3339, truncate, width};
-use autocvd::{ClaimInfo, Device, Process, ProcessView, Snapshot, State};
+use autocvd::{ClaimInfo, Device, Fact, Process, ProcessView, Snapshot, State};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -140,6 +140,9 @@ fn headline(snapshot: &Snapshot, view: &View) -> Vec<String> {
     if snapshot.process_view == ProcessView::Container {
         about.push("in a container".to_owned());
     }
+    if snapshot.process_view == ProcessView::Wsl {
+        about.push("in WSL2".to_owned());
+    }
     if !view.clock.is_empty() {
         about.push(view.clock.clone());
     }
@@ -179,9 +182,7 @@ fn model(name: Option<&str>) -> String {
 fn users(snapshot: &Snapshot) -> Option<String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for device in snapshot.devices() {
-        let computing = device.processes().unwrap_or_default().iter();
-        let computing = computing.filter(|process| process.kind.computes());
-        let users = computing.map(|process| process.user.as_deref());
+        let users = device.computing().map(|process| process.user.as_deref());
         let users = users.chain(device.claims().iter().map(|claim| claim.user.as_deref()));
         let mut users: Vec<String> = users.map(known).collect();
         if users.is_empty() && device.state() == Some(State::Busy) {
@@ -241,13 +242,14 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
             .unwrap_or_default();
         let on_parts: Vec<u32> = parts
             .iter()
-            .flat_map(|part| part.processes.iter().flatten())
+            .flat_map(|part| part.processes.items())
             .map(|p| p.pid)
             .collect();
         let own = |process: &&Process| !on_parts.contains(&process.pid);
         let processes: Option<Vec<&Process>> = gpu
             .processes
             .as_ref()
+            .value()
             .map(|processes| processes.iter().filter(own).collect());
         // A GPU that is divided may have no list of its own.
         let processes = match parts.is_empty() {
@@ -264,13 +266,13 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
                 true => "MIG",
                 false => word(gpu.state, gpu.reason.as_deref()),
             },
-            used: gib(gpu.memory.used),
-            total: gib(gpu.memory.total),
+            used: fact(gpu.memory.used, |used| gib(Some(used))),
+            total: fact(gpu.memory.total, |total| gib(Some(total))),
             memory_share: share(gpu.memory.used, gpu.memory.total),
-            utilization: Some(
-                utilization.map_or(cells::UNKNOWN.into(), |percent| format!("{percent} %")),
-            ),
-            utilization_share: utilization.map(|percent| f64::from(percent) / 100.0),
+            utilization: Some(fact(utilization, |percent| format!("{percent} %"))),
+            utilization_share: utilization
+                .value()
+                .map(|percent| f64::from(percent) / 100.0),
             reason: reason(
                 gpu.state,
                 gpu.reason.as_deref(),
@@ -283,6 +285,7 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
             let processes: Option<Vec<&Process>> = part
                 .processes
                 .as_ref()
+                .value()
                 .map(|processes| processes.iter().collect());
             let name = known(part.name.as_deref());
             // The GPU's own name stands above; what follows it is the profile.
@@ -294,8 +297,8 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
                 name: profile.to_owned(),
                 state: part.state,
                 word: word(part.state, part.reason.as_deref()),
-                used: gib(part.memory.used),
-                total: gib(part.memory.total),
+                used: gib(part.memory.used.value()),
+                total: gib(part.memory.total.value()),
                 memory_share: share(part.memory.used, part.memory.total),
                 utilization: None,
                 utilization_share: None,
@@ -312,8 +315,18 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
     rows
 }
 
-fn share(used: Option<u64>, total: Option<u64>) -> Option<f64> {
-    Some(used? as f64 / total.filter(|total| *total > 0)? as f64)
+fn share(used: Fact<u64>, total: Fact<u64>) -> Option<f64> {
+    let total = total.value().filter(|total| *total > 0)?;
+    Some(used.value()? as f64 / total as f64)
+}
+
+/// A fact in a cell: unknown and not applicable look different.
+fn fact<T>(fact: Fact<T>, text: impl FnOnce(T) -> String) -> String {
+    match fact {
+        Fact::Value(value) => text(value),
+        Fact::NotApplicable => cells::NOT_APPLICABLE.to_owned(),
+        Fact::Unknown => cells::UNKNOWN.to_owned(),
+    }
 }
 
 /// The reason, where the occupants do not tell it.

@@ -4,7 +4,8 @@
 //! libraries answer the question for the length with success and zero, so that a busy GPU looks idle.
 //! Here one call with a roomy buffer does.
 
-use crate::gpu::{Memory, Process, ProcessKind};
+use crate::gpu::{Fact, Memory, Process, ProcessKind};
+use crate::policy::DESKTOP_PROGRAM_MEMORY;
 use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
 use nvml_wrapper::{Device, Nvml as Library};
 use nvml_wrapper_sys::bindings::{
@@ -172,14 +173,44 @@ fn entry(pid: u32, used: u64, instance: (Option<u32>, Option<u32>), list: List) 
     }
 }
 
-/// Each process once, with what it is called when it is on several lists.
+/// Whether a list of computing processes names one that is more than a desktop's program.
+pub(super) fn settles(compute: &[ProcessEntry]) -> bool {
+    let large = |entry: &ProcessEntry| {
+        entry
+            .process
+            .used_memory
+            .is_none_or(|held| held > DESKTOP_PROGRAM_MEMORY)
+    };
+    compute.iter().any(large)
+}
+
+/// Whether a process of the list computes.
+pub(super) fn names_one_that_computes(listed: &[ProcessEntry]) -> bool {
+    let listed = plain(listed.to_vec());
+    listed
+        .iter()
+        .any(|process| process.computes_beside(&listed))
+}
+
+/// Each process once, with what it is called when it is on several lists. A list that cannot be read is made up
+/// for by another that names a computing process, and only by that; the graphics processes are not needed.
 pub(super) fn merge(
-    compute: Vec<ProcessEntry>,
-    mps: Vec<ProcessEntry>,
-    graphics: Vec<ProcessEntry>,
-) -> Vec<ProcessEntry> {
-    let mut all = compute;
-    for other in mps.into_iter().chain(graphics) {
+    compute: Fact<Vec<ProcessEntry>>,
+    mps: Fact<Vec<ProcessEntry>>,
+    graphics: Fact<Vec<ProcessEntry>>,
+) -> Fact<Vec<ProcessEntry>> {
+    let is_named = !compute.items().is_empty() || !mps.items().is_empty();
+    match (&compute, &mps) {
+        (Fact::Value(_), Fact::Value(_)) => {}
+        _ if is_named => {}
+        (Fact::NotApplicable, Fact::Value(_)) => return Fact::NotApplicable,
+        _ => return Fact::Unknown,
+    }
+    let mut all = compute.value().unwrap_or_default();
+    for other in [mps, graphics]
+        .into_iter()
+        .flat_map(|list| list.value().unwrap_or_default())
+    {
         // A process may hold several MIG devices' lists apart; on one list it stands once an instance.
         let same = |known: &&mut ProcessEntry| {
             known.process.pid == other.process.pid && known.instance == other.instance
@@ -197,7 +228,7 @@ pub(super) fn merge(
             None => all.push(other),
         }
     }
-    all
+    Fact::Value(all)
 }
 
 /// Without what only the driver cares for.
@@ -245,9 +276,9 @@ pub(super) fn memory_v1(device: &Device) -> Result<Memory, NvmlError> {
     // SAFETY: the handle is valid, since NVML is never shut down, and `info` outlives the call.
     nvml_try(unsafe { call(device.handle(), &mut info) })?;
     Ok(Memory {
-        total: Some(info.total),
-        used: Some(info.used),
-        free: Some(info.free),
+        total: Fact::Value(info.total),
+        used: Fact::Value(info.used),
+        free: Fact::Value(info.free),
     })
 }
 
@@ -275,15 +306,15 @@ mod tests {
     fn a_process_on_several_lists_is_one_process() {
         let on = |pid, list| entry(pid, 100, (None, None), list);
         let merged = merge(
-            vec![
+            Fact::Value(vec![
                 on(1, List::Compute),
                 on(2, List::Compute),
                 on(3, List::Compute),
-            ],
-            vec![on(2, List::Mps)],
-            vec![on(3, List::Graphics), on(4, List::Graphics)],
+            ]),
+            Fact::Value(vec![on(2, List::Mps)]),
+            Fact::Value(vec![on(3, List::Graphics), on(4, List::Graphics)]),
         );
-        let kinds: Vec<_> = plain(merged)
+        let kinds: Vec<_> = plain(merged.value().expect("a list"))
             .into_iter()
             .map(|process| (process.pid, process.kind))
             .collect();
@@ -297,6 +328,22 @@ mod tests {
                 (4, Graphics)
             ]
         );
+    }
+
+    #[test]
+    fn a_list_that_fails_is_made_up_for_by_one_that_names_a_computing_process() {
+        let named = || Fact::Value(vec![entry(1, 100, (None, None), List::Compute)]);
+        let (none, failed) = (|| Fact::Value(Vec::new()), || Fact::Unknown);
+        assert_eq!(merge(named(), failed(), failed()).items().len(), 1);
+        assert_eq!(merge(failed(), named(), failed()).items().len(), 1);
+        assert_eq!(merge(none(), none(), failed()), Fact::Value(Vec::new()));
+        assert_eq!(merge(none(), failed(), none()), Fact::Unknown);
+        assert_eq!(merge(failed(), none(), named()), Fact::Unknown);
+        assert_eq!(
+            merge(Fact::NotApplicable, none(), none()),
+            Fact::NotApplicable
+        );
+        assert_eq!(merge(Fact::NotApplicable, failed(), none()), Fact::Unknown);
     }
 
     #[test]

@@ -8,17 +8,18 @@
 
 use super::xml::{Element, document};
 use crate::gpu::{
-    ComputeMode, Gpu, Memory, Mig, MigDevice, Process, ProcessKind, ProcessView, Snapshot, Source,
-    Utilization,
+    ComputeMode, Fact, Gpu, Health, Memory, Mig, MigDevice, Process, ProcessKind, ProcessView,
+    RecoveryAction, Snapshot, Source, Utilization,
 };
 use crate::pci::PciBusId;
 
 /// What nvidia-smi prints, with or without brackets, in place of a value that it has not got.
 const ABSENT: [&str; 14] = [
     "",
-    "N/A",
+    NOT_APPLICABLE[0],
+    NOT_APPLICABLE[1],
+    NOT_APPLICABLE[2],
     "None",
-    "Not Supported",
     "Not Found",
     "Not available in WDDM driver model",
     "Unknown",
@@ -27,8 +28,13 @@ const ABSENT: [&str; 14] = [
     NO_PERMISSION,
     LOST,
     NEEDS_RESET,
-    "Requested functionality has been deprecated",
     "Insufficient Size",
+];
+/// Those of them that say that the machine has no such thing.
+const NOT_APPLICABLE: [&str; 3] = [
+    "N/A",
+    "Not Supported",
+    "Requested functionality has been deprecated",
 ];
 // The texts of nvmlErrorString, but for ERR!.
 const UNKNOWN_ERROR: &str = "Unknown Error";
@@ -75,7 +81,11 @@ pub(crate) fn parse(xml: &[u8]) -> Result<Snapshot, String> {
     Ok(Snapshot {
         recording: None,
         source: Source::NvidiaSmi,
-        driver_version: log.value("driver_version").map(str::to_owned),
+        // The second is the name from R610 on, and the only one from CUDA 14 on.
+        driver_version: log
+            .value("driver_version")
+            .or_else(|| log.value("kmd_version"))
+            .map(str::to_owned),
         process_view: ProcessView::default(),
         gpus,
         links: Vec::new(),
@@ -96,22 +106,23 @@ fn gpu(element: &Element) -> Gpu {
         memory: memory(element),
         utilization: utilization(element),
         // `Exclusive_Process`, and `Exclusive Process` before driver 346.
-        compute_mode: element
-            .value("compute_mode")
-            .and_then(|m| ComputeMode::from_name(&m.replace(' ', "_"))),
-        mig: mig(element, rows.as_deref()),
-        processes: rows.map(|rows| rows.into_iter().map(|row| row.process).collect()),
+        compute_mode: element.fact("compute_mode", |mode| {
+            ComputeMode::from_name(&mode.replace(' ', "_"))
+        }),
+        mig: mig(element, rows.as_ref().value().map(Vec::as_slice)),
+        processes: rows.map(processes),
         // Hopper and Blackwell beside a Grace CPU; HMM, the other mode, leaves the memory to the driver.
         memory_is_numa_node: element
             .value("addressing_mode")
             .is_some_and(|mode| mode.eq_ignore_ascii_case("ATS")),
+        health: health(element),
         ..Gpu::default()
     };
     if let Some(reason) = unusable(element) {
         // The list of a lost GPU is empty, not unreadable: without the device there is nothing to ask.
-        gpu.processes = None;
+        gpu.processes = Fact::Unknown;
         for device in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
-            device.processes = None;
+            device.processes = Fact::Unknown;
             device.unusable = Some(reason.to_owned());
         }
         gpu.unusable = Some(reason.to_owned());
@@ -131,17 +142,10 @@ fn unusable(gpu: &Element) -> Option<&'static str> {
     let required = gpu
         .child("gpu_reset_status")
         .and_then(|status| status.value("reset_required"));
-    let action = gpu.value("gpu_recovery_action");
-    if required == Some("Yes")
-        || action == Some("Reset")
-        || gpu.any(&|element| says(element, NEEDS_RESET))
-    {
+    if required == Some("Yes") || gpu.any(&|element| says(element, NEEDS_RESET)) {
         return Some(
             "the GPU needs a reset: end what runs on it, then run 'nvidia-smi --gpu-reset' as root, or reboot",
         );
-    }
-    if action == Some("Reboot") {
-        return Some("the GPU needs a reboot of the machine to recover from an error");
     }
     // Only what a working GPU always answers: fans, clocks and utilization print errors on sound ones.
     let fb = gpu.child("fb_memory_usage");
@@ -165,11 +169,27 @@ fn unusable(gpu: &Element) -> Option<&'static str> {
         )
 }
 
+/// What the driver says of its health; older ones say nothing.
+fn health(gpu: &Element) -> Option<Health> {
+    // `None` is a value here.
+    let action = gpu
+        .child("gpu_recovery_action")
+        .map(|action| bare(&action.text));
+    let action = action.filter(|text| !ABSENT.contains(text) || *text == "None");
+    let rows = gpu.child("remapped_rows");
+    let failure = rows.and_then(|rows| rows.value("remapped_row_failure"));
+    let health = Health {
+        recovery_action: action.map(RecoveryAction::from_smi_name),
+        remap_failed: failure.map(|failure| failure.eq_ignore_ascii_case("Yes")),
+    };
+    (health != Health::default()).then_some(health)
+}
+
 fn memory(owner: &Element) -> Memory {
     let Some(usage) = owner.child("fb_memory_usage") else {
         return Memory::default();
     };
-    let get = |name| usage.value(name).and_then(bytes);
+    let get = |name| usage.fact(name, bytes);
     Memory {
         total: get("total"),
         used: get("used"),
@@ -181,7 +201,7 @@ fn utilization(gpu: &Element) -> Utilization {
     let Some(element) = gpu.child("utilization") else {
         return Utilization::default();
     };
-    let get = |name| element.value(name).and_then(percent);
+    let get = |name| element.fact(name, percent);
     Utilization {
         gpu: get("gpu_util"),
         memory: get("memory_util"),
@@ -197,18 +217,48 @@ struct Row {
 
 /// A GPU's list of processes, if all of it can be read. No driver since 418 prints anything inside the element
 /// for a GPU without processes; `N/A` and its like stand there when the list cannot be had.
-fn rows(gpu: &Element) -> Option<Vec<Row>> {
-    let list = gpu.child("processes")?;
-    if !list.text.trim().is_empty() {
-        return None;
+fn rows(gpu: &Element) -> Fact<Vec<Row>> {
+    let Some(list) = gpu.child("processes") else {
+        return Fact::Unknown;
+    };
+    match bare(&list.text) {
+        "" => {}
+        text if NOT_APPLICABLE.contains(&text) => return Fact::NotApplicable,
+        _ => return Fact::Unknown,
     }
-    let rows = list.children.iter().map(row).collect::<Option<Vec<_>>>()?;
-    // WDDM is WSL2, where the list leaves out what runs under Windows and in other distributions.
-    let wddm = gpu
+    let Some(rows) = list.children.iter().map(row).collect::<Option<Vec<_>>>() else {
+        return Fact::Unknown;
+    };
+    // WDDM is Windows', where the list leaves out what runs under Windows and in other distributions. A driver
+    // model that cannot be read may be that; Linux's driver says N/A.
+    let model = gpu
         .child("driver_model")
-        .and_then(|model| model.value("current_dm"))
-        .is_some_and(|dm| dm != "TCC");
-    (!wddm || rows.iter().any(|row| row.process.kind.computes())).then_some(rows)
+        .and_then(|model| model.child("current_dm"));
+    let is_wddm = model.is_some_and(|model| !["N/A", "TCC"].contains(&bare(&model.text)));
+    if is_wddm && !rows.iter().any(|row| row.process.kind.computes()) {
+        return Fact::Unknown;
+    }
+    Fact::Value(rows)
+}
+
+/// The processes of a list, each once: one that computes and draws may be listed as either.
+fn processes(rows: Vec<Row>) -> Vec<Process> {
+    let mut processes: Vec<Process> = Vec::new();
+    for Row { process, .. } in rows {
+        match processes.iter_mut().find(|known| known.pid == process.pid) {
+            Some(known) => {
+                known.kind = match (known.kind, process.kind) {
+                    (ProcessKind::Compute, ProcessKind::Graphics)
+                    | (ProcessKind::Graphics, ProcessKind::Compute) => ProcessKind::ComputeGraphics,
+                    (ProcessKind::Graphics, kind) => kind,
+                    (kind, _) => kind,
+                };
+                known.used_memory = known.used_memory.max(process.used_memory);
+            }
+            None => processes.push(process),
+        }
+    }
+    processes
 }
 
 fn row(info: &Element) -> Option<Row> {
@@ -275,7 +325,10 @@ fn mig(gpu: &Element, rows: Option<&[Row]>) -> Option<Mig> {
                 .value("uuid")
                 .filter(|uuid| uuid.starts_with("MIG-"))
                 .map(str::to_owned),
-            memory: memory(element),
+            // A share of the GPU's memory is no share of the machine's.
+            memory: Some(memory(element))
+                .filter(|memory| !memory.used.is_not_applicable())
+                .unwrap_or_default(),
             ..MigDevice::default()
         });
     let mut devices: Vec<MigDevice> = devices.collect();
@@ -311,7 +364,8 @@ fn distribute(rows: &[Row], devices: &mut [MigDevice]) {
         let processes: Option<Vec<_>> = rows.iter().map(on_it).collect();
         device.processes = processes
             .filter(|_| identified)
-            .map(|list| list.into_iter().flatten().collect());
+            .map(|list| list.into_iter().flatten().collect())
+            .into();
     }
 }
 
@@ -365,6 +419,16 @@ pub(crate) fn parse_list(text: &[u8]) -> Vec<ListedMigDevice> {
 }
 
 impl Element {
+    /// What the only child of that name says of a fact, as `read` understands its value.
+    fn fact<'a, T>(&'a self, name: &str, read: impl FnOnce(&'a str) -> Option<T>) -> Fact<T> {
+        let text = self.child(name).map(|child| bare(&child.text));
+        match self.value(name) {
+            Some(value) => read(value).into(),
+            None if text.is_some_and(|text| NOT_APPLICABLE.contains(&text)) => Fact::NotApplicable,
+            None => Fact::Unknown,
+        }
+    }
+
     /// The text of the only child of that name, if there is one and it holds a value.
     fn value(&self, name: &str) -> Option<&str> {
         let text = self.child(name)?.text.trim();

@@ -66,6 +66,9 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
             .read_event()
             .map_err(|error| format!("its XML is damaged: {error}"))?;
         let depth = open.len();
+        // What processes call themselves stands in here: a comment that began in one name and ended in another would
+        // hide what is between them.
+        let among_processes = open.iter().any(|element| element.name == "processes");
         match (event, open.last_mut()) {
             (Event::Start(tag), Some(element)) if element.name == SKIPPED => {
                 let end = tag.to_end().into_owned();
@@ -97,7 +100,9 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
             (Event::Text(text), Some(element)) => element.text.push_str(utf8(&text)?),
             (Event::GeneralRef(entity), Some(element)) => resolve(&entity, &mut element.text)?,
             (Event::Eof, _) => return Err("its output ends in the middle".to_owned()),
-            // Comments and the like would hide what is inside them.
+            // Remarks on what is deprecated, from R610 on.
+            (Event::Comment(_), Some(_)) if !among_processes => {}
+            // Others would hide what is inside them.
             _ => return Err("its XML holds what nvidia-smi does not write".to_owned()),
         }
     };

@@ -1,6 +1,7 @@
-use super::{ListedMigDevice, bytes, parse, parse_list, percent};
+use super::{ListedMigDevice, NOT_APPLICABLE, bare, bytes, parse, parse_list, percent};
 use crate::gpu::{
-    ComputeMode, Gpu, Memory, Mig, Process, ProcessKind, Snapshot, Source, Utilization,
+    ComputeMode, Fact, Gpu, Health, Memory, Mig, Process, ProcessKind, Snapshot, Source,
+    Utilization,
 };
 use crate::pci::PciBusId;
 use proptest::prelude::*;
@@ -59,9 +60,16 @@ fn process(pid: u32, kind: ProcessKind, command: &str, mib: u64) -> Process {
 
 fn memory(total: u64, used: u64, free: u64) -> Memory {
     Memory {
-        total: Some(total << 20),
-        used: Some(used << 20),
-        free: Some(free << 20),
+        total: Fact::Value(total << 20),
+        used: Fact::Value(used << 20),
+        free: Fact::Value(free << 20),
+    }
+}
+
+fn without_utilization() -> Utilization {
+    Utilization {
+        gpu: Fact::NotApplicable,
+        memory: Fact::NotApplicable,
     }
 }
 
@@ -80,15 +88,15 @@ fn everything_that_is_known_of_a_gpu_is_read() {
         name: Some("Tesla V100-PCIE-16GB".into()),
         memory: memory(16130, 1031, 15099),
         utilization: Utilization {
-            gpu: Some(97),
-            memory: Some(30),
+            gpu: Fact::Value(97),
+            memory: Fact::Value(30),
         },
-        compute_mode: Some(ComputeMode::Default),
-        processes: Some(vec![process(4021, ProcessKind::Compute, "python", 1021)]),
+        compute_mode: Fact::Value(ComputeMode::Default),
+        processes: Fact::Value(vec![process(4021, ProcessKind::Compute, "python", 1021)]),
         ..Gpu::default()
     };
     assert_eq!(snapshot.gpus[0], expected);
-    assert_eq!(snapshot.gpus[1].processes, Some(vec![]));
+    assert_eq!(snapshot.gpus[1].processes, Fact::Value(vec![]));
     assert_eq!(snapshot.gpus[1].index, 1);
 }
 
@@ -114,7 +122,7 @@ fn process_types_are_told_apart() {
     let kinds = |xml: &[u8]| -> Vec<_> {
         let gpus = read(xml).gpus;
         gpus.iter()
-            .flat_map(|gpu| gpu.processes.iter().flatten().map(|process| process.kind))
+            .flat_map(|gpu| gpu.processes.items().iter().map(|process| process.kind))
             .collect()
     };
     assert_eq!(kinds(fixture!("470.xml")), [Graphics, Graphics]);
@@ -135,13 +143,10 @@ fn process_types_are_told_apart() {
 
 #[test]
 fn processes_that_have_ended_are_not_counted() {
-    let processes = read(fixture!("515.xml"))
-        .gpus
-        .remove(0)
-        .processes
-        .expect("a list");
+    let processes = read(fixture!("515.xml")).gpus.remove(0).processes;
     assert_eq!(
         processes
+            .items()
             .iter()
             .map(|process| process.pid)
             .collect::<Vec<_>>(),
@@ -155,7 +160,7 @@ fn compute_modes_are_read() {
         read(xml)
             .gpus
             .iter()
-            .map(|gpu| gpu.compute_mode)
+            .map(|gpu| gpu.compute_mode.value())
             .collect::<Vec<_>>()
     };
     let exclusive = Some(ComputeMode::ExclusiveProcess);
@@ -193,9 +198,9 @@ fn memory_on_a_numa_node_is_known_by_its_addressing_mode() {
 fn a_gpu_is_not_mistaken_for_its_mig_devices() {
     let gpus = read(fixture!("mig.xml")).gpus;
     assert_eq!(gpus[0].memory, memory(40960, 3043, 37310));
-    assert_eq!(gpus[0].utilization, Utilization::default());
+    assert_eq!(gpus[0].utilization, without_utilization());
     let busy = vec![process(31337, ProcessKind::Compute, "python", 3005)];
-    assert_eq!(gpus[0].processes.as_ref(), Some(&busy));
+    assert_eq!(gpus[0].processes.items(), busy);
     let devices = &gpus[0].mig.as_ref().expect("MIG").devices;
     let ids = |d: &crate::gpu::MigDevice| (d.index, d.gpu_instance_id, d.compute_instance_id);
     assert_eq!(
@@ -205,10 +210,13 @@ fn a_gpu_is_not_mistaken_for_its_mig_devices() {
     assert_eq!(devices[0].memory, memory(19968, 3024, 16943));
     assert_eq!(
         (&devices[0].processes, &devices[1].processes),
-        (&Some(busy), &Some(vec![]))
+        (&Fact::Value(busy), &Fact::Value(vec![]))
     );
     assert_eq!(devices[0].uuid, None, "no version tells");
-    assert_eq!((&gpus[1].mig, &gpus[1].processes), (&None, &Some(vec![])));
+    assert_eq!(
+        (&gpus[1].mig, &gpus[1].processes),
+        (&None, &Fact::Value(vec![]))
+    );
 }
 
 #[test]
@@ -217,7 +225,7 @@ fn a_process_that_may_be_on_any_mig_device_leaves_all_their_lists_unknown() {
         let mig = read(xml).gpus.swap_remove(0).mig.expect("MIG");
         mig.devices
             .into_iter()
-            .map(|device| device.processes.map(|list| list.len()))
+            .map(|device| device.processes.value().map(|list| list.len()))
             .collect()
     };
     let row = "<gpu_instance_id>1</gpu_instance_id>\n\t\t\t\t<compute_instance_id>0</compute_instance_id>\n\t\t\t\t<pid>";
@@ -242,12 +250,12 @@ fn a_mig_gpu_that_may_not_be_asked_is_unknown_but_its_device_is_read() {
     let gpu = read(fixture!("mig-460-container.xml")).gpus.remove(0);
     assert_eq!(
         (gpu.memory, gpu.processes, gpu.unusable),
-        (Memory::default(), None, None)
+        (Memory::default(), Fact::Unknown, None)
     );
     let device = &gpu.mig.expect("MIG").devices[0];
     assert_eq!(
         (device.memory, &device.processes),
-        (memory(4864, 3, 4861), &None)
+        (memory(4864, 3, 4861), &Fact::Unknown)
     );
 }
 
@@ -279,7 +287,7 @@ fn what_may_not_be_read_is_unknown_never_zero() {
     let gpus = read(fixture!("permissions.xml")).gpus;
     assert_eq!(
         (&gpus[0].processes, gpus[0].utilization),
-        (&None, Utilization::default())
+        (&Fact::Unknown, without_utilization())
     );
     assert_eq!(gpus[1].utilization, Utilization::default());
     assert_eq!(
@@ -294,11 +302,14 @@ fn what_may_not_be_read_is_unknown_never_zero() {
         used_memory: None,
         started: None,
     };
-    assert_eq!(gpus[1].processes, Some(vec![unnamed(8125), unnamed(8126)]));
+    assert_eq!(
+        gpus[1].processes,
+        Fact::Value(vec![unnamed(8125), unnamed(8126)])
+    );
 }
 
 #[test]
-fn every_token_for_an_absent_value_is_unknown() {
+fn every_token_for_an_absent_value_is_no_value() {
     let tokens = [
         "N/A",
         "[N/A]",
@@ -316,19 +327,22 @@ fn every_token_for_an_absent_value_is_unknown() {
         "65720",
     ];
     for token in tokens {
+        let applies_not = NOT_APPLICABLE.contains(&bare(token));
         let xml = edited(
             fixture!("590.xml"),
             "<used>65720 MiB</used>",
             &format!("<used>{token}</used>"),
         );
-        assert_eq!(read(&xml).gpus[0].memory.used, None, "{token:?}");
+        let used = read(&xml).gpus[0].memory.used;
+        assert_eq!(used.value(), None, "{token:?}");
+        assert_eq!(used.is_not_applicable(), applies_not, "{token:?}");
         let xml = edited(
             fixture!("590.xml"),
             "<used_memory>65710 MiB<",
             &format!("<used_memory>{token}<"),
         );
         assert_eq!(
-            read(&xml).gpus[0].processes.as_ref().expect("a list")[0].used_memory,
+            read(&xml).gpus[0].processes.items()[0].used_memory,
             None,
             "{token:?}"
         );
@@ -337,14 +351,16 @@ fn every_token_for_an_absent_value_is_unknown() {
             "<gpu_util>0 %<",
             &format!("<gpu_util>{token}<"),
         );
-        assert_eq!(read(&xml).gpus[0].utilization.gpu, None, "{token:?}");
+        let utilization = read(&xml).gpus[0].utilization.gpu;
+        assert_eq!(utilization.value(), None, "{token:?}");
+        assert_eq!(utilization.is_not_applicable(), applies_not, "{token:?}");
         if token.parse::<u32>().is_err() {
             let xml = edited(
                 fixture!("590.xml"),
                 "<pid>116860<",
                 &format!("<pid>{token}<"),
             );
-            assert_eq!(read(&xml).gpus[0].processes, None, "{token:?}");
+            assert_eq!(read(&xml).gpus[0].processes, Fact::Unknown, "{token:?}");
         }
     }
 }
@@ -356,6 +372,7 @@ fn a_list_is_unknown_unless_all_of_it_is_understood() {
             .gpus
             .remove(0)
             .processes
+            .value()
     };
     assert_eq!(list("<pid>116860</pid>", ""), None, "no pid");
     assert_eq!(
@@ -391,7 +408,7 @@ fn a_list_is_unknown_unless_all_of_it_is_understood() {
     let other = edited(fixture!("590.xml"), "<process_info>", "<other_info>");
     let other = edited(&other, "</process_info>", "</other_info>");
     assert_eq!(
-        read(&other).gpus[0].processes,
+        read(&other).gpus[0].processes.as_ref().value(),
         None,
         "a process by another name"
     );
@@ -406,6 +423,7 @@ fn a_list_is_unknown_unless_all_of_it_is_understood() {
             .gpus
             .remove(0)
             .processes
+            .value()
     };
     assert_eq!(list("<processes></processes>"), Some(vec![]));
     assert_eq!(list("<processes/>"), Some(vec![]));
@@ -435,7 +453,7 @@ fn a_lost_gpu_is_unavailable_and_the_others_serve() {
         [0, 1, 2]
     );
     // nvidia-smi prints an empty list for it.
-    assert_eq!(gpus[1].processes, None);
+    assert_eq!(gpus[1].processes, Fact::Unknown);
     assert_eq!(gpus[1].memory, Memory::default());
     let reason = gpus[1].unusable.as_deref().expect("a reason");
     assert!(
@@ -449,20 +467,31 @@ fn what_makes_a_gpu_unusable_says_what_helps() {
     let state = |xml: &[u8], from: &str, to: &str| {
         let gpu = read(&edited(xml, from, to)).gpus.remove(0);
         assert!(
-            gpu.unusable.is_none() || gpu.processes.is_none(),
+            gpu.unusable.is_none() || gpu.processes.is_unknown(),
             "what it runs is unknown"
         );
         gpu.unusable.unwrap_or_default()
     };
     let new = fixture!("590.xml");
-    let action = "<gpu_recovery_action>None<";
-    assert!(state(new, action, "<gpu_recovery_action>Reset<").contains("--gpu-reset"));
-    assert!(state(new, action, "<gpu_recovery_action>Reboot<").contains("reboot"));
-    assert_eq!(
-        state(new, action, "<gpu_recovery_action>Drain and Reset<"),
-        "",
-        "it works until then"
-    );
+    for (action, expected) in [
+        ("Reset", "--gpu-reset"),
+        ("Reboot", "reboot"),
+        ("Drain and Reset", "--gpu-reset"),
+        ("Something new", "nvidia-smi -q"),
+        ("Drain P2P", ""),
+        ("N/A", ""),
+    ] {
+        let action = format!("<gpu_recovery_action>{action}<");
+        let gpu = read(&edited(new, "<gpu_recovery_action>None<", &action))
+            .gpus
+            .remove(0);
+        let fault = gpu.health.and_then(Health::fault).unwrap_or_default();
+        assert!(
+            fault.contains(expected) && fault.is_empty() == expected.is_empty(),
+            "{fault}"
+        );
+        assert_eq!(gpu.state, None, "what it runs is told");
+    }
     assert!(
         state(
             fixture!("535.xml"),
@@ -499,7 +528,10 @@ fn a_lost_gpu_takes_its_mig_devices_with_it() {
     .gpus
     .remove(0);
     for device in gpu.mig.expect("MIG").devices {
-        assert_eq!((device.unusable.is_some(), device.processes), (true, None));
+        assert_eq!(
+            (device.unusable.is_some(), device.processes),
+            (true, Fact::Unknown)
+        );
     }
 }
 
@@ -509,12 +541,17 @@ fn under_wsl_only_a_computing_process_makes_a_list_known() {
         read(fixture!("wsl.xml"))
             .gpus
             .iter()
-            .filter(|gpu| gpu.processes.is_some())
+            .filter(|gpu| gpu.processes.as_ref().value().is_some())
             .count(),
         0
     );
     let gpus = read(&edited(fixture!("wsl.xml"), "<type>G<", "<type>C<")).gpus;
-    assert_eq!(gpus.iter().filter(|gpu| gpu.processes.is_some()).count(), 1);
+    assert_eq!(
+        gpus.iter()
+            .filter(|gpu| gpu.processes.as_ref().value().is_some())
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -598,12 +635,9 @@ fn indices_follow_the_pci_bus() {
 
 #[test]
 fn names_that_are_not_xml_are_read() {
-    let processes = read(fixture!("raw-names.xml"))
-        .gpus
-        .remove(0)
-        .processes
-        .expect("a list");
+    let processes = read(fixture!("raw-names.xml")).gpus.remove(0).processes;
     let names: Vec<_> = processes
+        .items()
         .iter()
         .map(|process| (process.pid, process.command.as_deref()))
         .collect();
@@ -635,7 +669,7 @@ fn a_name_that_imitates_the_document_cannot_free_the_gpu() {
     for name in names {
         let xml = edited(fixture!("590.xml"), "/opt/llama/bin/llama-server", name);
         if let Ok(snapshot) = parse(&xml) {
-            let list = snapshot.gpus[0].processes.as_ref();
+            let list = snapshot.gpus[0].processes.as_ref().value();
             assert!(
                 list.is_none_or(|list| list.iter().any(|process| process.pid == 116_860)),
                 "{name}"
@@ -790,7 +824,7 @@ fn idle(snapshot: &Snapshot) -> usize {
         devices.chain([&gpu.processes])
     });
     lists
-        .filter(|list| list.as_ref().is_some_and(Vec::is_empty))
+        .filter(|list| list.as_ref().value().is_some_and(Vec::is_empty))
         .count()
 }
 
