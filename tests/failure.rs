@@ -522,7 +522,7 @@ fn huge_numbers_are_numbers() {
         );
     }
     let shown = run(machine.autocvd().args(["status", "--from"]).arg(&file)).success();
-    assert!(shown.contains("9999-12-31 23:59Z"), "{shown}");
+    assert!(shown.contains("9999-12-31"), "{shown}");
     let watching = start(
         machine
             .autocvd()
