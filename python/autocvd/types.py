@@ -151,10 +151,14 @@ class Link(TypedDict):
 
 
 class Status(TypedDict):
-    """What `autocvd status --json` prints. None is unknown."""
+    """What `autocvd status --json` prints. None is unknown; `time` is Unix time in seconds."""
 
     schema: int
     source: Literal["nvml", "nvidia-smi", "file"]
+    time: Optional[int]
+    host: Optional[str]
+    boot_id: Optional[str]
+    version: Optional[str]
     driver_version: Optional[str]
     process_view: Literal["host", "container", "wsl"]
     gpus: List[Gpu]
