@@ -2,6 +2,7 @@
 
 pub use crate::amount::{bytes, duration};
 use crate::gpu::State;
+use crate::ids::Device;
 use crate::observer::WaitStatus;
 pub use crate::proc::{is_unprintable, printable};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -54,11 +55,15 @@ pub struct WaitSummary {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BlockedDevice {
     label: String,
+    /// Who has it, or in a word why it is not to be had.
+    holder: String,
     reason: String,
     /// Unix time in seconds.
     since: Option<u64>,
 }
 
+/// Of more devices, only their holders are told of.
+const MAX_DETAILS: usize = 4;
 /// The least that is shown of a device where there is little room, in columns.
 const LEAST: usize = 32;
 
@@ -70,88 +75,137 @@ impl WaitSummary {
             1 => "a GPU".to_owned(),
             n => format!("{n} GPUs"),
         };
+        let place = match status.waiters_ahead {
+            0 => String::new(),
+            ahead => format!("; {} in line", ordinal(ahead + 1)),
+        };
         let free = status.free.len();
-        let mut head = format!("autocvd: waiting for {gpus}; {free} of {all} free");
-        if status.waiters_ahead > 0 {
-            head += &format!(", {} waiting before", status.waiters_ahead);
-        }
         let blocked = status.candidates.iter().rev().filter_map(|id| {
             let device = status.snapshot.device(*id);
             let verdict = device.verdict();
-            let reason = match verdict.state() {
-                State::Free => device.memory_shortfall(status.min_free_memory)?,
-                _ => verdict.reason()?.to_owned(),
+            let (holder, reason) = match verdict.state() {
+                State::Free => (
+                    "too small".to_owned(),
+                    device.memory_shortfall(status.min_free_memory)?,
+                ),
+                State::Claimed => ("claimed".to_owned(), verdict.reason()?.to_owned()),
+                State::Unavailable => ("unusable".to_owned(), verdict.reason()?.to_owned()),
+                State::Busy => (user_on(device), verdict.reason()?.to_owned()),
             };
             Some(BlockedDevice {
                 label: device.label(),
+                holder,
                 reason,
                 since: device.taken_since(),
             })
         });
         Self {
-            head,
+            head: format!("autocvd: waiting for {gpus}{place}; {free} of {all} free"),
             blocked: blocked.collect(),
         }
     }
 
-    /// All of it, with times as [`rfc3339`] writes them.
+    /// The summary as a log line: of a few devices who is on each since when, with times as
+    /// [`rfc3339`] writes them; of more the number of each user's.
     pub fn line(&self) -> String {
-        let blocked = self.blocked.iter().map(
-            |BlockedDevice {
-                 label,
-                 reason,
-                 since,
-             }| {
-                let since = since
-                    .map(|time| format!(" since {}", rfc3339(time)))
-                    .unwrap_or_default();
-                format!("; {label} {reason}{since}")
-            },
-        );
-        self.head.clone() + &blocked.collect::<String>()
+        if self.blocked.len() > MAX_DETAILS {
+            return self.head.clone() + &self.holders();
+        }
+        self.head.clone()
+            + &self
+                .details(|since| Some(format!(" since {}", rfc3339(since))))
+                .concat()
     }
 
-    /// What fits into so many columns of a terminal: first what changes, then who is on the rest, and for how long.
+    /// What fits into so many columns of a terminal: first what changes, then who is on the rest,
+    /// and for how long.
     pub fn line_within(&self, left: Option<Duration>, columns: usize) -> String {
-        let mut line = self.head.clone();
-        if let Some(left) = left {
+        let left = left.map(|left| {
             // A countdown has no fractions, as far as it has seconds.
-            let left = if left.as_secs() > 0 {
-                Duration::from_secs(left.as_secs())
-            } else {
-                left
-            };
-            line += &format!("; gives up in {}", duration(left));
-        }
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs());
-        let blocked = self.blocked.iter().map(
-            |BlockedDevice {
-                 label,
-                 reason,
-                 since,
-             }| {
-                let age = since
-                    .map(|since| now.saturating_sub(since))
-                    .filter(|seconds| *seconds > 0);
-                let age =
-                    age.map(|seconds| format!(" for {}", duration(Duration::from_secs(seconds))));
-                format!("; {label}{}: {reason}", age.unwrap_or_default())
-            },
-        );
-        let blocked: Vec<String> = blocked.collect();
-        let room = columns.saturating_sub(width(&line)) / blocked.len().max(1);
-        let fits = blocked.iter().map(|text| width(text)).sum::<usize>() <= room * blocked.len();
-        for text in blocked {
-            line += &if fits {
-                text
-            } else {
-                truncate(&text, room.max(LEAST))
-            };
-        }
+            let whole = Duration::from_secs(left.as_secs());
+            let left = if whole.is_zero() { left } else { whole };
+            format!("; gives up in {}", duration(left))
+        });
+        let left = left.unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs());
+        let details = self.details(|since| {
+            let age = now.checked_sub(since).filter(|seconds| *seconds > 0)?;
+            Some(format!(" for {}", duration(Duration::from_secs(age))))
+        });
+        let room = columns.saturating_sub(width(&self.head) + width(&left));
+        let fits = details.iter().map(|text| width(text)).sum::<usize>() <= room;
+        let line = if fits {
+            format!("{}{left}{}", self.head, details.concat())
+        } else if details.len() > 2 {
+            format!("{}{}{left}", self.head, self.holders())
+        } else {
+            let room = (room / details.len()).max(LEAST);
+            let short = details.iter().map(|text| truncate(text, room));
+            format!("{}{left}{}", self.head, short.collect::<String>())
+        };
         truncate(&line, columns)
     }
+
+    /// `; GPU 1: used by pid 7 (alice: python train.py) for 3 min` for each device.
+    fn details(&self, time: impl Fn(u64) -> Option<String>) -> Vec<String> {
+        let detail = |device: &BlockedDevice| {
+            let BlockedDevice {
+                label,
+                reason,
+                since,
+                ..
+            } = device;
+            format!(
+                "; {label}: {reason}{}",
+                since.and_then(&time).unwrap_or_default()
+            )
+        };
+        self.blocked.iter().map(detail).collect()
+    }
+
+    /// ` (alice 8, bob 5, claimed 3)`: how many devices each has, the most first.
+    fn holders(&self) -> String {
+        let mut counts: Vec<(&str, usize)> = Vec::new();
+        for device in &self.blocked {
+            match counts
+                .iter_mut()
+                .find(|(holder, _)| *holder == device.holder)
+            {
+                Some((_, count)) => *count += 1,
+                None => counts.push((&device.holder, 1)),
+            }
+        }
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let counts = counts
+            .iter()
+            .map(|(holder, count)| format!("{holder} {count}"));
+        format!(" ({})", counts.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The user of the first process that computes on a device.
+fn user_on(device: Device) -> String {
+    let processes = device.processes().value().unwrap_or_default().iter();
+    let mut computing = processes.filter(|process| process.kind.computes());
+    match computing.next() {
+        Some(process) => match &process.user {
+            Some(user) => printable(user.as_bytes()),
+            None => "unknown user".to_owned(),
+        },
+        None => "hidden".to_owned(),
+    }
+}
+
+/// `1st`, `2nd`, `3rd`, `4th`, `11th`.
+fn ordinal(number: usize) -> String {
+    let ending = match (number % 10, number % 100) {
+        (1, tens) if tens != 11 => "st",
+        (2, tens) if tens != 12 => "nd",
+        (3, tens) if tens != 13 => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
 }
 
 /// How many columns of a terminal a text takes.
@@ -228,6 +282,7 @@ mod tests {
     fn a_picture_takes_no_more_columns_than_there_are() {
         let taken = BlockedDevice {
             label: "GPU 1".into(),
+            holder: "訓練".into(),
             reason: "used by pid 7 (訓練: 訓練する訓練する訓練する)".into(),
             since: None,
         };
@@ -240,6 +295,38 @@ mod tests {
             assert!(width(&line) <= columns, "{columns}: {line}");
         }
         assert!(picture.line_within(None, 1000).ends_with("訓練する)"));
+    }
+
+    #[test]
+    fn many_devices_are_told_of_by_their_holders() {
+        let blocked = |holder: &str| BlockedDevice {
+            label: "GPU".into(),
+            holder: holder.into(),
+            reason: "used by pid 7".into(),
+            since: Some(0),
+        };
+        let holders = [["alice"; 8].as_slice(), &["bob"; 5], &["claimed"; 3]].concat();
+        let summary = WaitSummary {
+            head: "autocvd: waiting for a GPU; 3rd in line; 0 of 16 free".into(),
+            blocked: holders.into_iter().map(blocked).collect(),
+        };
+        let expected = "autocvd: waiting for a GPU; 3rd in line; 0 of 16 free \
+                        (alice 8, bob 5, claimed 3)";
+        assert_eq!(summary.line(), expected);
+        let left = Some(Duration::from_secs(59 * 60));
+        assert_eq!(
+            summary.line_within(left, 120),
+            format!("{expected}; gives up in 59 min 0 s")
+        );
+    }
+
+    #[test]
+    fn places_have_their_endings() {
+        let all = [1, 2, 3, 4, 11, 12, 13, 21, 102, 113].map(ordinal);
+        let expected = [
+            "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "113th",
+        ];
+        assert_eq!(all, expected);
     }
 
     #[test]

@@ -63,26 +63,16 @@ impl Progress {
         if line == self.told {
             return;
         }
-        let mut stderr = std::io::stderr().lock();
-        if self.terminal {
-            let _ = write!(stderr, "\r\x1b[K{line}");
+        let text = if self.terminal {
             signals::set_line_open(true);
+            format!("\r\x1b[K{line}")
         } else {
-            let limit = self
-                .timeout
-                .map(|limit| format!("; gives up after {}", duration(limit)))
-                .unwrap_or_default();
-            let _ = writeln!(
-                stderr,
-                "{line}{}",
-                if self.told.is_empty() {
-                    limit
-                } else {
-                    String::new()
-                }
-            );
-        }
-        let _ = stderr.flush();
+            let limit = self.timeout.filter(|_| self.told.is_empty());
+            let limit = limit.map(|limit| format!("; gives up after {}", duration(limit)));
+            format!("{line}{}\n", limit.unwrap_or_default())
+        };
+        // In one write, so that other programs' lines do not come in between.
+        let _ = std::io::stderr().write_all(text.as_bytes());
         self.told = line;
     }
 }
