@@ -30,6 +30,7 @@ echo '{"gpus": [{}]}' >"$work/machine.json"
 cat >"$work/allowed" <<'END'
 # For type checkers alone.
 autocvd\._progress\.Teller
+autocvd\._allocation\.Role
 # stubtest takes an alias of literals for a function.
 autocvd\.types\.State
 END

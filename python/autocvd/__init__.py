@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from . import types
     from ._arguments import Request
-    from ._process import Setting
+    from ._launch import Block
 
     _P = ParamSpec("_P")
     _R = TypeVar("_R")
@@ -249,12 +249,15 @@ class gpus:
             progress=progress,
         )
         # The blocks that are under way: threads may share one object, and blocks stand inside each other.
-        self._entered: list[tuple[object, Allocation, Setting | None]] = []
+        self._entered: list[Block] = []
 
     def __enter__(self) -> Allocation:
-        from . import _launch
-
-        return self._begin(*_launch.take_for_block(self._request))
+        block = self._new_block()
+        try:
+            return block.begin()
+        except BaseException:
+            self._end(block)
+            raise
 
     def __exit__(
         self,
@@ -262,12 +265,15 @@ class gpus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self._end(self._block_of_owner())
 
     async def __aenter__(self) -> Allocation:
-        from . import _launch
-
-        return self._begin(*await _launch.take_for_block_async(self._request))
+        block = self._new_block()
+        try:
+            return await block.begin_async()
+        except BaseException:
+            self._end(block)
+            raise
 
     async def __aexit__(
         self,
@@ -275,24 +281,32 @@ class gpus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self._end(self._block_of_owner())
 
-    def _begin(self, allocation: Allocation, setting: Setting | None) -> Allocation:
+    def _new_block(self) -> Block:
+        from . import _launch
+
+        block = _launch.Block(self._request)
+        self._entered.append(block)
+        return block
+
+    def _block_of_owner(self) -> Block:
         from . import _process
 
-        with _process.lock:
-            self._entered.append((_process.owner(), allocation, setting))
-        return allocation
+        mine = _process.owner()
+        # A generator may be closed by another thread than the one that ran it.
+        own = [block for block in self._entered if block.owner == mine]
+        return (own or self._entered)[-1]
 
-    def _end(self) -> None:
-        from . import _launch, _process
-
-        with _process.lock:
-            mine = _process.owner()
-            # A generator may be closed by another thread than the one that ran it.
-            own = [place for place, (owner, _, _) in enumerate(self._entered) if owner == mine]
-            _, allocation, setting = self._entered.pop(own[-1] if own else -1)
-        _launch.end_block(allocation, setting)
+    def _end(self, block: Block) -> None:
+        try:
+            block.end()
+        except BaseException:
+            # An interrupt came in between: what it left undone is done now.
+            block.end()
+            raise
+        finally:
+            self._entered.remove(block)
 
 
 def release() -> None:

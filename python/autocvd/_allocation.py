@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping, Sequence
     from types import TracebackType
-    from typing import Any
+    from typing import Any, Literal
 
     from ._autocvd import Claim
+
+    # Made by autocvd(), whose next call in the thread replaces it; by a block, which ends it; or by a task.
+    Role = Literal["call", "block", "task"]
 
 
 class Allocation(list[int]):
@@ -45,18 +48,11 @@ class Allocation(list[int]):
         self._is_released = False
         #: The request that it was the answer to.
         self._wanted: Mapping[str, Any] | None = None
-        #: Whether the next autocvd() of its thread may replace it.
-        self._replaceable = False
-        #: Whether a block will end it.
-        self._is_of_block = False
+        self._role: Role = "task"
 
     @property
     def _is_held(self) -> bool:
-        return self._claim is not None
-
-    def _hold(self, claim: Claim) -> None:
-        self._claim = claim
-        self._is_released = False
+        return self._claim is not None and self._claim.is_held()
 
     @property
     def visible_devices(self) -> str:

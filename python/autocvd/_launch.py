@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from ._allocation import Role
     from ._arguments import Request
     from ._autocvd import Search
     from ._progress import Teller
@@ -39,62 +40,69 @@ def autocvd(request: Request) -> Allocation:
     if replaced is not None:
         replaced.release()
     try:
-        allocation = _take(request)
+        with _Taking(request, "call") as taking:
+            _wait_for(taking.search, taking.teller)
+            allocation = taking.finish()
+            _commit(allocation, request)
+            return allocation
     except Exception:
         if replaced is not None:
             _take_again(replaced)
-        raise
-    try:
-        allocation._replaceable = True
-        _commit(allocation, request)
-    except BaseException:
-        allocation.release()
-        raise
-    return allocation
-
-
-def take_for_block(request: Request) -> tuple[Allocation, _process.Setting | None]:
-    """Take GPUs for a block, and set its variables."""
-    _prepare(request)
-    setting = _process.begin_block() if request.set_env else None
-    allocation = None
-    try:
-        allocation = _take(request)
-        allocation._is_of_block = True
-        if setting:
-            _process.fill(setting, allocation)
-        return allocation, setting
-    except BaseException:
-        _undo(allocation, setting)
-        raise
-
-
-async def take_for_block_async(request: Request) -> tuple[Allocation, _process.Setting | None]:
-    """Take GPUs for an asynchronous block, and set its variables."""
-    _prepare(request)
-    setting = _process.begin_block() if request.set_env else None
-    allocation = None
-    try:
-        allocation = await _take_async(request)
-        allocation._is_of_block = True
-        if setting:
-            _process.fill(setting, allocation)
-        return allocation, setting
-    except BaseException:
-        _undo(allocation, setting)
         raise
 
 
 async def acquire_async(request: Request) -> Allocation:
     """Do what acquire_async() says."""
     _prepare(request)
-    allocation = await _take_async(request)
-    try:
+    with _Taking(request, "task") as taking:
+        await _wait_for_async(taking.search, taking.teller)
+        allocation = taking.finish()
         _commit(allocation, request)
-    except BaseException:
-        allocation.release()
-        raise
-    return allocation
+        return allocation
+
+
+class Block:
+    """A block of gpus(): all that it has to undo, from before it takes anything, for an interrupt can come any time."""
+
+    def __init__(self, request: Request) -> None:
+        self.owner = _process.owner()
+        self._request = request
+        self._setting = _process.Setting(is_block=True) if request.set_env else None
+        self._taking: _Taking | None = None
+
+    def begin(self) -> Allocation:
+        """Take the GPUs, and set the variables."""
+        with self._prepared() as taking:
+            _wait_for(taking.search, taking.teller)
+            return self._filled(taking)
+
+    async def begin_async(self) -> Allocation:
+        """Do the same while other tasks run."""
+        with self._prepared() as taking:
+            await _wait_for_async(taking.search, taking.teller)
+            return self._filled(taking)
+
+    def _prepared(self) -> _Taking:
+        _prepare(self._request)
+        if self._setting:
+            _process.begin_block(self._setting)
+        self._taking = _Taking(self._request, "block")
+        return self._taking
+
+    def _filled(self, taking: _Taking) -> Allocation:
+        allocation = taking.finish()
+        if self._setting:
+            _process.fill(self._setting, allocation)
+        return allocation
+
+    def end(self) -> None:
+        """Put the variables back, and end the claim."""
+        try:
+            if self._setting:
+                _process.end_block(self._setting)
+        finally:
+            if self._taking:
+                self._taking.undo()
 
 
 def status() -> str:
@@ -104,25 +112,11 @@ def status() -> str:
     return search.status()
 
 
-def end_block(allocation: Allocation, setting: _process.Setting | None) -> None:
-    """End a block: put the variables back, and end the claim."""
-    if setting:
-        _process.end_block(setting)
-    allocation.release()
-
-
 def release() -> None:
     """End what this thread has taken, but for what its blocks will end."""
     for allocation in list(_process.held()):
-        if not allocation._is_of_block:
+        if allocation._role != "block":
             allocation.release()
-
-
-def _undo(allocation: Allocation | None, setting: _process.Setting | None) -> None:
-    if allocation is not None:
-        allocation.release()
-    if setting:
-        _process.end_block(setting)
 
 
 def _prepare(request: Request) -> None:
@@ -153,7 +147,7 @@ def _look_at_own(request: Request) -> tuple[Allocation | None, Allocation | None
     for allocation in reversed(held):
         if allocation._wanted == request.wanted:
             return allocation, None
-    replaceable = next((one for one in reversed(held) if one._replaceable), None)
+    replaceable = next((one for one in reversed(held) if one._role == "call"), None)
     alike = [
         one for one in reversed(held) if len(one) == request.num_gpus and _is_free(one, request)
     ]
@@ -202,7 +196,7 @@ def _take_again(allocation: Allocation) -> None:
             f"{allocation.visible_devices} is no longer claimed: other launches may have taken it meanwhile"
         )
         return
-    allocation._hold(claim)
+    allocation._claim, allocation._is_released = claim, False
     _process.remember(allocation)
 
 
@@ -222,31 +216,42 @@ def _find(
     )
 
 
-def _take(request: Request) -> Allocation:
-    with _Taking(request) as taking:
-        _wait_for(taking.search, taking.teller)
-        return taking.finish()
-
-
-async def _take_async(request: Request) -> Allocation:
-    with _Taking(request) as taking:
-        await _wait_for_async(taking.search, taking.teller)
-        return taking.finish()
-
-
 class _Taking:
     """A search from its start to an allocation, or to nothing: an interrupt can come between any two steps."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, role: Role) -> None:
         self.teller = teller_for(request.lines)
+        self._request = request
+        self._role: Role = role
+        self._allocation: Allocation | None = None
         wants_detail = not isinstance(self.teller, Silent) or _logs("INFO")
         self.search = _find(request.wanted, request.timeout, request.interval, wants_detail)
-        self._request = request
-        self._allocation: Allocation | None = None
 
     def finish(self) -> Allocation:
-        self._allocation = _finish(self.search, self._request)
-        return self._allocation
+        """Make an allocation of what was found."""
+        try:
+            indices, keys, variables, label, passed_over, claim = self.search.found()
+        except ValueError as error:
+            raise self._request.explain(error) from None
+        allocation = Allocation(indices, keys, dict(variables))
+        allocation._label = label
+        allocation._role = self._role
+        allocation._wanted = self._request.wanted
+        self._allocation = allocation
+        if claim:
+            allocation._claim = claim
+            _process.remember(allocation)
+        if _logs("INFO"):
+            _log("INFO", f"chose {label}: CUDA_VISIBLE_DEVICES={allocation.visible_devices}")
+            for line in passed_over:
+                _log("DEBUG", line)
+        return allocation
+
+    def undo(self) -> None:
+        """Take nothing, or give back what was taken."""
+        self.search.cancel()
+        if self._allocation is not None:
+            self._allocation.release()
 
     def __enter__(self) -> _Taking:
         return self
@@ -258,31 +263,11 @@ class _Taking:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.teller.finish(self._allocation._label if self._allocation is not None else None)
-        finally:
             if error is not None:
-                self.search.cancel()
-                if self._allocation is not None:
-                    self._allocation.release()
-
-
-def _finish(search: Search, request: Request) -> Allocation:
-    """Make an allocation of what was found."""
-    try:
-        indices, keys, variables, label, passed_over, claim = search.found()
-    except ValueError as error:
-        raise request.explain(error) from None
-    allocation = Allocation(indices, keys, dict(variables))
-    allocation._label = label
-    if claim:
-        allocation._wanted = request.wanted
-        allocation._hold(claim)
-        _process.remember(allocation)
-    if _logs("INFO"):
-        _log("INFO", f"chose {label}: CUDA_VISIBLE_DEVICES={allocation.visible_devices}")
-        for line in passed_over:
-            _log("DEBUG", line)
-    return allocation
+                self.undo()
+        finally:
+            allocation = self._allocation if error is None else None
+            self.teller.finish(None if allocation is None else allocation._label)
 
 
 def _wait_for(search: Search, teller: Teller) -> None:

@@ -51,8 +51,8 @@ _settings: list[Setting] = []
 _thread = _Thread()
 #: All that is claimed: claims last until they are released, whoever forgets them.
 _claimed: dict[int, Allocation] = {}
-#: What a forked child was started inside of, where its environment does not tell.
-_forked_inside: str | None = None
+#: What this process was started inside of. What autocvd sets later is for its children.
+_inside: str | None = os.environ.get(INSIDE)
 
 
 def owner() -> tuple[int, object]:
@@ -78,14 +78,12 @@ def check_environment() -> None:
             )
 
 
-def begin_block() -> Setting:
+def begin_block(setting: Setting) -> None:
     """Keep the environment for a block, from before it waits."""
     with lock:
         check_environment()
-        setting = Setting(is_block=True)
         setting.before = _read()
         _settings.append(setting)
-        return setting
 
 
 def fill(setting: Setting, allocation: Allocation) -> None:
@@ -119,40 +117,42 @@ def end_block(setting: Setting) -> None:
     """Put the environment back as it was before the block."""
     with lock:
         if setting not in _settings:
-            # It was begun before a fork, by the parent.
+            # It was begun before a fork, by the parent; or never.
             _write(setting.before)
             return
-        place = _settings.index(setting)
-        del _settings[place]
-        # What was set for good inside the block ends with it.
-        while place < len(_settings) and not _settings[place].is_block:
-            del _settings[place]
-        if place < len(_settings):
-            # Another block of this thread ends later: it puts back what was before both.
-            _settings[place].before = setting.before
-        else:
-            _write(setting.before)
+        above = _settings[_settings.index(setting) + 1 :]
+        later = next((other for other in above if other.is_block), None)
+        try:
+            if later:
+                # Another block of this thread ends later: it puts back what was before both.
+                later.before = setting.before
+            else:
+                _write(setting.before)
+        finally:
+            # What was set for good inside the block ends with it.
+            end = above.index(later) if later else len(above)
+            for ended in (setting, *above[:end]):
+                _settings.remove(ended)
 
 
 def unset(allocation: Allocation) -> None:
     """Put back what was before variables that were set for good, if they are still in force."""
     with lock:
         if _settings and _settings[-1].allocation is allocation and not _settings[-1].is_block:
-            _write(_settings.pop().before)
+            try:
+                _write(_settings[-1].before)
+            finally:
+                _settings.pop()
 
 
 def original() -> tuple[str | None, str | None]:
-    """Give CUDA_VISIBLE_DEVICES, and what this process is inside of, as they were before autocvd set them."""
+    """Give CUDA_VISIBLE_DEVICES as it was before autocvd set it, and what this process is inside of."""
     with lock:
-        visible, inside = os.environ.get(VISIBLE), os.environ.get(INSIDE)
+        visible = os.environ.get(VISIBLE)
         for setting in reversed(_settings):
-            if not setting.values:
-                continue
-            if visible == setting.values[VISIBLE]:
+            if setting.values and visible == setting.values[VISIBLE]:
                 visible = setting.before[VISIBLE]
-            if inside == setting.values[INSIDE]:
-                inside = setting.before[INSIDE]
-        return visible, inside or _forked_inside
+        return visible, _inside
 
 
 def _read() -> dict[str, str | None]:
@@ -186,11 +186,10 @@ def forget(allocation: Allocation) -> None:
 
 def _after_fork() -> None:
     """In a forked child: what is claimed is its parent's, and so is what it is inside of."""
-    global lock, _forked_inside
+    global lock, _inside
     lock = RLock()
     mine = [one for one in _thread.held if one._is_held]
-    if mine:
-        _forked_inside = mine[-1]._inside
+    _inside = mine[-1]._inside if mine else os.environ.get(INSIDE)
     _thread.held = []
     _settings.clear()
     for allocation in list(_claimed.values()):

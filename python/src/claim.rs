@@ -23,13 +23,21 @@ impl Claim {
 #[pymethods]
 impl Claim {
     /// Ends it; a second time nothing happens.
-    fn release(&self) {
+    pub(crate) fn release(&self) {
         let guard = self
             .guard
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         drop(guard.map(ManuallyDrop::into_inner));
+    }
+
+    /// Whether it has not ended yet.
+    fn is_held(&self) -> bool {
+        self.guard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// In a forked child: lets go of what is its parent's. Another thread may have been at it when the child was made.

@@ -44,7 +44,7 @@ type FoundParts = (
     Vec<(&'static str, String)>,
     String,
     Vec<String>,
-    Option<Claim>,
+    Option<Py<Claim>>,
 );
 
 /// A search that is under way on a thread of its own.
@@ -60,6 +60,8 @@ struct Running {
     /// Whether the driver's present silence was told of.
     silence_told: bool,
     outcome: Option<autocvd::Result<Outcome>>,
+    /// The claim on what was found: whoever asked may be interrupted before taking note of it.
+    claim: Option<Py<Claim>>,
 }
 
 impl Search {
@@ -86,6 +88,7 @@ impl Search {
             wait,
             silence_told,
             outcome,
+            claim: None,
         })))
     }
 
@@ -253,10 +256,13 @@ impl Search {
         let mut running = self.lock();
         running.worker = None;
         running.outcome = None;
+        if let Some(claim) = running.claim.take() {
+            claim.get().release();
+        }
     }
 
     /// What it has found.
-    fn found(&self) -> PyResult<FoundParts> {
+    fn found(&self, py: Python<'_>) -> PyResult<FoundParts> {
         let Outcome::Found(found) = self.lock().take()? else {
             return Err(not_asked());
         };
@@ -275,6 +281,8 @@ impl Search {
             variables.push(acquisition.inside());
         }
         let claim = acquisition.claim.take().map(Claim::new);
+        let claim = claim.map(|claim| Py::new(py, claim)).transpose()?;
+        self.lock().claim = claim.as_ref().map(|claim| claim.clone_ref(py));
         Ok((
             indices,
             keys,

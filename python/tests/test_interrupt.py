@@ -144,6 +144,51 @@ class SlowDriver(MachineTest):
             pass
 
 
+class AnyMoment(MachineTest):
+    GPUS = 4
+
+    def test_an_interrupt_at_any_moment_loses_no_claim(self):
+        script = """
+            import random, signal, autocvd
+            from autocvd import _process
+            class Stop(BaseException):
+                pass
+            def handler(*_):
+                raise Stop
+            signal.signal(signal.SIGALRM, handler)
+            random.seed(7)
+            def call():
+                kind = random.randrange(4)
+                if kind == 0:
+                    autocvd.autocvd(verbose=False)
+                elif kind == 1:
+                    autocvd.autocvd(random.choice([1, 2]), exclude=random.choice([None, 0]), verbose=False)
+                elif kind == 2:
+                    autocvd.release()
+                else:
+                    with autocvd.gpus(verbose=False):
+                        pass
+            stopped = 0
+            for _ in range(200):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.006))
+                    try:
+                        for _ in range(4):
+                            call()
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except Stop:
+                    stopped += 1
+                for allocation in _process.held():
+                    allocation.release()
+            # What was left behind gives back what it has found as soon as the driver answers.
+            while any(gpu["state"] != "free" for gpu in autocvd.status()["gpus"]):
+                time.sleep(0.01)
+            say(stopped > 20, autocvd.autocvd(4, timeout=0))
+        """
+        self.assertEqual(self.run_script(script), ["True [0, 1, 2, 3]"])
+
+
 class BrokenStderr(MachineTest):
     """A line that cannot be written is dropped, and the wait goes on."""
 
