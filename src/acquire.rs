@@ -9,7 +9,7 @@ mod watching;
 
 use crate::cancel::CancelToken;
 use crate::claim::{Claim, ClaimGuard, ClaimStore, Form, Holder, Requester, Ticket, Wants};
-use crate::environment::{Environment, INSIDE, ParentLaunch};
+use crate::environment::{DeviceOrder, Environment, INSIDE, ParentLaunch};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::Snapshot;
 use crate::ids::{self, DeviceId};
@@ -96,7 +96,7 @@ pub fn acquire(
         .and_then(|timeout| Instant::now().checked_add(timeout));
     observer.probe_started(deadline);
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;
-    let snapshot = probe.begin(request.detail)?;
+    let mut snapshot = probe.begin(request.detail)?;
     observer.probe_finished();
     let inside = environment.inside.as_ref();
     let around = inside
@@ -109,10 +109,16 @@ pub fn acquire(
     if let (Some(claims), Some(requester)) = (&mut claims, requester) {
         claims.set_requester(requester);
     }
+    if request.inherit && environment.cuda_device_order == DeviceOrder::FastestFirst {
+        snapshot
+            .gpus
+            .iter_mut()
+            .for_each(|gpu| probe.read_name(gpu));
+    }
     let Candidates {
         devices,
         restrictions,
-    } = Candidates::of(request, environment, &snapshot, claims.as_mut())?;
+    } = Candidates::of(request, environment, &snapshot, claims.as_mut(), observer)?;
     let keys = (!restrictions.is_empty()).then(|| keys_of(&devices, &snapshot));
     let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
     let attempt = Attempt {

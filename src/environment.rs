@@ -25,10 +25,22 @@ pub struct Environment {
     pub claim_dir: PathBuf,
     /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
     pub cuda_visible_devices: Option<String>,
+    /// `CUDA_DEVICE_ORDER`, by which its indices count.
+    pub cuda_device_order: DeviceOrder,
     /// The variable of the batch job that this is part of.
     pub batch_job: Option<&'static str>,
     /// The launch that this process was started inside of.
     pub inside: Option<ParentLaunch>,
+}
+
+/// How CUDA counts GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceOrder {
+    /// The fastest first, as CUDA estimates it; equal ones by their places on the bus.
+    #[default]
+    FastestFirst,
+    /// By their places on the bus.
+    PciBusId,
 }
 
 /// `autocvd -n 4 -- …`, seen from within.
@@ -53,6 +65,10 @@ impl Environment {
             ),
             cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES")
                 .map(|value| value.to_string_lossy().into_owned()),
+            cuda_device_order: match env::var_os("CUDA_DEVICE_ORDER") {
+                Some(order) if order == "PCI_BUS_ID" => DeviceOrder::PciBusId,
+                _ => DeviceOrder::FastestFirst,
+            },
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
             inside: set(INSIDE).and_then(|value| ParentLaunch::parse(value.to_str()?)),
         }

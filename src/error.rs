@@ -82,6 +82,16 @@ pub enum Error {
         value: String,
     },
 
+    /// An index in `CUDA_VISIBLE_DEVICES` counts the GPUs by their speed, and they are not alike.
+    #[error(
+        "CUDA_VISIBLE_DEVICES='{value}' counts the fastest GPU first, and this machine's differ: set \
+         CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID"
+    )]
+    AmbiguousOrder {
+        /// The value.
+        value: String,
+    },
+
     /// The request can never be met on this machine.
     #[error("{0}")]
     Impossible(Box<Shortage>),
@@ -128,6 +138,7 @@ impl Error {
             Self::NoGpusRequested
             | Self::UnknownDevice { .. }
             | Self::AmbiguousDevice { .. }
+            | Self::AmbiguousOrder { .. }
             | Self::UnreadableFile { .. } => true,
             Self::UnusableUuid { recorded, .. } => *recorded,
             _ => false,

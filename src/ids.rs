@@ -193,7 +193,11 @@ impl Snapshot {
         // than the bus's.
         let known = || self.gpus.iter().filter_map(|gpu| gpu.pci_bus_id);
         let in_order = known().count() == self.gpus.len() || known().is_sorted();
-        let counts = |gpu: &Gpu| gpu.mig.is_none() && !hidden_from_cuda(gpu);
+        let is_recorded_unusable = |recorded: &Judgement| recorded.state == State::Unavailable;
+        let counts = |gpu: &Gpu| {
+            let recorded = gpu.recorded.as_ref().is_some_and(is_recorded_unusable);
+            gpu.mig.is_none() && !hidden_from_cuda(gpu) && !recorded
+        };
         contiguous && in_order && self.gpus.iter().all(counts)
     }
 }
@@ -261,25 +265,51 @@ fn by_uuid(id: &str, snapshot: &Snapshot) -> Vec<Vec<DeviceId>> {
 }
 
 /// What a value of `CUDA_VISIBLE_DEVICES` allows, as CUDA reads it: entries count up to the first that
-/// is invalid; empty, `-1` and Slurm's `NoDevFiles` allow nothing. Indices count the GPUs that CUDA can use.
+/// is invalid; empty, `-1` and Slurm's `NoDevFiles` allow nothing, and so does a device that is named
+/// twice. Indices count the GPUs that CUDA can use; what follows their digits is passed over.
 pub(crate) fn parse_visible_devices(value: &str, snapshot: &Snapshot) -> Vec<DeviceId> {
     let usable: Vec<usize> = (0..snapshot.gpus.len())
         .filter(|&gpu| !hidden_from_cuda(&snapshot.gpus[gpu]))
         .collect();
     let mut allowed = Vec::new();
     for entry in value.split(',').map(str::trim) {
-        let found = match entry.parse::<usize>() {
-            Ok(ordinal) => usable.get(ordinal).map(|&gpu| ids_of(snapshot, gpu)),
-            Err(_) => <[Vec<DeviceId>; 1]>::try_from(by_uuid(entry, snapshot))
+        let found = match ordinal(entry) {
+            Some(ordinal) => usable.get(ordinal).map(|&gpu| ids_of(snapshot, gpu)),
+            None => <[Vec<DeviceId>; 1]>::try_from(by_uuid(entry, snapshot))
                 .ok()
                 .map(|[devices]| devices),
         };
         let Some(found) = found else { break };
+        if found.iter().any(|device| allowed.contains(device)) {
+            return Vec::new();
+        }
         allowed.extend(found);
     }
     allowed.sort_unstable();
-    allowed.dedup();
     allowed
+}
+
+/// The number that an entry of `CUDA_VISIBLE_DEVICES` begins with.
+fn ordinal(entry: &str) -> Option<usize> {
+    let digits = entry.find(|char: char| !char.is_ascii_digit());
+    entry[..digits.unwrap_or(entry.len())].parse().ok()
+}
+
+/// Whether a value of `CUDA_VISIBLE_DEVICES` has an index.
+pub(crate) fn has_ordinal(value: &str) -> bool {
+    value
+        .split(',')
+        .any(|entry| ordinal(entry.trim()).is_some())
+}
+
+/// Whether all GPUs are of one model, which CUDA takes to be equally fast.
+pub(crate) fn are_alike(snapshot: &Snapshot) -> bool {
+    match &snapshot.gpus[..] {
+        [] | [_] => true,
+        [first, others @ ..] => {
+            first.name.is_some() && others.iter().all(|gpu| gpu.name == first.name)
+        }
+    }
 }
 
 /// Whether CUDA does not count the GPU, so that those behind it have other ordinals than indices.

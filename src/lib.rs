@@ -55,7 +55,7 @@ mod wait;
 pub use acquire::{Acquisition, acquire, try_acquire};
 pub use cancel::CancelToken;
 pub use claim::{ClaimGuard, remove_files};
-pub use environment::{Environment, ParentLaunch};
+pub use environment::{DeviceOrder, Environment, ParentLaunch};
 pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
 pub use fact::Fact;
 pub use gpu::{

@@ -61,6 +61,9 @@ pub(crate) trait Probe: Send {
     /// Asks the driver one question that touches the GPU, unless that was done: a lost one may have a handle.
     fn touch(&mut self, _gpu: &mut Gpu, _view: ProcessView) {}
 
+    /// Adds the GPU's name.
+    fn read_name(&mut self, _gpu: &mut Gpu) {}
+
     /// Adds what the driver says of the GPU's health.
     fn read_health(&mut self, _gpu: &mut Gpu) {}
 

@@ -740,3 +740,54 @@ fn a_falsely_high_first_reading_is_made_again_after_a_second() {
         "{outcome:?}"
     );
 }
+
+#[test]
+fn inherited_indices_count_as_cuda_counts_them() {
+    let machine = Machine::described(json!({"gpus": [{"name": "NVIDIA T4"}, {}, {}]}));
+    let asked = |visible: &str, order: Option<&str>| {
+        let mut command = machine.autocvd();
+        command.args(["-o", "-t", "0", "--no-claim", "--inherit"]);
+        command.env("CUDA_VISIBLE_DEVICES", visible);
+        command.envs(order.map(|order| ("CUDA_DEVICE_ORDER", order)));
+        run(&mut command)
+    };
+    assert_eq!(asked("0", Some("PCI_BUS_ID")).success(), "0\n");
+    // Which one is the fastest is CUDA's to say.
+    for order in [None, Some("FASTEST_FIRST")] {
+        let outcome = asked("0", order);
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(
+            outcome.stderr.contains("CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+            "{outcome:?}"
+        );
+        assert_eq!(asked("GPU-1", order).success(), "1\n");
+    }
+    machine.set("/gpus/0/name", json!("NVIDIA A100-SXM4-80GB"));
+    assert_eq!(
+        asked("0", None).success(),
+        "0\n",
+        "equal ones stand by their places on the bus"
+    );
+    let twice = asked("0,0", None);
+    assert_eq!(twice.code, Some(3), "{twice:?}");
+}
+
+#[test]
+fn an_excluded_name_that_may_be_a_lost_gpus_is_a_warning() {
+    let machine = Machine::described(json!({"gpus": [{}, {"errors": {"handle": 15}}]}));
+    let outcome = run(machine
+        .autocvd()
+        .args(["-o", "-t", "0", "--no-claim", "-x", "GPU-ffff"]));
+    let uuid = "GPU-00000000-0000-0000-0000-000000000000\n";
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), uuid),
+        "{outcome:?}"
+    );
+    assert!(outcome.stderr.contains("GPU-ffff"), "{outcome:?}");
+    machine.set("/gpus/1/errors", json!({}));
+    let outcome = run(machine
+        .autocvd()
+        .args(["-o", "-t", "0", "--no-claim", "-x", "GPU-ffff"]));
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+}

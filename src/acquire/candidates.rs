@@ -1,10 +1,12 @@
 //! The devices that a request may have.
 
 use crate::claim::ClaimStore;
-use crate::environment::Environment;
+use crate::environment::{DeviceOrder, Environment};
 use crate::error::{Error, IdList, Restriction, Result};
-use crate::gpu::Snapshot;
+use crate::gpu::{Gpu, Snapshot};
 use crate::ids::{self, Device, DeviceId};
+use crate::observer::Observer;
+use crate::pci::PciBusId;
 use crate::request::Request;
 
 /// The devices that a request may have, and what narrowed the choice.
@@ -20,6 +22,7 @@ impl Candidates {
         environment: &Environment,
         snapshot: &Snapshot,
         claims: Option<&mut ClaimStore>,
+        observer: &mut dyn Observer,
     ) -> Result<Self> {
         let all = snapshot.device_ids();
         let mut candidates = Self {
@@ -37,7 +40,7 @@ impl Candidates {
             let only = resolve(only, IdList::Only, snapshot)?;
             candidates.keep(Restriction::Only, |device| only.contains(device));
         }
-        let exclude = resolve(&request.exclude, IdList::Exclude, snapshot)?;
+        let exclude = excluded(&request.exclude, snapshot, observer)?;
         candidates.keep(Restriction::Exclude, |device| !exclude.contains(device));
         if request.uuid {
             // Another one may have one.
@@ -102,6 +105,14 @@ fn visible(
     let Some(value) = &environment.cuda_visible_devices else {
         return Ok(None);
     };
+    let by_speed = environment.cuda_device_order == DeviceOrder::FastestFirst;
+    // Batch systems count by the bus, and do not say so.
+    let in_batch_job = environment.batch_job.is_some();
+    if by_speed && !in_batch_job && ids::has_ordinal(value) && !ids::are_alike(snapshot) {
+        return Err(Error::AmbiguousOrder {
+            value: value.clone(),
+        });
+    }
     let visible = ids::parse_visible_devices(value, snapshot);
     if visible.is_empty() {
         return Err(Error::NothingVisible {
@@ -109,6 +120,37 @@ fn visible(
         });
     }
     Ok(Some(visible))
+}
+
+/// The devices that these ids name. One that names none while a GPU cannot be identified may be that GPU's, which
+/// is not given in any case.
+fn excluded(
+    ids: &[String],
+    snapshot: &Snapshot,
+    observer: &mut dyn Observer,
+) -> Result<Vec<DeviceId>> {
+    let mut devices = Vec::new();
+    for id in ids {
+        let is_nameless = |gpu: &Gpu| match PciBusId::parse(id) {
+            Some(_) => gpu.pci_bus_id.is_none(),
+            None => id.parse::<u32>().is_err() && gpu.uuid.is_none(),
+        };
+        match ids::resolve(id, IdList::Exclude, snapshot) {
+            Ok(found) => devices.extend(found),
+            Err(Error::UnknownDevice { .. }) if snapshot.gpus.iter().any(is_nameless) => {
+                let nameless = snapshot
+                    .devices()
+                    .filter(|device| is_nameless(device.gpu()));
+                devices.extend(nameless.map(Device::id));
+                observer.warn(&format!(
+                    "'{id}', to be excluded, names no GPU that can be identified; one that cannot be is not \
+                     given either"
+                ));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(devices)
 }
 
 fn resolve(ids: &[String], list: IdList, snapshot: &Snapshot) -> Result<Vec<DeviceId>> {

@@ -64,6 +64,9 @@ impl Attempt<'_> {
         loop {
             match self.read_and_select(snapshot) {
                 Selection::Chosen(chosen) if !self.confirm(&chosen, snapshot) => {}
+                // Before it waits: what waits for a sick GPU waits in vain.
+                Selection::NotNow { .. }
+                    if self.wake_loop.is_none() && self.finds_sick_ones(snapshot) => {}
                 selection => return selection,
             }
         }
@@ -85,6 +88,21 @@ impl Attempt<'_> {
         let is_unusable =
             |id: &DeviceId| matches!(snapshot.device(*id).verdict(), Verdict::Unavailable(_));
         !chosen.iter().any(is_unusable)
+    }
+
+    /// Asks for the health of all candidates of which it is not known. Returns whether one is sick.
+    fn finds_sick_ones(&mut self, snapshot: &mut Snapshot) -> bool {
+        let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
+        gpus.dedup();
+        let mut found = false;
+        for at in gpus {
+            let gpu = &mut snapshot.gpus[at];
+            if gpu.health.is_none() {
+                self.probe.read_health(gpu);
+                found |= gpu.health.is_some_and(|health| health.fault().is_some());
+            }
+        }
+        found
     }
 
     /// Asks all GPUs that have not answered in this look.

@@ -191,7 +191,12 @@ fn cuda_visible_devices_allows_what_cuda_would_read_in_it() {
         ("0", &[0][..]),
         ("2,1", &[1, 2]),
         (" 1 , 3 ", &[1, 3]),
-        ("1,1", &[1]),
+        // A device that is named twice makes CUDA see none.
+        ("1,1", &[]),
+        ("0,GPU-0", &[]),
+        ("1,9,1", &[1]),
+        // CUDA reads the digits and passes over what follows.
+        ("1gpu,2ampere", &[1, 2]),
         ("0,GPU-2", &[0, 2]),
         ("GPU-3a0b0c0d-0000-0000-0000-000000000003,0", &[0, 3]),
         // Entries count up to the first invalid one.

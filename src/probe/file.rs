@@ -229,13 +229,23 @@ fn take_for_recorded(gpu: &mut Gpu) {
 /// is what the driver itself said, and CUDA does not count such a GPU.
 fn forget_what_the_facts_tell(snapshot: &mut Snapshot) {
     for id in snapshot.device_ids() {
-        if snapshot.device(id).fault().is_none() {
-            continue;
-        }
+        let device = snapshot.device(id);
+        let is_nameless = device.uuid().is_none() && device.gpu().has_answered();
+        let has_fault = device.fault().is_some();
         let gpu = &mut snapshot.gpus[id.gpu];
-        match (id.mig, &mut gpu.mig) {
-            (Some(part), Some(mig)) => mig.devices[part].unusable = None,
-            _ => gpu.unusable = None,
+        let (unusable, recorded) = match (id.mig, &mut gpu.mig) {
+            (Some(part), Some(mig)) => {
+                let part = &mut mig.devices[part];
+                (&mut part.unusable, &mut part.recorded)
+            }
+            _ => (&mut gpu.unusable, &mut gpu.recorded),
+        };
+        if has_fault {
+            *unusable = None;
+        } else if is_nameless && unusable.is_some() {
+            // It could not be named; CUDA counts it all the same.
+            let (state, reason) = (State::Unavailable, unusable.take());
+            *recorded = Some(Judgement { state, reason });
         }
     }
     // What was judged of a divided GPU sums up its parts.

@@ -363,6 +363,10 @@ impl Probe for Nvml {
         }
     }
 
+    fn read_name(&mut self, gpu: &mut Gpu) {
+        self.ask(gpu, |_, device, gpu| gpu.name = device.name().ok());
+    }
+
     fn read_health(&mut self, gpu: &mut Gpu) {
         self.ask(gpu, |reader, device, gpu| {
             gpu.health = Some(reader.health(device))

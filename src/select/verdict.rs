@@ -73,6 +73,12 @@ impl<'a> Device<'a> {
         if let Some(fault) = self.fault() {
             return Verdict::Unavailable(fault.to_owned());
         }
+        if let Some(recorded) = self.recorded()
+            && recorded.state == State::Unavailable
+        {
+            let reason = recorded.reason.as_deref();
+            return Verdict::Unavailable(reason.unwrap_or("not usable").to_owned());
+        }
         if self.uuid().is_none() && !self.snapshot().indices_are_ordinals() {
             let text = "its UUID cannot be read, and its index may mean another GPU to CUDA";
             return Verdict::Unavailable(text.into());

@@ -235,16 +235,18 @@ def unusable(unit):
 
 
 def hidden_from_cuda(gpu):
-    return gpu["state"] == "unavailable" and not unusable((gpu, None))
+    # One that answers and lacks a UUID may only have had no name to give it by.
+    nameless = gpu["uuid"] is None and not is_silent(gpu)
+    return gpu["state"] == "unavailable" and not unusable((gpu, None)) and not nameless
 
 
 def is_silent(gpu):
-    facts = [*gpu["memory"].values(), gpu["utilization"]["gpu"], gpu["compute_mode"], gpu["processes"]]
+    facts = [*gpu["memory"].values(), gpu["compute_mode"], gpu["processes"]]
     return gpu["mig"] is None and all(value is None for value in facts)
 
 
 def indices_are_ordinals(machine):
-    return not any(gpu["mig"] is not None or gpu["state"] == "unavailable" and hidden_from_cuda(gpu) or is_silent(gpu) or unhealthy(gpu) for gpu in machine["gpus"])
+    return not any(gpu["mig"] is not None or gpu["state"] == "unavailable" and not unusable((gpu, None)) or is_silent(gpu) for gpu in machine["gpus"])
 
 
 def computes(process, processes):
@@ -307,6 +309,11 @@ def verdict(unit, machine, request, needs_uuid):
     return "busy" if seen == "free" and own(unit)["state"] == "busy" else seen
 
 
+def place(bus_id):
+    """Domain, bus and device of a PCI bus id, long or short."""
+    return bus_id and [int(part, 16) for part in bus_id.split(".")[0].split(":")]
+
+
 def resolve(word, machine):
     """The GPUs that an id names; None where it is wrong, 'absent' where nothing has that name."""
     gpus = machine["gpus"]
@@ -316,7 +323,7 @@ def resolve(word, machine):
         found = [gpu for gpu in gpus if (gpu["uuid"] or "").lower() == word.lower()]
         found = found or [gpu for gpu in gpus if (gpu["uuid"] or "").lower().startswith(word.lower())]
     else:
-        found = [gpu for gpu in gpus if (gpu["pci_bus_id"] or "").lower()[-10:] == word.lower()[-10:] and int(gpu["pci_bus_id"][:8], 16) == int(word.split(":")[0], 16)]
+        found = [gpu for gpu in gpus if place(gpu["pci_bus_id"]) == place(word)]
     return "absent" if not found else found[0]["index"] if len(found) == 1 else None
 
 
@@ -356,14 +363,7 @@ def best_set(free, count, machine):
         return LEVELS.index(level) + 1 if level else 0
 
     if count == 1:
-        # One of which all partners are in use leaves the pairs that are free together.
-        indices = {unit[0]["index"] for unit in free}
-
-        def alone(unit):
-            partners = [other for other in range(len(machine["gpus"])) if nvlinks(unit[0]["index"], other) and other != unit[0]["index"]]
-            return unit[1] is None and bool(partners) and not any(other in indices for other in partners)
-
-        return [max(free, key=lambda unit: (alone(unit), key(unit)))]
+        return [max(free, key=key)]
 
     def score(chosen):
         indices = [unit[0]["index"] for unit in chosen]
@@ -386,10 +386,14 @@ def decide(machine, request):
         allowed &= set(seen)
     for option in ("only", "exclude"):
         found = [resolve(word, machine) for word in request.get(option, [])]
-        for word, what in zip(request.get(option, []), found):
-            unnamed = any(gpu["uuid"] is None for gpu in gpus) if word.startswith("GPU-") else False
+        for word, what in zip(request.get(option, []), list(found)):
+            name = "uuid" if word.startswith("GPU-") else "index" if word.isdigit() else "pci_bus_id"
+            unnamed = any(gpu[name] is None for gpu in gpus)
             if what is None or what == "absent" and not (option == "exclude" and unnamed):
                 return WRONG_VALUE, []
+            if what == "absent":
+                # It may be the name of one that cannot be identified.
+                found += [gpu["index"] for gpu in gpus if gpu[name] is None]
         if option in request:
             allowed = allowed & set(found) if option == "only" else allowed - set(found)
     count, wanted, least = request["n"], request.get("m"), "-l" in request["options"]
@@ -461,7 +465,8 @@ def ask(line, request, folder, **more):
 
 def told_by_nvml(machine):
     """The machine.json of the fake library that tells of this machine; None where it cannot be told."""
-    if machine["process_view"] != "host":
+    places = [place(gpu["pci_bus_id"]) for gpu in machine["gpus"]]
+    if machine["process_view"] != "host" or places != sorted(places):
         return None
     gpus = []
     for gpu in machine["gpus"]:
@@ -511,11 +516,11 @@ def told_by_nvml(machine):
 
 
 def as_seen_by_nvml(machine):
-    """What of the machine the library can tell: a lost GPU has no names, and links are those that it knows."""
+    """What of the machine the library tells: a lost GPU has no names."""
     seen = json.loads(json.dumps(machine))
     for gpu in seen["gpus"]:
         if gpu["reason"]:
-            gpu["uuid"] = None
+            gpu["uuid"] = gpu["pci_bus_id"] = None
     return seen
 
 
