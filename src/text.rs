@@ -147,7 +147,7 @@ impl WaitSummary {
         truncate(&line, columns)
     }
 
-    /// `; GPU 1: used by pid 7 (alice: python train.py) for 3 min` for each device.
+    /// `; GPU 1 for 3 min: used by pid 7 (alice: python train.py)` for each device.
     fn details(&self, time: impl Fn(u64) -> Option<String>) -> Vec<String> {
         let detail = |device: &BlockedDevice| {
             let BlockedDevice {
@@ -156,10 +156,8 @@ impl WaitSummary {
                 since,
                 ..
             } = device;
-            format!(
-                "; {label}: {reason}{}",
-                since.and_then(&time).unwrap_or_default()
-            )
+            let time = since.and_then(&time).unwrap_or_default();
+            format!("; {label}{time}: {reason}")
         };
         self.blocked.iter().map(detail).collect()
     }
