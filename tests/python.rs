@@ -57,7 +57,7 @@ fn passes(module: &str) {
         return;
     };
     let package = package();
-    let output = Command::new(python)
+    let output = common::with_default_signals(&mut Command::new(python))
         .args(["-W", "error::SyntaxWarning", "-m", "unittest", "-v", module])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/tests"))
         .env("PYTHONPATH", package.path())

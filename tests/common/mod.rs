@@ -184,7 +184,7 @@ impl Machine {
     /// Any program, in a clean environment on this machine, with nothing on stdin.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command
+        with_default_signals(&mut command)
             .env_clear()
             .env("PATH", self.search_path())
             .env("HOME", self.path().join("home"))
@@ -262,6 +262,22 @@ impl Machine {
         fs::write(&new, registration).expect("our own directory");
         fs::rename(new, directory.join(pid.to_string())).expect("our own directory");
     }
+}
+
+/// Lets a program be interrupted though these tests run in the background of a shell that has no
+/// job control: it ignores SIGINT and SIGQUIT for them, and they for what they start.
+pub fn with_default_signals(command: &mut Command) -> &mut Command {
+    let restore = || {
+        for signal in [libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: no handler is installed.
+            if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: it makes system calls alone between fork and exec.
+    unsafe { command.pre_exec(restore) }
 }
 
 /// The place that a JSON pointer names; what is missing comes to be, as an array where the name is a number.
