@@ -310,15 +310,15 @@ extern "C" fn on_signal(signal: i32) {
                 .for_each(|part| write(2, part));
         }
     }
-    write_guard(128 + signal);
-    // No core file: nothing has crashed.
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the limit lives through the call.
-    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
-    die_of(signal)
+    match signal {
+        // A shell's loop ends on Ctrl-C only if the program that it waits for dies of it.
+        libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGPIPE => {
+            write_guard(128 + signal);
+            die_of(signal)
+        }
+        // Others may leave a core file, and nothing has crashed.
+        _ => exit_guarded(128 + signal),
+    }
 }
 
 extern "C" fn on_crash(signal: i32) {
@@ -334,8 +334,7 @@ extern "C" fn on_crash(signal: i32) {
     die_of(signal)
 }
 
-/// Ends the process by the signal itself, as its caller expects: a shell's loop then ends on
-/// Ctrl-C. PID 1 of a container does not die of a signal, and exits instead.
+/// Ends the process by the signal itself, as its caller expects. PID 1 of a container does not die of a signal, and exits instead.
 fn die_of(signal: i32) -> ! {
     // SAFETY: these may be called in a handler, and the set is made before it is used.
     unsafe {

@@ -19,8 +19,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 mod skip;
+mod terminal;
 
 pub use skip::{has, has_host_pids, installed, skip, take_skipped};
+pub use terminal::Terminal;
 
 /// The program under test.
 pub const AUTOCVD: &str = env!("CARGO_BIN_EXE_autocvd");
