@@ -107,6 +107,7 @@ class Upstream(MachineTest):
             ("source <(autocvd -e); env", "3"),
             ("CUDA_VISIBLE_DEVICES=$(autocvd -o -q) env", "3"),
         ):
+            self.wait_until("the last shell's claim has ended", lambda: self.free() == [1, 2, 3])
             result = subprocess.run(
                 ["bash", "-O", "expand_aliases", "-c", line],
                 env=self.environment,
