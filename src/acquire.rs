@@ -23,7 +23,7 @@ use crate::status::{Scope, attach_claims, forget_claims, open_claims, resolve_pr
 use crate::wait::{WakeLoop, WakeReason, WakeSources};
 use candidates::Candidates;
 use fairness::Handoff;
-use reading::Extent;
+use reading::{Extent, Links};
 use rechecks::Rechecks;
 use retry::Backoff;
 use std::time::{Duration, Instant};
@@ -147,6 +147,7 @@ pub fn acquire(
         last_sources: WakeSources::default(),
         backoff: Backoff::new(request.interval),
         second_reading: SecondReading::NotNeeded,
+        links: Links::NotAsked,
         rechecks: Rechecks::new(request.interval),
         watched: Vec::new(),
         last: None,
@@ -198,6 +199,7 @@ struct Attempt<'a> {
     last_sources: WakeSources,
     backoff: Backoff,
     second_reading: SecondReading,
+    links: Links,
     rechecks: Rechecks,
     /// The processes whose exit is waited for, and the position of the GPU that each is on.
     watched: Vec<(u32, usize)>,
@@ -326,6 +328,11 @@ impl Attempt<'_> {
                 return self.after_failure(error, observer);
             }
         };
+        if matches!(self.links, Links::Wanted) {
+            drop(lock);
+            self.ask_for_links(&snapshot);
+            return Ok(Outcome::Again);
+        }
         let free = match selection {
             Selection::Impossible(shortage) => return Err(Error::Impossible(shortage)),
             Selection::Chosen(devices) => {

@@ -40,6 +40,13 @@ impl StatusReader {
         })
     }
 
+    /// Does not ask how the GPUs are connected, which takes many calls of the driver.
+    #[must_use]
+    pub fn without_links(mut self) -> Self {
+        self.links = Some(Vec::new());
+        self
+    }
+
     /// The state of all its GPUs with their claims, judged.
     ///
     /// # Errors

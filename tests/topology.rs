@@ -172,3 +172,58 @@ fn binding_where_nothing_is_known_of_cores_costs_a_warning_not_the_job() {
     let outcome = run(machine.autocvd().arg("--bind"));
     assert_eq!(outcome.code, Some(2), "--bind without COMMAND: {outcome:?}");
 }
+
+/// Eight GPUs whose links all lead to switches, as in an HGX board.
+fn switched() -> Machine {
+    let machine = Machine::gpus(8);
+    let pairs = (0..8).flat_map(|b| (0..b).map(move |a| link(a, b, 0, "node")));
+    machine.set("/links", Value::Array(pairs.collect()));
+    for gpu in 0..8 {
+        machine.set(&format!("/gpus/{gpu}/nvswitch_links"), json!(18));
+    }
+    machine
+}
+
+#[test]
+fn a_switch_ends_the_questions_about_the_links_of_a_gpu() {
+    let machine = switched();
+    machine.forget_calls();
+    assert_eq!(chosen(&machine, &["-n", "2"]), "6,7");
+    let calls = machine.calls();
+    let about = |name: &str| calls.iter().filter(|call| call.contains(name)).count();
+    assert_eq!(
+        (about("NvLinkState"), about("NvLinkRemotePciInfo")),
+        (8, 8),
+        "{calls:?}"
+    );
+}
+
+#[test]
+fn status_asks_for_the_links_that_it_shows_alone() {
+    let machine = switched();
+    for (args, asks) in [(&["status"][..], false), (&["status", "--json"], true)] {
+        machine.forget_calls();
+        run(machine.autocvd().args(args)).success();
+        let asked = machine.calls().iter().any(|call| call.contains("NvLink"));
+        assert_eq!(asked, asks, "{args:?}");
+    }
+}
+
+#[test]
+fn other_launches_do_not_wait_while_links_are_asked_for() {
+    let machine = switched();
+    machine.set("/delays_ms/nvmlDeviceGetP2PStatus", json!(500));
+    // It takes 14 s to ask for all of them.
+    let slow = common::start(machine.autocvd().args(["-o", "-n", "2", "--", "true"]));
+    let asks = || {
+        machine
+            .calls()
+            .iter()
+            .any(|call| call == "nvmlDeviceGetP2PStatus")
+    };
+    common::wait_until("links are asked for", asks);
+    let quick = run(machine.autocvd().args(["-q", "--only", "0", "--", "true"]));
+    assert_eq!(quick.code, Some(0), "{quick:?}");
+    let mut slow = slow;
+    assert!(slow.is_running(), "it asks for links still");
+}

@@ -2,11 +2,20 @@
 
 use super::Attempt;
 use crate::error::Result;
-use crate::gpu::{Gpu, Snapshot};
+use crate::gpu::{Gpu, Link, Snapshot};
 use crate::ids::DeviceId;
 use crate::probe::Detail;
 use crate::select::{self, Constraints, Selection, Verdict};
 use std::time::Instant;
+
+/// What is known of how GPUs are joined, which does not change.
+#[derive(Debug, Clone)]
+pub(super) enum Links {
+    NotAsked,
+    /// A choice depends on it.
+    Wanted,
+    Known(Vec<Link>),
+}
 
 /// How much a look reads.
 #[derive(Clone)]
@@ -147,11 +156,24 @@ impl Attempt<'_> {
             }
         }
         if snapshot.links.is_empty() && select::links_matter(snapshot, &self.constraints) {
-            let free = select::free_gpus(snapshot, &self.constraints);
-            let indices: Vec<u32> = free.iter().map(|id| snapshot.gpus[id.gpu].index).collect();
-            snapshot.links = self.probe.links(&indices);
+            match &self.links {
+                Links::Known(links) => snapshot.links.clone_from(links),
+                Links::NotAsked | Links::Wanted => self.links = Links::Wanted,
+            }
         }
         select::select(snapshot, &self.constraints)
+    }
+
+    /// Asks how the candidates are joined: many calls of the driver,
+    /// made once, while no lock is held.
+    pub(super) fn ask_for_links(&mut self, snapshot: &Snapshot) {
+        let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
+        gpus.dedup();
+        let indices: Vec<u32> = gpus
+            .into_iter()
+            .map(|gpu| snapshot.gpus[gpu].index)
+            .collect();
+        self.links = Links::Known(self.probe.links(&indices));
     }
 
     /// Reads what a choice left unread.

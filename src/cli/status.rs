@@ -34,6 +34,9 @@ pub(super) fn run(asked: Status) -> Result<(), Failure> {
         warnings: redraws.then(Vec::new),
     };
     let mut machine = StatusReader::open(&asked.probe, &environment, &mut sink)?;
+    if asked.form != StatusForm::Json {
+        machine = machine.without_links();
+    }
     let snapshot = machine.look(&mut sink)?;
     let Some(every) = asked.watch else {
         return print(&text(
@@ -83,8 +86,8 @@ pub(super) fn ids(probe: &ProbeChoice) -> Result<String, Failure> {
     let mut sink = WarningSink {
         warnings: Some(Vec::new()),
     };
-    let mut machine = StatusReader::open(probe, &Environment::read(), &mut sink)?;
-    let snapshot = machine.look(&mut sink)?;
+    let machine = StatusReader::open(probe, &Environment::read(), &mut sink)?;
+    let snapshot = machine.without_links().look(&mut sink)?;
     let line = |gpu: &autocvd::Gpu| {
         let name = cells::known(gpu.name.as_deref());
         let name = name.strip_prefix("NVIDIA ").unwrap_or(&name);

@@ -376,9 +376,14 @@ impl Probe for Nvml {
     fn links(&mut self, indices: &[u32]) -> Vec<Link> {
         let devices = indices.iter().filter_map(|index| {
             let slot = self.slots.get(*index as usize)?;
-            Some((*index, slot.device.as_ref()?))
+            Some(links::Linked {
+                index: *index,
+                device: slot.device.as_ref()?,
+                bus_id: slot.known.pci_bus_id,
+            })
         });
-        links::between(&devices.collect::<Vec<_>>())
+        let all = self.slots.iter().filter_map(|slot| slot.known.pci_bus_id);
+        links::between(&devices.collect::<Vec<_>>(), &all.collect::<Vec<_>>())
     }
 
     fn cpu_affinity(&mut self, index: u32) -> Vec<usize> {

@@ -7,58 +7,80 @@ use nvml_wrapper::enum_wrappers::device::{
     P2pCapabilitiesIndex, P2pStatus, TopologyLevel as NvmlTopologyLevel,
 };
 
-/// nvml.h: NVML_NVLINK_MAX_LINKS.
-const MAX_NVLINKS: u32 = 18;
+/// nvml.h: NVML_NVLINK_MAX_LINKS, as of 13.5.
+const MAX_NVLINKS: u32 = 36;
 /// Words of an affinity mask: 64 of 64 bits hold 4,096 cores.
 const MASK_WORDS: usize = 64;
 
-/// How the given GPUs are joined, for each pair once.
-pub(super) fn between(devices: &[(u32, &Device<'static>)]) -> Vec<Link> {
-    let remote: Vec<Vec<PciBusId>> = devices
+/// A GPU whose links are asked for.
+pub(super) struct Linked<'a> {
+    pub(super) index: u32,
+    pub(super) device: &'a Device<'static>,
+    pub(super) bus_id: Option<PciBusId>,
+}
+
+/// What a GPU's NVLinks lead to.
+struct Reach {
+    /// The GPUs, each as often as a link leads to it.
+    gpus: Vec<PciBusId>,
+    /// Whether they lead to switches, which join all that lead to them.
+    switch: bool,
+}
+
+/// How the given GPUs are joined, for each pair once. `all` are the places of all GPUs: a link that leads
+/// elsewhere leads to a switch.
+pub(super) fn between(devices: &[Linked], all: &[PciBusId]) -> Vec<Link> {
+    let reach: Vec<Reach> = devices
         .iter()
-        .map(|(_, device)| direct_neighbours(device))
+        .map(|linked| reach(linked.device, all))
         .collect();
-    let own: Vec<Option<PciBusId>> = devices.iter().map(|(_, device)| bus_id(device)).collect();
     let mut links = Vec::new();
     for high in 0..devices.len() {
         for low in 0..high {
-            let (a, b) = (devices[low].1, devices[high].1);
-            let direct = remote[low]
-                .iter()
-                .filter(|&&neighbour| Some(neighbour) == own[high])
-                .count() as u32;
+            let (a, b) = (&devices[low], &devices[high]);
+            let leads_to_b = |place: &&PciBusId| Some(**place) == b.bus_id;
+            let direct = reach[low].gpus.iter().filter(leads_to_b).count() as u32;
             let switched = || {
-                matches!(
-                    a.p2p_status(b, P2pCapabilitiesIndex::NvLink),
-                    Ok(P2pStatus::Ok)
-                ) as u32
+                let p2p = || a.device.p2p_status(b.device, P2pCapabilitiesIndex::NvLink);
+                let both = reach[low].switch && reach[high].switch;
+                both && matches!(p2p(), Ok(P2pStatus::Ok))
             };
             links.push(Link {
-                gpus: (devices[low].0, devices[high].0),
-                nvlinks: if direct > 0 { direct } else { switched() },
-                ancestor: ancestor(a, b),
+                gpus: (a.index, b.index),
+                nvlinks: if direct > 0 {
+                    direct
+                } else {
+                    switched().into()
+                },
+                ancestor: ancestor(a.device, b.device),
             });
         }
     }
     links
 }
 
-fn bus_id(device: &Device) -> Option<PciBusId> {
-    device
-        .pci_info()
-        .ok()
-        .and_then(|pci| PciBusId::parse(&pci.bus_id))
-}
-
-/// What its active NVLinks lead to: GPUs, or NVSwitches.
-fn direct_neighbours(device: &Device) -> Vec<PciBusId> {
-    let links = (0..MAX_NVLINKS).map(|link| device.link_wrapper_for(link));
-    // Link numbers beyond the last one are invalid, and GPUs without NVLink have none.
-    let active = links.map_while(|link| link.is_active().ok().map(|active| (link, active)));
-    active
-        .filter(|(_, active)| *active)
-        .filter_map(|(link, _)| PciBusId::parse(&link.remote_pci_info().ok()?.bus_id))
-        .collect()
+/// What its active NVLinks lead to. Where the first leads to a switch, all do.
+fn reach(device: &Device, all: &[PciBusId]) -> Reach {
+    let mut reach = Reach {
+        gpus: Vec::new(),
+        switch: false,
+    };
+    for link in (0..MAX_NVLINKS).map(|link| device.link_wrapper_for(link)) {
+        // Link numbers beyond the last one are invalid, and GPUs without NVLink have none.
+        let Ok(is_active) = link.is_active() else {
+            break;
+        };
+        let remote = is_active.then(|| link.remote_pci_info().ok()).flatten();
+        match remote.and_then(|pci| PciBusId::parse(&pci.bus_id)) {
+            Some(place) if all.contains(&place) => reach.gpus.push(place),
+            Some(_) => {
+                reach.switch = true;
+                break;
+            }
+            None => {}
+        }
+    }
+    reach
 }
 
 fn ancestor(a: &Device, b: &Device<'static>) -> Option<TopologyLevel> {
