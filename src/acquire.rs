@@ -95,7 +95,12 @@ pub fn acquire(
         .timeout
         .and_then(|timeout| Instant::now().checked_add(timeout));
     observer.probe_started(deadline);
-    let mut probe = probe::open(&request.probe, environment.nvml_library.clone())?;
+    let narrow = |names: &Snapshot| Candidates::gpus_by_name(request, environment, names);
+    let narrow: probe::Narrow = match Candidates::are_narrowed_by_name(request, environment) {
+        true => Some(&narrow),
+        false => None,
+    };
+    let mut probe = probe::open(&request.probe, environment.nvml_library.clone(), narrow)?;
     let mut snapshot = probe.begin(request.detail)?;
     observer.probe_finished();
     let inside = environment.inside.as_ref();

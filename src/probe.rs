@@ -79,16 +79,26 @@ pub(crate) trait Probe: Send {
     }
 }
 
+/// Which GPUs a request can do with, by their positions, given what they are called: the others need not
+/// be initialized. `None` is all of them.
+pub(crate) type Narrow<'a> = Option<&'a dyn Fn(&Snapshot) -> Option<Vec<usize>>>;
+
 /// Opens what `choice` names; `library` is the NVML library to load instead of the usual ones.
 ///
 /// # Errors
 /// [`Error::NoGpu`] where neither NVML nor nvidia-smi can be had, with the reason of each;
 /// [`Error::UnreadableFile`] where a file does not hold a machine's state.
-pub(crate) fn open(choice: &ProbeChoice, library: Option<OsString>) -> Result<Box<dyn Probe>> {
+pub(crate) fn open(
+    choice: &ProbeChoice,
+    library: Option<OsString>,
+    narrow: Narrow,
+) -> Result<Box<dyn Probe>> {
     match choice {
-        ProbeChoice::Nvml => Ok(Box::new(nvml::Nvml::open(library).map_err(Error::no_gpu)?)),
+        ProbeChoice::Nvml => Ok(Box::new(
+            nvml::Nvml::open(library, narrow).map_err(Error::no_gpu)?,
+        )),
         ProbeChoice::NvidiaSmi => Ok(Box::new(smi::NvidiaSmi::open().map_err(Error::no_gpu)?)),
-        ProbeChoice::Auto => match nvml::Nvml::open(library) {
+        ProbeChoice::Auto => match nvml::Nvml::open(library, narrow) {
             Ok(nvml) => {
                 tracing::debug!("reading the GPUs through NVML");
                 Ok(Box::new(nvml))
@@ -117,7 +127,7 @@ pub(crate) fn open_to_show(
     choice: &ProbeChoice,
     library: Option<OsString>,
 ) -> Result<Box<dyn Probe>> {
-    let error = match open(choice, library.clone()) {
+    let error = match open(choice, library.clone(), None) {
         Ok(probe) => return Ok(probe),
         Err(error) => error,
     };

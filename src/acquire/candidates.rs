@@ -5,7 +5,7 @@ use crate::environment::{DeviceOrder, Environment};
 use crate::error::{Error, IdList, Restriction, Result};
 use crate::gpu::{Gpu, Snapshot};
 use crate::ids::{self, Device, DeviceId};
-use crate::observer::Observer;
+use crate::observer::{NoObserver, Observer};
 use crate::pci::PciBusId;
 use crate::request::Request;
 
@@ -49,6 +49,33 @@ impl Candidates {
             });
         }
         Ok(candidates)
+    }
+
+    /// Whether the names of GPUs alone may tell which of them the request can have.
+    pub(super) fn are_narrowed_by_name(request: &Request, environment: &Environment) -> bool {
+        let in_list = request.only.is_some() || !request.exclude.is_empty();
+        let inherits = request.inherit || environment.batch_job.is_some();
+        // What the launch around this one holds is in its claims.
+        (in_list || inherits) && environment.inside.is_none()
+    }
+
+    /// The positions of the GPUs that the request can have, where their names alone tell: those of MIG
+    /// devices are known later.
+    pub(super) fn gpus_by_name(
+        request: &Request,
+        environment: &Environment,
+        names: &Snapshot,
+    ) -> Option<Vec<usize>> {
+        // That one has no UUID yet says nothing: the driver may make it when it initializes the GPU.
+        let request = Request {
+            uuid: false,
+            ..request.clone()
+        };
+        let has_all_names = names.gpus.iter().all(|gpu| gpu.uuid.is_some());
+        let candidates = Self::of(&request, environment, names, None, &mut NoObserver).ok()?;
+        let gpus = candidates.devices.iter().map(|id| id.gpu).collect();
+        (has_all_names || request.exclude.iter().all(|id| id.parse::<u32>().is_ok()))
+            .then_some(gpus)
     }
 
     fn keep(&mut self, restriction: Restriction, may: impl Fn(&DeviceId) -> bool) {

@@ -72,6 +72,8 @@ impl Attempt<'_> {
     pub(super) fn choose(&mut self, snapshot: &mut Snapshot) -> Selection {
         loop {
             match self.read_and_select(snapshot) {
+                // It is made again when the links are known.
+                selection if matches!(self.links, Links::Wanted) => return selection,
                 Selection::Chosen(chosen) if !self.confirm(&chosen, snapshot) => {}
                 // Before it waits: what waits for a sick GPU waits in vain.
                 Selection::NotNow { .. }

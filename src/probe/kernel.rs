@@ -60,6 +60,15 @@ pub(crate) struct ListedGpu {
     pub(crate) uuid: Option<String>,
 }
 
+/// Whether the driver has initialized a GPU: only then it has interrupts.
+pub(super) fn is_initialized(bus_id: PciBusId) -> bool {
+    let long = bus_id.to_string().to_lowercase();
+    // The kernel writes a domain of four digits, and of eight only where it needs them.
+    let place = long.strip_prefix("0000").unwrap_or(&long);
+    let interrupts = std::fs::read_dir(format!("/sys/bus/pci/devices/{place}/msi_irqs"));
+    interrupts.is_ok_and(|mut interrupts| interrupts.next().is_some())
+}
+
 /// The GPUs in PCI bus order; empty where nothing is listed. Those that the driver was told to leave alone
 /// (`NVreg_ExcludedGpus`) are left out, as NVML leaves them out.
 pub(crate) fn gpus() -> Vec<ListedGpu> {

@@ -9,7 +9,7 @@ mod links;
 mod processes;
 
 use super::kernel::ListedGpu;
-use super::{Detail, Probe, kernel, none_can_be_read, process_view, sort_by_pci};
+use super::{Detail, Narrow, Probe, kernel, none_can_be_read, process_view, sort_by_pci};
 use crate::Result;
 use crate::fork_local::ForkLocal;
 use crate::gpu::{
@@ -48,14 +48,32 @@ pub(crate) struct Nvml {
     needs_a_gpu: bool,
 }
 
+/// How NVML is asked for a GPU.
+enum Address {
+    /// By its own index, which initializes all GPUs up to it.
+    Number(u32),
+    /// By its place on the bus, which initializes it alone.
+    Place(PciBusId),
+}
+
+impl Address {
+    fn handle(&self, library: &'static Library) -> std::result::Result<Device<'static>, NvmlError> {
+        match self {
+            Self::Number(number) => library.device_by_index(*number),
+            Self::Place(place) => library.device_by_pci_bus_id(place.to_string()),
+        }
+    }
+}
+
 /// One of the GPUs that NVML counts.
 struct DeviceSlot {
-    /// NVML's own index.
-    number: u32,
+    address: Address,
     /// `None` where NVML gives no handle.
     device: Option<Device<'static>>,
     /// Whether NVML gave its handle again when the present look began.
     answers: bool,
+    /// Whether NVML was never asked for it, so that the driver need not initialize it.
+    is_cold: bool,
     /// What does not change while it answers: its identity, and why it cannot be used if it cannot.
     known: Gpu,
     /// Its MIG devices, in the order of `known.mig`; `None` where NVML gives no handle.
@@ -67,8 +85,11 @@ impl Nvml {
     ///
     /// # Errors
     /// One line that says why not, and what helps.
-    pub(crate) fn open(named: Option<OsString>) -> std::result::Result<Self, String> {
-        let nvml = Self::open_to_show(named)?;
+    pub(crate) fn open(
+        named: Option<OsString>,
+        narrow: Narrow,
+    ) -> std::result::Result<Self, String> {
+        let nvml = Self::with(named, narrow)?;
         match none_can_be_read(Source::Nvml, nvml.slots.iter().map(|slot| &slot.known)) {
             Some(why) => Err(why),
             None => Ok(Self {
@@ -83,6 +104,10 @@ impl Nvml {
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn open_to_show(named: Option<OsString>) -> std::result::Result<Self, String> {
+        Self::with(named, None)
+    }
+
+    fn with(named: Option<OsString>, narrow: Narrow) -> std::result::Result<Self, String> {
         let library = load(named)?;
         let count = library
             .device_count()
@@ -92,9 +117,11 @@ impl Nvml {
                         (in a container: start it with its GPUs, such as --gpus all)"
                 .into());
         }
-        let mut slots: Vec<DeviceSlot> = (0..count)
-            .map(|index| DeviceSlot::new(library, index))
-            .collect();
+        let all = || (0..count).map(|index| DeviceSlot::new(library, Address::Number(index)));
+        let mut slots = match narrow.and_then(|narrow| narrowed(library, count, narrow)) {
+            Some(slots) => slots,
+            None => all().collect(),
+        };
         name_the_silent(&mut slots);
         sort_by_pci(&mut slots, |slot| slot.known.pci_bus_id);
         for (index, slot) in (0..).zip(&mut slots) {
@@ -112,8 +139,8 @@ impl Nvml {
     /// Notes which of the GPUs have gone since their handles were got, which have come back, and which do not answer
     /// now and may do so later.
     fn ask_for_handles_again(&mut self) {
-        for slot in &mut self.slots {
-            let answer = self.nvml.device_by_index(slot.number);
+        for slot in self.slots.iter_mut().filter(|slot| !slot.is_cold) {
+            let answer = slot.address.handle(self.nvml);
             slot.answers = answer.is_ok();
             match answer {
                 Ok(device) if slot.known.unusable.is_some() => slot.identify(device),
@@ -132,6 +159,47 @@ impl Nvml {
     }
 }
 
+/// The GPUs that the kernel driver lists, of which only those are initialized that are wanted; `None` where it
+/// lists others than NVML counts, or where all are wanted.
+fn narrowed(
+    library: &'static Library,
+    count: u32,
+    narrow: &dyn Fn(&Snapshot) -> Option<Vec<usize>>,
+) -> Option<Vec<DeviceSlot>> {
+    let listed = kernel::gpus();
+    if listed.len() != count as usize {
+        return None;
+    }
+    let named = |(gpu, index): (&ListedGpu, u32)| Gpu {
+        index,
+        uuid: gpu.uuid.clone(),
+        pci_bus_id: Some(gpu.bus_id),
+        ..Gpu::default()
+    };
+    let names = Snapshot {
+        source: Source::Nvml,
+        driver_version: None,
+        process_view: ProcessView::default(),
+        gpus: listed.iter().zip(0..).map(named).collect(),
+        links: Vec::new(),
+        recording: None,
+    };
+    let wanted = narrow(&names).filter(|wanted| wanted.len() < listed.len())?;
+    let mut slots = Vec::new();
+    for (at, known) in names.gpus.into_iter().enumerate() {
+        let place = Address::Place(known.pci_bus_id?);
+        let mut slot = match wanted.contains(&at) {
+            true => DeviceSlot::new(library, place),
+            false => DeviceSlot::cold(place),
+        };
+        if slot.device.is_none() {
+            (slot.known.uuid, slot.known.pci_bus_id) = (known.uuid, known.pci_bus_id);
+        }
+        slots.push(slot);
+    }
+    Some(slots)
+}
+
 /// Gives the GPUs that NVML gives no handle of the names by which the kernel driver lists them, where it lists the
 /// same machine.
 fn name_the_silent(slots: &mut [DeviceSlot]) {
@@ -146,6 +214,9 @@ fn name_the_silent(slots: &mut [DeviceSlot]) {
     let mut left = listed.clone();
     left.retain(|gpu| !slots.iter().any(|slot| names(slot, gpu)));
     let silent = slots.iter().filter(|slot| slot.device.is_none()).count();
+    if slots.iter().any(|slot| slot.is_cold) {
+        return;
+    }
     // NVML's numbers follow the bus, as far as those tell that have a handle.
     let in_order = slots
         .iter()
@@ -206,22 +277,30 @@ fn is_absent(error: &NvmlError) -> bool {
 }
 
 impl DeviceSlot {
-    fn new(library: &'static Library, index: u32) -> Self {
-        let mut slot = Self {
-            number: index,
-            device: None,
-            answers: true,
-            known: Gpu {
-                index,
-                ..Gpu::default()
-            },
-            mig: Vec::new(),
-        };
-        match library.device_by_index(index) {
-            Ok(device) => slot.identify(device),
-            Err(error) => slot.unavailable(explain::error(&error)),
-        }
+    fn new(library: &'static Library, address: Address) -> Self {
+        let mut slot = Self::cold(address);
+        slot.open(library);
         slot
+    }
+
+    /// One that NVML is not asked for yet.
+    fn cold(address: Address) -> Self {
+        Self {
+            address,
+            device: None,
+            answers: false,
+            is_cold: true,
+            known: Gpu::default(),
+            mig: Vec::new(),
+        }
+    }
+
+    fn open(&mut self, library: &'static Library) {
+        (self.answers, self.is_cold) = (true, false);
+        match self.address.handle(library) {
+            Ok(device) => self.identify(device),
+            Err(error) => self.unavailable(explain::error(&error)),
+        }
     }
 
     /// Asks what does not change while the GPU answers.
@@ -355,6 +434,22 @@ impl Probe for Nvml {
     }
 
     fn touch(&mut self, gpu: &mut Gpu, view: ProcessView) {
+        let library = self.nvml;
+        let slot = self.slots.get_mut(gpu.index as usize);
+        if let Some(slot) = slot.filter(|slot| slot.is_cold) {
+            // One that is not initialized takes seconds to be, only to be printed by its index.
+            if !slot.known.pci_bus_id.is_some_and(kernel::is_initialized) {
+                return;
+            }
+            let index = slot.known.index;
+            slot.open(library);
+            slot.known.index = index;
+            (gpu.uuid, gpu.mig, gpu.unusable) = (
+                slot.known.uuid.clone(),
+                slot.known.mig.clone(),
+                slot.known.unusable.clone(),
+            );
+        }
         self.ask(gpu, |reader, device, gpu| {
             gpu.memory = reader.gpu_memory(device)
         });
