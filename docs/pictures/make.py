@@ -255,7 +255,12 @@ def wait():
             FAKE_NVML=str(machine),
         )
         begun = time.monotonic()
-        written = on_terminal(command, environment, lambda text: text and time.monotonic() - begun > 12)
+        written = on_terminal(
+            command,
+            environment,
+            # Not between the erasing of a line and the next one.
+            lambda text: text and not text.endswith("\x1b[K") and time.monotonic() - begun > 12,
+        )
     screen = Screen()
     prompt(screen, "autocvd -t 1h -- python train.py")
     screen.feed(written)
