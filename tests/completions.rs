@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use common::{Machine, has, run};
 
@@ -187,4 +188,125 @@ fn the_manual_page_has_what_a_manual_page_has() {
     ] {
         assert!(page.contains(text), "{text}");
     }
+}
+
+/// A machine with a program whose name no other has.
+fn machine_with_a_program() -> Machine {
+    let machine = Machine::gpus(2);
+    machine.install("zyprogram", "#!/bin/sh\n");
+    let _ = fs::write(machine.path().join("zyfile"), "");
+    machine
+}
+
+/// Types keys into a shell at its prompt and waits until the line is completed so.
+fn complete(terminal: &mut common::Terminal, keys: &str, expected: &str) {
+    let before = terminal.text().len();
+    terminal.press(&format!("{keys}\t"));
+    let end = Instant::now() + Duration::from_secs(20);
+    while !terminal.text()[before..].contains(expected) {
+        let shown = &terminal.text()[before..];
+        assert!(
+            Instant::now() < end,
+            "no {expected:?} after {keys:?} in {shown:?}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The line is dropped.
+    terminal.press("\x15");
+}
+
+#[test]
+fn bash_completes_command_and_ids_by_keys() {
+    if !has("bash") {
+        return;
+    }
+    let machine = machine_with_a_program();
+    let mut bash = machine.command("bash");
+    bash.args(["--norc", "--noprofile", "-i"])
+        .env("TERM", "dumb")
+        .env("PS1", "ready ");
+    bash.env("INPUTRC", "/dev/null").current_dir(machine.path());
+    let mut terminal = common::Terminal::start(&mut bash, 24, 120);
+    terminal.press(". <(autocvd completions bash); echo load''ed\r");
+    terminal.wait_for("loaded", 1);
+    complete(&mut terminal, "autocvd -- zypro", "autocvd -- zyprogram ");
+    complete(&mut terminal, "autocvd -n 2 -- zypro", "-- zyprogram ");
+    complete(
+        &mut terminal,
+        "autocvd -- zyprogram zyf",
+        "zyprogram zyfile ",
+    );
+    complete(&mut terminal, "autocvd --from zyf", "--from zyfile ");
+    complete(&mut terminal, "autocvd --form", "--format ");
+    complete(&mut terminal, "autocvd --format doc", "--format docker ");
+    complete(&mut terminal, "autocvd -x 0,", "-x 0,1 ");
+    complete(&mut terminal, "autocvd -x \t", "1  (A100-SXM4-80GB, free)");
+}
+
+#[test]
+fn zsh_completes_command_and_ids_by_keys() {
+    if !has("zsh") {
+        return;
+    }
+    let machine = machine_with_a_program();
+    let mut zsh = machine.command("zsh");
+    zsh.args(["-f", "-i"])
+        .env("TERM", "dumb")
+        .env("PS1", "ready ")
+        .current_dir(machine.path());
+    let mut terminal = common::Terminal::start(&mut zsh, 24, 120);
+    terminal.press(
+        "autoload -U compinit; compinit -u -D; source <(autocvd completions zsh); echo load''ed\r",
+    );
+    terminal.wait_for("loaded", 1);
+    // The rest of a word is written behind what was typed.
+    for (keys, rest) in [
+        ("autocvd -- zypro", "gram"),
+        ("autocvd -n 2 -- zypro", "gram"),
+        ("autocvd -- zyprogram zyf", "ile"),
+        ("autocvd --from=zyf", "ile"),
+        ("autocvd --format=doc", "ker"),
+    ] {
+        complete(&mut terminal, keys, rest);
+    }
+    complete(&mut terminal, "autocvd -x \t", "A100-SXM4-80GB, free");
+}
+
+#[test]
+fn fish_completes_command_and_ids() {
+    if !has("fish") {
+        return;
+    }
+    let machine = machine_with_a_program();
+    let script = "
+        autocvd completions fish | source; or exit 1
+        for line in 'autocvd -- zypro' 'autocvd -n 2 -- zypro' 'autocvd -- zyprogram zyf' 'autocvd --from zyf' \
+                'autocvd --probe n' 'autocvd --format d' 'autocvd -x 1' 'autocvd --only 0,' 'autocvd -x 0 '
+            complete -C $line | string match -v -- '-*' | string join ' '
+        end";
+    let mut fish = machine.shell("fish", script);
+    let outcome = run(fish.env("TERM", "xterm").current_dir(machine.path()));
+    let lines: Vec<String> = outcome
+        .stdout
+        .lines()
+        .map(|line| line.replace('\t', "|"))
+        .collect();
+    let text = lines.join("\n");
+    let expected = [
+        "zyprogram",
+        "zyprogram",
+        "zyfile",
+        "zyfile",
+        "nvidia-smi",
+        "docker",
+        "1|A100-SXM4-80GB, free",
+        "0,1|A100-SXM4-80GB, free",
+        "0|A100-SXM4-80GB, free",
+    ];
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.contains(expected), "no {expected} in {line}:\n{text}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{text}{}", outcome.stderr);
+    // Where an option's values are known, files are none of them.
+    assert!(!lines[4].contains("zyfile"), "{text}");
 }
