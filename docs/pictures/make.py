@@ -41,6 +41,8 @@ COLOURS = [
     "#6e7681", "#ff7b72", "#56d364", "#e3b341", "#79c0ff", "#d2a8ff", "#56d4dd", "#e6edf3",
     "#8b949e", "#ffa198", "#7ee787", "#f2cc60", "#a5d6ff", "#e2c5ff", "#87deea", "#ffffff",
 ]  # fmt: skip
+# The users of wait.svg.
+ALICE, BOB = 5001, 5002
 EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
@@ -148,7 +150,9 @@ def runs(row):
 
 
 def draw(column, row, text, style):
-    colour = COLOURS[style["colour"]] if "colour" in style else DIM if "dim" in style else FOREGROUND
+    colour = (
+        COLOURS[style["colour"]] if "colour" in style else DIM if "dim" in style else FOREGROUND
+    )
     opacity = ' opacity="0.6"' if "dim" in style and "colour" in style else ""
     x, y = MARGIN + column * CELL_WIDTH, MARGIN + row * CELL_HEIGHT
     if text[0] in EIGHTHS + "░":
@@ -227,33 +231,40 @@ def wait():
         sys.exit("no libfake_nvml.so: run `cargo build --workspace` first")
     with contextlib.ExitStack() as stack:
         machine = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autocvd-")))
-        machine.chmod(0o755)
+        machine.chmod(0o777)
         (machine / "machine.json").write_text(json.dumps({"gpus": [{}] * 4}))
         (machine / "calls").touch()
         (machine / "calls").chmod(0o666)
-        for gpu, (name, user) in enumerate([("alice", 5001)] * 3 + [("bob", 5002)]):
-            program = ["sleep", "600"]
-            if os.geteuid() == 0:
-                program = ["setpriv", f"--reuid={user}", "--clear-groups", *program]
-            job = subprocess.Popen(program)
-            stack.callback(job.wait)
-            stack.callback(job.kill)
-            registered = machine / "procs" / str(gpu)
-            registered.mkdir(parents=True)
-            (registered / str(job.pid)).touch()
-        command = [str(TARGET / "autocvd"), "-t", "1h", "--", "python", "train.py"]
-        if os.geteuid() == 0:
-            # Names for the users, seen by this launch alone.
-            passwd = machine / "passwd"
-            users = "alice:x:5001:5001::/:/bin/sh\nbob:x:5002:5002::/:/bin/sh\n"
-            passwd.write_text(pathlib.Path("/etc/passwd").read_text() + users)
-            script = 'mount --bind "$0" /etc/passwd && exec "$@"'
-            command = ["unshare", "--mount", "sh", "-c", script, str(passwd), *command]
         environment = plain_environment(
             AUTOCVD_NVML_LIB=str(library),
             AUTOCVD_CLAIM_DIR=str(machine / "claims"),
             FAKE_NVML=str(machine),
         )
+
+        def start(user, *program):
+            if os.geteuid() == 0:
+                program = ["setpriv", f"--reuid={user}", "--clear-groups", *program]
+            job = subprocess.Popen(program, env=environment)
+            stack.callback(job.wait)
+            stack.callback(job.kill)
+            return job
+
+        for gpu, user in enumerate([ALICE, ALICE, ALICE, BOB]):
+            registered = machine / "procs" / str(gpu)
+            registered.mkdir(parents=True)
+            (registered / str(start(user, "sleep", "600").pid)).touch()
+        autocvd = str(TARGET / "autocvd")
+        # An earlier launch waits already.
+        start(ALICE, autocvd, "-q", "-n", "2", "--", "true")
+        time.sleep(1)
+        command = [autocvd, "-t", "1h", "--", "python", "train.py"]
+        if os.geteuid() == 0:
+            # Names for the users, seen by this launch alone.
+            passwd = machine / "passwd"
+            users = f"alice:x:{ALICE}:{ALICE}::/:/bin/sh\nbob:x:{BOB}:{BOB}::/:/bin/sh\n"
+            passwd.write_text(pathlib.Path("/etc/passwd").read_text() + users)
+            script = 'mount --bind "$0" /etc/passwd && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", script, str(passwd), *command]
         begun = time.monotonic()
         written = on_terminal(
             command,
@@ -275,12 +286,16 @@ PICTURES = {
 
 def shown(picture):
     """The words and numbers that a picture shows."""
-    text = " ".join(html.unescape(part) for part in re.findall(r"<text[^>]*>([^<]*)</text>", picture))
+    text = " ".join(
+        html.unescape(part) for part in re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    )
     return text.split()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="fail if a picture is out of date")
     parser.add_argument("pictures", nargs="*", default=list(PICTURES))
     arguments = parser.parse_args()
