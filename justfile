@@ -19,6 +19,12 @@ lint:
     cargo clippy --no-default-features -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
 
+# The Python package: types, recipes, the wheel
+python:
+    python/check_types.sh
+    python/check_recipes.sh
+    python/check_wheel.sh
+
 # Instructions of a start, beside their budget
 budget:
     benches/budget.sh
