@@ -48,6 +48,21 @@ sys.stdin.read()
 """
 
 
+class Field(ctypes.Structure):
+    """nvmlFieldValue_t."""
+
+    _fields_ = [
+        ("id", ctypes.c_uint),
+        ("scope", ctypes.c_uint),
+        ("timestamp", ctypes.c_longlong),
+        ("latency", ctypes.c_longlong),
+        ("type", ctypes.c_uint),
+        ("code", ctypes.c_uint),
+        ("number", ctypes.c_uint),
+        ("rest", ctypes.c_uint),
+    ]
+
+
 class Nvml:
     """The calls whose latencies are measured, and the list of processes."""
 
@@ -75,6 +90,31 @@ class Nvml:
         buffer = ctypes.create_string_buffer(96)
         code = getattr(self.nvml, function)(*handle, buffer, len(buffer))
         return buffer.value.decode() if code == 0 else None
+
+    def number(self, function, handle):
+        """What a call answers that gives one number; its code where it fails."""
+        value = ctypes.c_uint()
+        code = getattr(self.nvml, function)(handle, ctypes.byref(value))
+        return value.value if code == 0 else f"code {code}"
+
+    def addressing_mode(self, handle):
+        """0 none, 1 HMM, 2 ATS."""
+        mode = (ctypes.c_uint * 2)(8 | 1 << 24)  # nvmlDeviceAddressingMode_v1
+        code = self.nvml.nvmlDeviceGetAddressingMode(handle, mode)
+        return mode[1] if code == 0 else f"code {code}"
+
+    def fields(self, handle, *ids):
+        """NVML's field values, each an unsigned int or a code."""
+        values = (Field * len(ids))(*[Field(id=id) for id in ids])
+        code = self.nvml.nvmlDeviceGetFieldValues(handle, len(ids), values)
+        if code:
+            return [f"code {code}"] * len(ids)
+        return [value.number if value.code == 0 else f"code {value.code}" for value in values]
+
+    def utilization(self, handle):
+        rates = (ctypes.c_uint * 2)()
+        code = self.nvml.nvmlDeviceGetUtilizationRates(handle, rates)
+        return rates[0] if code == 0 else f"code {code}"
 
     def computing(self, handle):
         """The pids on a GPU."""
@@ -133,6 +173,7 @@ class Check:
         self.environment["PATH"] = f"{Path(program).parent}:{os.environ['PATH']}"
         self.checks = {}
         self.times = {}
+        self.machine = {}
 
     # Means
 
@@ -185,6 +226,11 @@ class Check:
     def check(self, name, passed, seen=""):
         self.checks[name] = bool(passed)
         print(f"  {'ok    ' if passed else 'FAILED'}  {name}" + ("" if passed else f": {seen}"), flush=True)
+
+    def told(self, name, value):
+        """A fact about this machine that is neither right nor wrong."""
+        self.machine[name] = value
+        print(f"          {name}: {value}", flush=True)
 
     def measured(self, name, value):
         self.times[name] = round(value, 1)
@@ -271,6 +317,66 @@ class Check:
         choice = json.loads(self.run("-t", "5", "--json", "--no-claim").stdout)
         last = self.nvml.count - 1
         self.check("of free GPUs the highest goes first", choice["env"]["CUDA_VISIBLE_DEVICES"] == str(last), choice)
+
+    def facts(self):
+        """What this machine answers where others answer otherwise, and whether the program says the same."""
+        status = json.loads(self.run("status", "--json").stdout)
+        for index in range(self.nvml.count):
+            handle = self.nvml.handle(index)
+            bus_id = status["gpus"][index]["pci_bus_id"].lower()
+            place = bus_id[4:] if bus_id.startswith("0000") else bus_id
+            action, remap = self.nvml.fields(handle, 230, 145)
+            for name, value in {
+                "recovery action (field 230)": action,
+                "a row remap failed (field 145)": remap,
+                "addressing mode (2 is ATS)": self.nvml.addressing_mode(handle),
+                "NUMA node of its memory": self.nvml.number("nvmlDeviceGetNumaNodeId", handle),
+                "persistence mode": self.nvml.number("nvmlDeviceGetPersistenceMode", handle),
+                "utilization, four readings": [self.nvml.utilization(handle) for _ in range(4)],
+                "interrupts while NVML has it": Path(f"/sys/bus/pci/devices/{place}/msi_irqs").is_dir(),
+                "listed in /proc/driver/nvidia/gpus": Path(f"/proc/driver/nvidia/gpus/{place}/information").exists(),
+            }.items():
+                self.told(f"GPU {index}: {name}", value)
+            health = status["gpus"][index]["health"] or {}
+            known = isinstance(action, int)
+            self.check(f"GPU {index}: status tells its health", known == bool(health.get("recovery_action")), health)
+            information = Path(f"/proc/driver/nvidia/gpus/{place}/information")
+            if information.exists():
+                uuid = status["gpus"][index]["uuid"]
+                self.check(f"GPU {index}: the kernel lists it by the same UUID", uuid in information.read_text(), uuid)
+        nodes = {path.parent.name: path.read_text().strip() for path in Path("/sys/devices/system/node").glob("node*/cpulist")}
+        self.told("CPUs of each NUMA node", nodes)
+        only = self.run("-o", "--only", 0, "--no-claim", "-t", "5").stdout.strip()
+        self.told("what --only 0 prints: an index where all GPUs are initialized", only)
+
+    def reset(self):
+        """Whether a waiter would keep a GPU from being reset: whether it has the device open."""
+        with self.job(0):
+            waiter = self.start("-o", "--no-claim", "--only", 0)
+            while "waiting" not in (line := waiter.stderr.readline()):
+                if not line:
+                    raise RuntimeError("the waiter does not wait")
+            links = [os.readlink(path) for path in Path(f"/proc/{waiter.pid}/fd").iterdir()]
+            devices = sorted({link for link in links if link.startswith("/dev/nvidia")})
+            self.told("devices that a waiter has open ('nvidia-smi --gpu-reset' refuses while one has)", devices)
+            waiter.kill()
+            waiter.wait()
+
+    def teardown(self):
+        """How long the driver lists a process after its exit, by the memory that it held."""
+        handle = self.nvml.handle(0)
+        total = self.gpu(0)["memory"]["free"] or 0
+        for share in (0.05, 0.5, 0.9):
+            delays = []
+            for _ in range(3):
+                with self.job(0, int(total * share)) as job:
+                    job.kill()
+                    job.wait()
+                    exit_time = time.perf_counter()
+                    while self.nvml.computing(handle) and time.perf_counter() < exit_time + 30:
+                        time.sleep(0.0002)
+                    delays.append(time.perf_counter() - exit_time)
+            self.measured(f"from an exit to the list without it, {share:.0%} of the memory held", max(delays) * 1e6)
 
     # Measurements
 
@@ -367,6 +473,9 @@ def main():
         "State": check.state,
         "Claims": check.claims,
         "Sources": check.agreement,
+        "Facts": check.facts,
+        "Reset": check.reset,
+        "Teardown": check.teardown,
         "NVML's calls": check.calls,
         "One launch": check.launches,
         "Waiting": check.wakes,
@@ -389,6 +498,7 @@ def main():
         "kernel": os.uname().release,
         "checks": check.checks,
         "microseconds": check.times,
+        "facts": check.machine,
     }
     (arguments.results / file).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     failed = [name for name, passed in check.checks.items() if not passed]

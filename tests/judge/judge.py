@@ -60,8 +60,9 @@ def any_claims(rng):
     return [{"pid": 77, "user": "anna", "command": "train", "since": 1}] if rng.random() < 0.1 else []
 
 
-def any_state(rng):
-    return fact(rng, rng.choice(["free", "busy", "claimed", "unavailable"]), 0.9)
+def any_state(rng, claims):
+    """What was judged of it once. One that is claimed is recorded as that, whoever computes on it."""
+    return fact(rng, "claimed" if claims else rng.choice(["free", "busy", "claimed", "unavailable"]), 0.9)
 
 
 def any_gpu(rng, index, kind):
@@ -70,6 +71,7 @@ def any_gpu(rng, index, kind):
     if rng.random() < 0.05:
         memory = dict.fromkeys(memory)
     utilization = rng.choice([0] * 8 + [3, 5, 6, 100])
+    claims = any_claims(rng)
     gpu = {
         "index": index,
         "uuid": fact(rng, f"GPU-{index:x}{rng.randrange(16**7):07x}-0000-0000-0000-{rng.randrange(16**12):012x}", 0.03),
@@ -82,8 +84,8 @@ def any_gpu(rng, index, kind):
         "processes": fact(rng, any_processes(rng), 0.08, 0.04),
         "memory_is_numa_node": kind == "numa",
         "health": any_health(rng),
-        "claims": any_claims(rng),
-        "state": any_state(rng),
+        "claims": claims,
+        "state": any_state(rng, claims),
         "reason": None,
     }
     if kind == "unified" and rng.random() < 0.9:
@@ -121,6 +123,7 @@ def any_health(rng):
 
 
 def any_mig_device(rng, index, number):
+    claims = any_claims(rng)
     return {
         "index": number,
         "gpu_instance_id": 7 + number,
@@ -129,8 +132,8 @@ def any_mig_device(rng, index, number):
         "name": None,
         "memory": any_memory(rng, 10 * GIB) if rng.random() < 0.95 else dict.fromkeys(["total", "used", "free"]),
         "processes": fact(rng, any_processes(rng), 0.15),
-        "claims": any_claims(rng),
-        "state": any_state(rng),
+        "claims": claims,
+        "state": any_state(rng, claims),
         "reason": None,
     }
 
