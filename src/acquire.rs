@@ -11,7 +11,7 @@ use crate::cancel::CancelToken;
 use crate::claim::{Claim, ClaimGuard, ClaimStore, Form, Holder, Requester, Ticket, Wants};
 use crate::environment::{DeviceOrder, Environment, INSIDE, ParentLaunch};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
-use crate::gpu::Snapshot;
+use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::{self, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
 use crate::policy::{LOCK_POLL_INTERVAL, UTILIZATION_AGAIN, wakeup_jitter};
@@ -279,6 +279,12 @@ impl Attempt<'_> {
                 };
                 continue;
             };
+            if snapshot.process_view == ProcessView::Wsl {
+                tracing::info!(
+                    "in WSL2 no process can be listed: that little memory is used and little is \
+                     computed is all that can be known"
+                );
+            }
             if self.request.detail == Detail::Everything {
                 resolve_processes(&mut snapshot, Scope::Named);
             }

@@ -344,6 +344,7 @@ fn on_wsl_the_desktop_may_hold_memory() {
         });
         check(&Kind {
             place: Place::Wsl,
+            tells: "in WSL2",
             ..kind(name, desktop(used, 12_282), smi, expected)
         });
     }

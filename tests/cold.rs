@@ -92,3 +92,47 @@ fn what_cannot_be_told_by_names_alone_initializes_all() {
     assert_eq!(asked(&machine, &["--only", "2"]).code, Some(0));
     assert!(machine.initializations().len() >= 4);
 }
+
+#[test]
+fn a_waiter_leaves_the_other_gpus_cold() {
+    let machine = listed();
+    if !has_mount_namespaces(&machine) {
+        return;
+    }
+    let mut job = machine.job(2);
+    machine.forget_calls();
+    let mut command = machine.autocvd();
+    command.args(["-o", "-t", "50", "--only", "2"]);
+    let waiter = common::start(&mut in_mount_namespace(&machine, &command));
+    common::wait_until("it waits", || waiter.stderr().contains("waiting"));
+    job.kill();
+    let outcome = waiter.finish();
+    assert_eq!((outcome.code, outcome.stdout), (Some(0), uuid(2) + "\n"));
+    assert_eq!(machine.initializations(), [2]);
+}
+
+#[test]
+fn gpus_that_have_interrupts_are_initialized_and_make_indices_sure() {
+    let machine = listed();
+    if !has_mount_namespaces(&machine) {
+        return;
+    }
+    for place in PLACES {
+        let place = place.trim_start_matches("0000").to_lowercase();
+        let directory = machine.path().join(format!("pci/0000{place}/msi_irqs/77"));
+        std::fs::create_dir_all(directory).expect("our own directory");
+    }
+    let script = format!(
+        "mount --bind '{}' /sys/bus/pci/devices && exec autocvd -o --only 2",
+        machine.path().join("pci").display()
+    );
+    let outcome = run(&mut in_mount_namespace(
+        &machine,
+        &machine.shell("sh", &script),
+    ));
+    assert_eq!(
+        (outcome.code, outcome.stdout.as_str()),
+        (Some(0), "2\n"),
+        "{outcome:?}"
+    );
+}
