@@ -31,16 +31,16 @@ def check_rust() -> None:
     if not found or tuple(map(int, found.groups())) < tuple(map(int, needed.split(".")[:2])):
         there = f"this is {version.strip()}" if found else "there is no 'cargo' on PATH"
         sys.exit(
-            f"autocvd is built with Rust {needed} or newer, and {there}: install it (https://rustup.rs, or your "
-            "distribution's rustc and cargo), then try again"
+            f"autocvd is built with Rust {needed} or newer, and {there}: install it "
+            "(https://rustup.rs, or your distribution's rustc and cargo), then try again"
         )
 
 
 if {"bdist_wheel", "build", "develop", "install", "editable_wheel"} & set(sys.argv):
     check_rust()
 
-# pyo3's feature abi3-py39 in python/Cargo.toml: one wheel for every CPython from 3.9 on that has a GIL. A free-threaded
-# one has no stable ABI of that kind, and gets a wheel of its own.
+# pyo3's feature abi3-py39 in python/Cargo.toml: one wheel for every CPython from 3.9 on that has a
+# GIL. A free-threaded one has no stable ABI of that kind, and gets a wheel of its own.
 has_gil = not sysconfig.get_config_var("Py_GIL_DISABLED")
 setup(
     version=workspace("version"),

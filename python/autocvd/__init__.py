@@ -11,11 +11,12 @@ release()       ends what this thread has claimed
 status()        what is on this machine, as data
 autocvd.auto    a module that picks the least used GPU when it is imported
 
-What these return is an Allocation: a list of the GPUs' indices, which can also run a program on them.
+What these return is an Allocation: a list of the GPUs' indices, which can also run a program on
+them.
 
 A claim keeps every other autocvd, in Python or in a shell, off the GPUs. It belongs to the process
-that made it, and ends with that process, however it ends. What the process starts, by whatever means,
-chooses among its GPUs when it calls autocvd itself.
+that made it, and ends with that process, however it ends. What the process starts, by whatever
+means, chooses among its GPUs when it calls autocvd itself.
 
 Of the environment's variables AUTOCVD_NVML_LIB and AUTOCVD_CLAIM_DIR count here as they do for the
 program; those that stand for its options (AUTOCVD_TIMEOUT and so on) do not. Inside
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 else:
 
     class _Types:
-        """Stands for the module of that name: the module `typing` takes longer to import than all of this."""
+        """Stands for the module of that name: `typing` takes longer to import than all of this."""
 
         def __getattr__(self, name):
             if name.startswith("__"):
@@ -107,14 +108,14 @@ def autocvd(
     """Find free GPUs, or wait for them, and make CUDA see these alone.
 
     CUDA_DEVICE_ORDER and CUDA_VISIBLE_DEVICES are set in os.environ before this returns. CUDA reads
-    them when it is first used in a process, so call this before that; a RuntimeWarning says where it
-    is too late.
+    them when it is first used in a process, so call this before that; a RuntimeWarning says where
+    it is too late.
 
     Args:
         num_gpus: How many GPUs.
         least_used: Never wait: take the usable GPUs with the most free memory.
-        timeout: Give up after so many seconds, a timedelta, or a time such as '2m 30s'. 0 looks once;
-            None waits for ever.
+        timeout: Give up after so many seconds, a timedelta, or a time such as '2m 30s'. 0 looks
+            once; None waits for ever.
         interval: Look again at least this often while waiting. What frees a GPU is seen at once in
             any case.
         set_env: Set os.environ. Without, `.env` and `.run()` of what is returned give the GPUs to a
@@ -129,8 +130,8 @@ def autocvd(
         progress: A function to call with each line instead of printing it; False prints nothing.
 
     Returns:
-        The indices of the GPUs, ascending, as nvidia-smi counts them. To CUDA in this process they are
-        0, 1, …. They are an Allocation: with `.env`, `.uuids`, `.run()`, `.release()`.
+        The indices of the GPUs, ascending, as nvidia-smi counts them. To CUDA in this process they
+        are 0, 1, …. They are an Allocation: with `.env`, `.uuids`, `.run()`, `.release()`.
 
     Raises:
         ValueError: An argument is wrong, or asks for more GPUs than there are.
@@ -138,9 +139,10 @@ def autocvd(
         NoGpuError: No NVIDIA GPU can be read here. An OSError.
         RuntimeError: Another thread or task is in a `with gpus()` block that sets os.environ.
 
-    The GPUs stay claimed until the process ends or they are released. A second call of a thread keeps
-    what it has if that is what it asks for, and else replaces it: gpus() is for more. A thread that asks
-    for what it has itself claimed, without a timeout, gets a ValueError instead of waiting for itself.
+    The GPUs stay claimed until the process ends or they are released. A second call of a thread
+    keeps what it has if that is what it asks for, and else replaces it: gpus() is for more. A
+    thread that asks for what it has itself claimed, without a timeout, gets a ValueError instead of
+    waiting for itself.
     """
     from . import _launch
 
@@ -180,8 +182,8 @@ async def acquire_async(
 
         allocation = await autocvd.acquire_async(2, set_env=False)
 
-    Cancelling it ends the wait and takes nothing. Each call takes other GPUs. os.environ belongs to all
-    tasks: with several of them, give set_env=False and use the allocation's `.env`.
+    Cancelling it ends the wait and takes nothing. Each call takes other GPUs. os.environ belongs to
+    all tasks: with several of them, give set_env=False and use the allocation's `.env`.
     """
     from . import _launch
 
@@ -208,11 +210,12 @@ class gpus:
         with autocvd.gpus(2) as g:
             subprocess.run(["python", "train.py"])
 
-    `async with` does the same for asyncio. At the end of the block os.environ is as it was, and the GPUs
-    are anybody's. CUDA in this process itself reads the variables only once, whatever blocks follow.
+    `async with` does the same for asyncio. At the end of the block os.environ is as it was, and the
+    GPUs are anybody's. CUDA in this process itself reads the variables only once, whatever blocks
+    follow.
 
-    Threads and tasks share os.environ. Where several of them are in such blocks at the same time, it has
-    to be left alone, or the second block raises a RuntimeError:
+    Threads and tasks share os.environ. Where several of them are in such blocks at the same time,
+    it has to be left alone, or the second block raises a RuntimeError:
 
         with autocvd.gpus(set_env=False) as g:
             g.run(["python", "train.py"])
@@ -248,7 +251,7 @@ class gpus:
             claim=claim,
             progress=progress,
         )
-        # The blocks that are under way: threads may share one object, and blocks stand inside each other.
+        # Those under way: threads may share one object, and blocks stand inside each other.
         self._entered: list[Block] = []
 
     def __enter__(self) -> Allocation:
@@ -310,9 +313,12 @@ class gpus:
 
 
 def release() -> None:
-    """End what this thread has claimed: other launches may have the GPUs. os.environ stays as it is.
+    """End what this thread has claimed: other launches may have the GPUs.
 
-    What a `with` block has claimed ends with the block, and what other threads have claimed is theirs.
+    os.environ stays as it is.
+
+    What a `with` block has claimed ends with the block, and what other threads have claimed is
+    theirs.
     """
     from . import _launch
 

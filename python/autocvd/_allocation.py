@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from ._autocvd import Claim
 
-    # Made by autocvd(), whose next call in the thread replaces it; by a block, which ends it; or by a task.
+    # Made by autocvd(), whose next call replaces it; by a block, which ends it; or by a task.
     Role = Literal["call", "block", "task"]
 
 
 class Allocation(list[int]):
-    """GPUs that were found, and claimed: a list of their indices, ascending, as nvidia-smi counts them.
+    """GPUs that were found, and claimed: a list of their indices as nvidia-smi counts them.
 
     It ends with release(), at the end of a `with` block over it, or with the process.
 
@@ -56,7 +56,7 @@ class Allocation(list[int]):
 
     @property
     def visible_devices(self) -> str:
-        """What CUDA_VISIBLE_DEVICES has to be: indices, or UUIDs where an index would mean another GPU to CUDA."""
+        """CUDA_VISIBLE_DEVICES: indices, or UUIDs where CUDA would take an index for another."""
         return self.env[_process.VISIBLE]
 
     def _variables(self) -> dict[str, str]:
@@ -72,7 +72,7 @@ class Allocation(list[int]):
         _process.forget(self)
 
     def run(self, args: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
-        """Run a program on these GPUs: subprocess.run() with the right environment, whatever os.environ says.
+        """Run a program on these GPUs: subprocess.run() with their environment.
 
         Raises:
             RuntimeError: The GPUs were released.

@@ -1,4 +1,4 @@
-"""The arguments of the public functions: what may be given, and what a wrong one is answered with."""
+"""The arguments of the public functions: what may be given, and the answer to a wrong one."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def acquire_async(request: Request) -> Allocation:
 
 
 class Block:
-    """A block of gpus(): all that it has to undo, from before it takes anything, for an interrupt can come any time."""
+    """A block of gpus(): all that it has to undo, known before it takes anything."""
 
     def __init__(self, request: Request) -> None:
         self.owner = _process.owner()
@@ -127,8 +127,8 @@ def _prepare(request: Request) -> None:
     user = _user_of_cuda()
     if user:
         warn(
-            f"CUDA is already initialized in this process ({user}), so CUDA_VISIBLE_DEVICES comes too late "
-            "for it; call autocvd() before the first use of CUDA"
+            f"CUDA is already initialized in this process ({user}), so CUDA_VISIBLE_DEVICES comes "
+            "too late for it; call autocvd() before the first use of CUDA"
         )
 
 
@@ -136,8 +136,9 @@ def _commit(allocation: Allocation, request: Request) -> None:
     """Set the variables for good."""
     if request.set_env and _process.set_for_good(allocation):
         warn(
-            "os.environ now has this thread's GPUs instead of another one's, and so have the programs that any thread "
-            "starts from now on; write autocvd(set_env=False) in each thread, and start programs with its run()"
+            "os.environ now has this thread's GPUs instead of another one's, and so have the "
+            "programs that any thread starts from now on; write autocvd(set_env=False) in each "
+            "thread, and start programs with its run()"
         )
 
 
@@ -171,7 +172,7 @@ def _look_at_own(request: Request) -> tuple[Allocation | None, Allocation | None
 
 
 def _is_free(allocation: Allocation, request: Request) -> bool:
-    """Whether it was free when it was taken, where that is asked for: the least used GPU may be in use."""
+    """Whether it was free when it was taken, where that is asked for."""
     was_least_used = bool(allocation._wanted and allocation._wanted["least_used"])
     return bool(request.wanted["least_used"]) or not was_least_used
 
@@ -192,9 +193,7 @@ def _take_again(allocation: Allocation) -> None:
         search.cancel()
         claim = None
     if claim is None:
-        warn(
-            f"{allocation.visible_devices} is no longer claimed: other launches may have taken it meanwhile"
-        )
+        warn(f"{allocation.visible_devices} is no longer claimed: other launches may have it now")
         return
     allocation._claim, allocation._is_released = claim, False
     _process.remember(allocation)
@@ -217,7 +216,7 @@ def _find(
 
 
 class _Taking:
-    """A search from its start to an allocation, or to nothing: an interrupt can come between any two steps."""
+    """A search from its start to an allocation, or to nothing, wherever an interrupt comes."""
 
     def __init__(self, request: Request, role: Role) -> None:
         self.teller = teller_for(request.lines)

@@ -1,8 +1,8 @@
 """What this process shares among its threads: the variables, and who has set them; the claims.
 
 The variables are set by a *block* (`with gpus()`), which puts them back at its end, or for good, by
-autocvd(). A process has one environment: of two blocks at the same time, in two threads or tasks, the
-programs of one would run on the GPUs of the other, so the second one is refused.
+autocvd(). A process has one environment: of two blocks at the same time, in two threads or tasks,
+the programs of one would run on the GPUs of the other, so the second one is refused.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def check_environment() -> None:
     with lock:
         if any(setting.is_block and setting.owner != mine for setting in _settings):
             raise RuntimeError(
-                "another thread or task is in a 'with autocvd.gpus()' block that sets os.environ, which all of them "
-                "share: the programs of one would run on the GPUs of the other. In each of them write "
-                "'with autocvd.gpus(..., set_env=False) as g:' and start its programs with 'g.run([...])' or "
+                "another thread or task is in a 'with autocvd.gpus()' block that sets os.environ, "
+                "which all of them share: the programs of one would run on the GPUs of the other. "
+                "In each of them write 'with autocvd.gpus(..., set_env=False) as g:' and start its "
+                "programs with 'g.run([...])' or "
                 "'env={**os.environ, **g.env}'"
             )
 
@@ -146,7 +147,7 @@ def unset(allocation: Allocation) -> None:
 
 
 def original() -> tuple[str | None, str | None]:
-    """Give CUDA_VISIBLE_DEVICES as it was before autocvd set it, and what this process is inside of."""
+    """Give CUDA_VISIBLE_DEVICES as it was at first, and what this process is inside of."""
     with lock:
         visible = os.environ.get(VISIBLE)
         for setting in reversed(_settings):

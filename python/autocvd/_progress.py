@@ -44,7 +44,7 @@ def _write(text: str) -> None:
     try:
         stream = sys.stderr
         if type(stream).__module__ == "_io" and type(stream).__name__ == "TextIOWrapper":
-            # Not by way of its buffer: what cannot be written would stay there, and change the exit code.
+            # Past its buffer: what cannot be written would stay there, and change the exit code.
             stream.flush()
             os.write(stream.fileno(), text.encode(stream.encoding, "backslashreplace"))
         else:

@@ -3,8 +3,9 @@
     python -m autocvd.kernelspec install                    # for this user
     python -m autocvd.kernelspec install -- -n 2 -t 50      # two GPUs; give up after 50 s
 
-The kernel is `autocvd -- python -m ipykernel_launcher …`, with the Python that runs this. autocvd becomes
-the kernel, so that interrupts, restarts and the end reach it, and its GPUs are free once it has ended.
+The kernel is `autocvd -- python -m ipykernel_launcher …`, with the Python that runs this. autocvd
+becomes the kernel, so that interrupts, restarts and the end reach it, and its GPUs are free once it
+has ended.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m autocvd.kernelspec",
         description=DESCRIPTION,
-        usage="%(prog)s install [--sys-prefix | --prefix DIR] [--name NAME] [--display-name TEXT] [-- OPTION ...]",
-        epilog="OPTION: an option of autocvd, such as -n 2. Jupyter waits for a kernel for 60 s: with -t 50 it is "
-        "told why there is none.",
+        usage="%(prog)s install [--sys-prefix | --prefix DIR] [--name NAME] [--display-name TEXT] "
+        "[-- OPTION ...]",
+        epilog="OPTION: an option of autocvd, such as -n 2. Jupyter waits for a kernel for 60 s: "
+        "with -t 50 its log says why there is none.",
     )
     commands = parser.add_subparsers(required=True, metavar="install")
     command = commands.add_parser(

@@ -58,7 +58,7 @@ class Utilization(TypedDict):
 
 
 class Process(TypedDict):
-    """A process that has a context on a GPU. `started` is Unix time in seconds, `used_memory` bytes."""
+    """A process that has a context on a GPU. `started` is Unix time, `used_memory` bytes."""
 
     pid: int
     type: Literal["C", "G", "C+G", "M+C"]
