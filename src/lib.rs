@@ -39,6 +39,10 @@ mod environment;
 mod error;
 mod fact;
 mod fork_local;
+/// For the fuzz targets alone.
+#[cfg(all(feature = "serde", any(test, fuzzing)))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gpu;
 mod ids;
 mod observer;

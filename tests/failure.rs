@@ -306,6 +306,7 @@ fn bad_recordings(whole: &str) -> Vec<(String, &'static str)> {
         (format!("{whole}{whole}"), ""),
         ("[".repeat(100_000), ""),
         ("{\"gpus\":".repeat(100_000), ""),
+        ("{".repeat(250_001), "more than 250000 objects"),
         (with("/schema", json!(2)), "schema 2"),
         (with("/schema", json!("1")), ""),
         (with("/source", json!("guess")), ""),

@@ -41,6 +41,8 @@ impl Probe for FileProbe {
 const SCHEMA: u32 = 1;
 /// Far beyond any real machine: 64 GPUs with a thousand processes each are 10 MB.
 const MAX_BYTES: u64 = 64 << 20;
+/// The same in objects: GPUs, processes, claims and links.
+const MAX_OBJECTS: usize = 250_000;
 
 #[derive(Deserialize)]
 struct Document {
@@ -175,6 +177,10 @@ fn open(path: &Path) -> std::io::Result<std::fs::File> {
 pub(crate) fn parse(text: &str) -> std::result::Result<Snapshot, String> {
     if text.trim().is_empty() {
         return Err("the file is empty".into());
+    }
+    // Each may take half a kilobyte, however few bytes it has in the file.
+    if text.bytes().filter(|byte| *byte == b'{').count() > MAX_OBJECTS {
+        return Err(format!("the file holds more than {MAX_OBJECTS} objects"));
     }
     let document: Document = serde_json::from_str(text).map_err(|e| e.to_string())?;
     if document.schema != SCHEMA {

@@ -1,7 +1,7 @@
 //! The machine's state as nvidia-smi tells it: what there is to fall back to where NVML cannot be loaded.
 
 mod explain;
-mod parse;
+pub(crate) mod parse;
 mod run;
 mod xml;
 
