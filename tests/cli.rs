@@ -610,3 +610,88 @@ fn options_may_be_repeated_but_a_command_must_follow_the_dashes() {
         "{outcome:?}"
     );
 }
+
+#[test]
+fn help_fits_the_width_that_there_is() {
+    let machine = Machine::gpus(1);
+    for columns in ["60", "80", "200"] {
+        let widest: usize = columns.parse().expect("a number");
+        for words in [
+            "-h",
+            "--help",
+            "help status",
+            "status --help",
+            "completions -h",
+        ] {
+            let mut command = machine.autocvd();
+            command.args(words.split(' ')).env("COLUMNS", columns);
+            let help = run(&mut command).success();
+            // Longer lines than 100 columns are hard to read. An example is a line to copy.
+            let is_text = |line: &&str| !line.contains("$(autocvd");
+            let lines: Vec<usize> = help
+                .lines()
+                .filter(is_text)
+                .map(|line| line.chars().count())
+                .collect();
+            let longest = lines.into_iter().max().unwrap_or(0);
+            let limit = if widest == 60 && words == "-h" {
+                80
+            } else {
+                widest.min(100)
+            };
+            assert!(longest <= limit, "{words} at {columns}: {longest}\n{help}");
+        }
+    }
+}
+
+#[test]
+fn the_short_help_is_one_small_screen_and_the_long_one_has_headings() {
+    let machine = Machine::gpus(1);
+    let short = run(machine.autocvd().arg("-h")).success();
+    assert!(short.lines().count() <= 20, "{short}");
+    let long = run(machine.autocvd().arg("--help")).success();
+    for heading in [
+        "Which GPUs:",
+        "Waiting:",
+        "Output:",
+        "Claims:",
+        "Source:",
+        "Values:",
+        "Variables:",
+        "Exit codes:",
+        "Examples:",
+    ] {
+        assert!(
+            long.contains(&format!("\n{heading}\n")),
+            "{heading}\n{long}"
+        );
+    }
+    for variable in [
+        "AUTOCVD_NUM_GPUS",
+        "AUTOCVD_FORMAT",
+        "AUTOCVD_CLAIM_DIR",
+        "NO_COLOR",
+    ] {
+        assert!(long.contains(variable), "{variable}\n{long}");
+    }
+    for code in ["  0 ", "  5 ", "  126 ", "  127 ", "  128+N "] {
+        let lines = long.lines().filter(|line| line.starts_with(code)).count();
+        assert_eq!(lines, 1, "{code:?}\n{long}");
+    }
+}
+
+#[test]
+fn help_is_bold_on_a_terminal_alone() {
+    let machine = Machine::gpus(1);
+    for (variables, bold) in [(&[][..], true), (&[("NO_COLOR", "1")], false)] {
+        let mut command = machine.autocvd();
+        command
+            .arg("--help")
+            .env("TERM", "xterm")
+            .envs(variables.iter().copied());
+        let mut terminal = common::Terminal::start(&mut command, 24, 80);
+        common::wait_until("it ends", || !terminal.is_running());
+        terminal.wait_for("Examples", 1);
+        assert_eq!(terminal.text().contains("\x1b[1m"), bold, "{variables:?}");
+    }
+}
