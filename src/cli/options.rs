@@ -525,4 +525,36 @@ mod tests {
         assert_eq!(launch.origins.only, "AUTOCVD_ONLY");
         assert_eq!(launch.origins.from, "AUTOCVD_FROM");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn the_guard_fits_the_output_of_every_line(
+            words in proptest::collection::vec(
+                proptest::sample::select(&[
+                    "-s", "-e", "-o", "-q", "-v", "-l", "-so", "-qs", "--json", "--id-only", "--export",
+                    "--format", "--format=csh", "--shell", "fish", "tcsh", "docker", "cdi", "-x", "0",
+                    "-xo", "-n", "-n2", "-no", "--only", "--from", "-", "--bind", "--uuid", "--",
+                    "prog", "status", "-x=1", "--watch", "-t", "1s", "",
+                ][..]),
+                0..7,
+            ),
+        ) {
+            let words: Vec<OsString> = std::iter::once("autocvd").chain(words).map(Into::into).collect();
+            let guard = Guard::of(&words, &Variables::default());
+            let parsed = MainArgs::try_parse_from(&words).ok();
+            let settled = parsed.and_then(|written| Launch::settle(written, &Variables::default()).ok());
+            // A line that is wrong may be guarded in any way; one that is right as its output needs.
+            if let Some(launch) = settled {
+                let fits = match (launch.output, guard) {
+                    (Output::Command { .. } | Output::Ids | Output::Json, guard) => guard == Guard::Silent,
+                    (Output::Docker | Output::Cdi, guard) => guard == Guard::Container,
+                    (Output::Prefix(_), guard) => guard == Guard::Prefix,
+                    (Output::Export(Syntax::Posix), guard) => guard == Guard::Export,
+                    (Output::Export(Syntax::Fish), guard) => guard == Guard::ExportFish,
+                    (Output::Export(Syntax::Csh), guard) => guard == Guard::ExportCsh,
+                };
+                proptest::prop_assert!(fits, "{words:?}: {guard:?}");
+            }
+        }
+    }
 }
