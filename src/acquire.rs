@@ -2,6 +2,7 @@
 
 mod candidates;
 mod fairness;
+mod limit;
 mod reading;
 mod rechecks;
 mod retry;
@@ -19,6 +20,7 @@ use crate::probe::{self, Detail, Probe};
 use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
 use crate::select::{Constraints, Selection, Verdict};
+use crate::site::SiteConfig;
 use crate::status::{Scope, attach_claims, forget_claims, open_claims, resolve_processes};
 use crate::wait::{WakeLoop, WakeReason, WakeSources};
 use candidates::Candidates;
@@ -86,6 +88,8 @@ pub fn acquire(
     if request.num_gpus == 0 {
         return Err(Error::NoGpusRequested);
     }
+    let site = &environment.site;
+    site.warnings.iter().for_each(|text| observer.warn(text));
     let enqueued_at = proc::since_boot();
     let requester = match request.claim {
         ClaimPolicy::No => None,
@@ -103,7 +107,14 @@ pub fn acquire(
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone(), narrow)?;
     let mut snapshot = probe.begin(request.detail)?;
     observer.probe_finished();
+    for text in site.reserve(&mut snapshot) {
+        observer.warn(&text);
+    }
     let inside = environment.inside.as_ref();
+    let limit = limit::Limit::of(request, environment, &*probe);
+    if let Some(limit) = &limit {
+        limit.check(request.num_gpus, &snapshot)?;
+    }
     let around = inside
         .map(|inside| inside.claims.clone())
         .unwrap_or_default();
@@ -128,6 +139,9 @@ pub fn acquire(
     let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
     let attempt = Attempt {
         request,
+        site,
+        limit,
+        over_limit: None,
         wants: Wants {
             num_gpus,
             min_free_memory,
@@ -171,6 +185,24 @@ pub fn try_acquire(request: &Request, environment: &Environment) -> Result<Acqui
     acquire(&once, environment, &mut NoObserver)
 }
 
+/// Tells of each chosen device that another launch has claimed.
+fn tell_of_claims(devices: &[DeviceId], snapshot: &mut Snapshot, observer: &mut dyn Observer) {
+    let is_claimed = |id: &&DeviceId| !snapshot.device(**id).claims().is_empty();
+    let claimed: Vec<DeviceId> = devices.iter().filter(is_claimed).copied().collect();
+    if claimed.is_empty() {
+        return;
+    }
+    resolve_processes(snapshot, Scope::Named);
+    let tell = |id: &DeviceId| {
+        let device = snapshot.device(*id);
+        let verdict = device.verdict();
+        let why = verdict.reason().unwrap_or("claimed");
+        format!("{} is shared: it is {why}", device.label())
+    };
+    let told: Vec<String> = claimed.iter().map(tell).collect();
+    observer.warn(&told.join("; "));
+}
+
 /// What claims know the devices by.
 fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
     devices
@@ -182,6 +214,12 @@ fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
 /// A request under way.
 struct Attempt<'a> {
     request: &'a Request,
+    /// What the administrator sets for all users.
+    site: &'a SiteConfig,
+    /// How many GPUs this user may hold, where that is limited.
+    limit: Option<limit::Limit>,
+    /// What is to be said where the user would hold more, as of the last look.
+    over_limit: Option<BlockedDevice>,
     constraints: Constraints,
     /// What narrowed the choice of devices.
     restrictions: Vec<Restriction>,
@@ -354,6 +392,9 @@ impl Attempt<'_> {
                     std::thread::sleep(Duration::from_micros(pause));
                     return Ok(Outcome::Again);
                 };
+                if self.constraints.least_used {
+                    tell_of_claims(&devices, &mut snapshot, observer);
+                }
                 return Ok(Outcome::Found {
                     snapshot,
                     devices,
@@ -365,6 +406,9 @@ impl Attempt<'_> {
         };
         drop(lock);
         if self.wake_loop.is_none() && !self.once {
+            if let Some(over) = &self.over_limit {
+                observer.warn(&format!("{} {}; waiting", over.label, over.reason));
+            }
             // What happens from here on ends the sleep; what happened until here is seen by
             // another look.
             self.start_waiting(observer);
@@ -470,6 +514,7 @@ impl Attempt<'_> {
         }
         self.read_what_was_released(&snapshot);
         let mut selection = self.choose(&mut snapshot);
+        self.apply_limit(&mut selection, &snapshot);
         let endless = self.deadline.is_none() && !self.once;
         if endless
             && matches!(selection, Selection::NotNow { .. })
@@ -481,6 +526,7 @@ impl Attempt<'_> {
             others.retain(|claim| !claim.held_by_ancestor);
             attach_claims(&mut snapshot, &others);
             selection = self.choose(&mut snapshot);
+            self.apply_limit(&mut selection, &snapshot);
         }
         let mut waiters_ahead = 0;
         let earlier = match (&selection, &self.claims) {
@@ -671,6 +717,7 @@ impl Attempt<'_> {
                 .devices
                 .iter()
                 .filter_map(blocked)
+                .chain(self.over_limit.clone())
                 .collect(),
         }))
     }

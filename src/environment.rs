@@ -1,5 +1,6 @@
 //! All that is read from environment variables, besides the options of the command line.
 
+use crate::site::SiteConfig;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct Environment {
     pub cuda_device_order: DeviceOrder,
     /// The variable of the batch job that this is part of.
     pub batch_job: Option<&'static str>,
+    /// What the administrator sets for all users.
+    pub site: SiteConfig,
     /// The launch that this process was started inside of.
     pub inside: Option<ParentLaunch>,
 }
@@ -57,12 +60,12 @@ impl Environment {
     /// `CUDA_VISIBLE_DEVICES`, for which it means no GPU.
     pub fn read() -> Self {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        let mut site = SiteConfig::read();
+        let claim_dir = claim_dir(set(CLAIM_DIR), &mut site);
         Self {
             nvml_library: set(NVML_LIB),
-            claim_dir: set(CLAIM_DIR).map_or_else(
-                || DEFAULT_CLAIM_DIR.into(),
-                |path| PathBuf::from(path).components().collect(),
-            ),
+            claim_dir,
+            site,
             cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES")
                 .map(|value| value.to_string_lossy().into_owned()),
             cuda_device_order: match env::var_os("CUDA_DEVICE_ORDER") {
@@ -72,6 +75,26 @@ impl Environment {
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
             inside: set(INSIDE).and_then(|value| ParentLaunch::parse(value.to_str()?)),
         }
+    }
+}
+
+/// The directory of claims: that of the administrator, else that of the variable, else the usual one.
+fn claim_dir(variable: Option<OsString>, site: &mut SiteConfig) -> PathBuf {
+    let named = variable.map(|path| PathBuf::from(path).components().collect::<PathBuf>());
+    match (&site.claim_dir, named) {
+        (Some(agreed), named) => {
+            let agreed = agreed.clone();
+            if let Some(named) = named.filter(|named| *named != agreed) {
+                site.warnings.push(format!(
+                    "{CLAIM_DIR}='{}' has no effect: {} sets claim_dir for all users",
+                    named.display(),
+                    crate::site::PATH
+                ));
+            }
+            agreed
+        }
+        (None, Some(named)) => named,
+        (None, None) => DEFAULT_CLAIM_DIR.into(),
     }
 }
 

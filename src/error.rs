@@ -191,6 +191,8 @@ pub enum Restriction {
     MinFreeMemory,
     /// [`Request::uuid`](crate::Request::uuid), where the UUID of a GPU cannot be read.
     Uuid,
+    /// How many GPUs one user may hold: `max_per_user` in /etc/autocvd.conf.
+    MaxPerUser,
     /// That it can never be told on this machine whether a GPU is in use.
     Unknowable,
 }

@@ -22,6 +22,14 @@ impl<T> Fact<T> {
         }
     }
 
+    /// The value, to change it.
+    pub(crate) fn value_mut(&mut self) -> Option<&mut T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::NotApplicable | Self::Unknown => None,
+        }
+    }
+
     /// The same fact, by reference.
     pub fn as_ref(&self) -> Fact<&T> {
         match self {

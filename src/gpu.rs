@@ -112,6 +112,12 @@ pub struct Gpu {
     /// The launches that have taken it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub claims: Vec<ClaimInfo>,
+    /// Whether the administrator keeps it from everybody: `exclude` in /etc/autocvd.conf.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "json::is_false")
+    )]
+    pub reserved: bool,
     /// Why it cannot be used at all, where the probe says so: lost, in need of a reset, not permitted.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub unusable: Option<String>,
@@ -349,6 +355,12 @@ pub struct MigDevice {
     /// The launches that have taken it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub claims: Vec<ClaimInfo>,
+    /// As [`Gpu::reserved`].
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "json::is_false")
+    )]
+    pub reserved: bool,
     /// As [`Gpu::unusable`].
     #[cfg_attr(feature = "serde", serde(skip))]
     pub unusable: Option<String>,
@@ -384,6 +396,12 @@ pub struct Process {
     /// When it started: Unix time in seconds.
     #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::time"))]
     pub started: Option<u64>,
+    /// Whether its program makes no GPU busy: `ignore` in /etc/autocvd.conf.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "json::is_false")
+    )]
+    pub ignored: bool,
 }
 
 /// The process types of nvidia-smi.

@@ -88,6 +88,11 @@ impl<'a> Device<'a> {
         own.or(self.gpu.unusable.as_deref())
     }
 
+    /// Whether the administrator keeps it from everybody.
+    pub(crate) fn is_reserved(self) -> bool {
+        self.gpu.reserved || self.mig.is_some_and(|mig| mig.reserved)
+    }
+
     /// What was judged when the machine was recorded.
     pub(crate) fn recorded(self) -> Option<&'a Judgement> {
         self.mig
@@ -173,6 +178,15 @@ impl Snapshot {
         match (id.mig, &mut gpu.mig) {
             (Some(place), Some(mig)) => &mut mig.devices[place].claims,
             _ => &mut gpu.claims,
+        }
+    }
+
+    /// Marks a device as kept from everybody.
+    pub(crate) fn reserve(&mut self, id: DeviceId) {
+        let gpu = &mut self.gpus[id.gpu];
+        match (id.mig, &mut gpu.mig) {
+            (Some(place), Some(mig)) => mig.devices[place].reserved = true,
+            _ => gpu.reserved = true,
         }
     }
 

@@ -111,6 +111,14 @@ fn read_some<B: rustix::buffer::Buffer<u8>>(
     rustix::io::read(file, buffer).ok()
 }
 
+/// The program file that a process runs; `None` where that is hidden, as other users' are.
+pub(crate) fn executable(pid: u32) -> Option<std::path::PathBuf> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    // A program that was upgraded goes on running.
+    let text = path.to_str()?;
+    Some(text.strip_suffix(" (deleted)").unwrap_or(text).into())
+}
+
 /// The command line, words joined by spaces, without control characters; `None` where it is hidden or
 /// the process has none.
 pub(crate) fn command(pid: u32) -> Option<String> {

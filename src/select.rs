@@ -72,7 +72,30 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     if free.len() < constraints.num_gpus {
         return Selection::NotNow { free };
     }
+    let free = match constraints.min_free_memory {
+        Some(_) => smallest_first(snapshot, free, constraints.num_gpus),
+        None => free,
+    };
     Selection::Chosen(sets::best(snapshot, &free, constraints.num_gpus))
+}
+
+/// Where sizes differ, the `num_gpus` with the least total memory, the higher indices among equals: the
+/// large ones stay for those who need them. All where the choice is among equals.
+fn smallest_first(snapshot: &Snapshot, free: Vec<DeviceId>, num_gpus: usize) -> Vec<DeviceId> {
+    let total = |id: &DeviceId| {
+        let total = snapshot.device(*id).memory().total;
+        total.value().unwrap_or(u64::MAX)
+    };
+    let mut smallest = free;
+    smallest.sort_by_key(|id| (total(id), Reverse(*id)));
+    let last = total(&smallest[num_gpus - 1]);
+    if total(&smallest[0]) == last {
+        smallest.retain(|id| total(id) == last);
+    } else {
+        smallest.truncate(num_gpus);
+    }
+    smallest.sort_unstable();
+    smallest
 }
 
 /// The whole GPUs that are free.

@@ -5,6 +5,7 @@ use crate::environment::Environment;
 use crate::gpu::{ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State};
 use crate::observer::Observer;
 use crate::probe::{self, Detail, Probe, ProbeChoice};
+use crate::site::SiteConfig;
 use crate::{Result, proc};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct StatusReader {
     probe: Box<dyn Probe>,
     claims: Option<ClaimStore>,
+    site: SiteConfig,
     /// How its GPUs are connected, once that has been asked: it does not change.
     links: Option<Vec<Link>>,
 }
@@ -27,6 +29,8 @@ impl StatusReader {
         environment: &Environment,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
+        let site = &environment.site;
+        site.warnings.iter().for_each(|text| observer.warn(text));
         observer.probe_started(None);
         let probe = probe::open_to_show(choice, environment.nvml_library.clone());
         observer.probe_finished();
@@ -36,6 +40,7 @@ impl StatusReader {
         Ok(Self {
             probe,
             claims,
+            site: site.clone(),
             links: None,
         })
     }
@@ -75,9 +80,11 @@ impl StatusReader {
     fn read(&mut self) -> Result<Snapshot> {
         let detail = Detail::Everything;
         let mut snapshot = self.probe.begin(detail)?;
+        let _ = self.site.reserve(&mut snapshot);
         let view = snapshot.process_view;
-        for gpu in &mut snapshot.gpus {
-            self.probe.read(gpu, view, detail);
+        for gpu in 0..snapshot.gpus.len() {
+            self.probe.read(&mut snapshot.gpus[gpu], view, detail);
+            self.site.mark_ignored(&mut snapshot, gpu);
         }
         let indices: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
         let links = self.links.get_or_insert_with(|| match indices.len() {

@@ -42,7 +42,12 @@ impl Attempt<'_> {
         };
         let mut snapshot = match extent {
             Extent::Begun(snapshot) => *snapshot,
-            Extent::Full | Extent::Gpus(_) => self.probe.begin(self.request.detail)?,
+            Extent::Full | Extent::Gpus(_) => {
+                let mut snapshot = self.probe.begin(self.request.detail)?;
+                // An id that names none here has been told of.
+                let _ = self.site.reserve(&mut snapshot);
+                snapshot
+            }
         };
         let last = self.last.as_ref();
         let last = last.filter(|last| is_same_machine(&snapshot, last));
@@ -147,7 +152,9 @@ impl Attempt<'_> {
                 continue;
             }
             self.read(gpu, snapshot);
-            if brief && self.constraints.num_gpus == 1 {
+            // Where memory is asked for, the smallest that is enough is to be found.
+            if brief && self.constraints.num_gpus == 1 && self.constraints.min_free_memory.is_none()
+            {
                 let constraints = Constraints {
                     devices,
                     ..self.constraints.clone()
@@ -195,8 +202,13 @@ impl Attempt<'_> {
             return;
         }
         let view = snapshot.process_view;
-        self.probe
-            .read(&mut snapshot.gpus[gpu], view, self.request.detail);
+        // One process that computes ends the reading of lists early; it may be one to ignore.
+        let detail = match self.site.ignore.is_empty() {
+            true => self.request.detail,
+            false => Detail::Everything,
+        };
+        self.probe.read(&mut snapshot.gpus[gpu], view, detail);
+        self.site.mark_ignored(snapshot, gpu);
     }
 }
 

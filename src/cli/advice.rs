@@ -52,6 +52,9 @@ fn about_shortage(shortage: &Shortage, names: &Origins) -> String {
             Restriction::Only => format!("allow more with {}", names.only),
             Restriction::Exclude => format!("leave out fewer with {}", names.exclude),
             Restriction::MinFreeMemory => format!("ask for less with {}", names.min_free_memory),
+            Restriction::MaxPerUser => {
+                "ask the administrator (max_per_user in /etc/autocvd.conf)".to_owned()
+            }
             Restriction::Uuid => "leave out --uuid".to_owned(),
             Restriction::Unknowable => {
                 "take the least used (-l) if you know that it is free".to_owned()

@@ -7,6 +7,12 @@ use super::Mig;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+/// Whether a mark is not set, and need not be written.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+pub(crate) fn is_false(mark: &bool) -> bool {
+    !mark
+}
+
 /// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
 // Not an untagged enum: serde's code for one is larger than all that parses command lines here.
 pub(crate) fn mig<'de, D: Deserializer<'de>>(

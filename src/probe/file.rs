@@ -8,6 +8,7 @@ use crate::gpu::{
     ComputeMode, Fact, Gpu, Health, Judgement, Link, ProcessView, Recording, Snapshot, Source,
     State, json,
 };
+use crate::site::RESERVED;
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -237,7 +238,8 @@ fn forget_what_the_facts_tell(snapshot: &mut Snapshot) {
     for id in snapshot.device_ids() {
         let device = snapshot.device(id);
         let is_nameless = device.uuid().is_none() && device.gpu().has_answered();
-        let has_fault = device.fault().is_some();
+        let is_reserved = device.is_reserved() && device.unusable() == Some(RESERVED);
+        let has_fault = device.fault().is_some() || is_reserved;
         let gpu = &mut snapshot.gpus[id.gpu];
         let (unusable, recorded) = match (id.mig, &mut gpu.mig) {
             (Some(part), Some(mig)) => {

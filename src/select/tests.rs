@@ -17,6 +17,7 @@ fn process(kind: ProcessKind, used_memory: Option<u64>) -> Process {
         command: None,
         used_memory,
         started: None,
+        ignored: false,
     }
 }
 

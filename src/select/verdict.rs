@@ -16,6 +16,7 @@ use crate::policy::{
     DESKTOP_PROGRAM_MEMORY, GRAPHICS_MEMORY, IDLE_MEMORY, IDLE_UTILIZATION, LESS_THAN_A_CONTEXT,
     UNEXPLAINED_MEMORY, UNEXPLAINED_PERCENT, WINDOWS_DESKTOP_MEMORY, WINDOWS_DESKTOP_PERCENT,
 };
+use crate::site::RESERVED;
 
 /// What can be said of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,9 @@ impl<'a> Device<'a> {
     pub fn verdict(self) -> Verdict {
         if let Some(reason) = self.unusable() {
             return Verdict::Unavailable(reason.to_owned());
+        }
+        if self.is_reserved() {
+            return Verdict::Unavailable(RESERVED.to_owned());
         }
         if let Some(fault) = self.fault() {
             return Verdict::Unavailable(fault.to_owned());
@@ -153,6 +157,7 @@ impl Process {
             .is_some_and(|held| held <= DESKTOP_PROGRAM_MEMORY);
         let draws = |process: &Process| process.kind == ProcessKind::Graphics;
         match self.kind {
+            _ if self.ignored => false,
             ProcessKind::Graphics => false,
             ProcessKind::ComputeGraphics => !(is_small && listed.iter().any(draws)),
             ProcessKind::Compute | ProcessKind::MpsCompute => true,

@@ -168,6 +168,7 @@ fn entry(pid: u32, used: u64, instance: (Option<u32>, Option<u32>), list: List) 
             command: None,
             used_memory,
             started: None,
+            ignored: false,
         },
         instance,
     }

@@ -279,6 +279,7 @@ fn row(info: &Element) -> Option<Row> {
         command: info.value("process_name").map(str::to_owned),
         used_memory: info.value("used_memory").and_then(bytes),
         started: None,
+        ignored: false,
     };
     Some(Row {
         process,

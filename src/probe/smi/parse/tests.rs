@@ -55,6 +55,7 @@ fn process(pid: u32, kind: ProcessKind, command: &str, mib: u64) -> Process {
         command: Some(command.into()),
         used_memory: Some(mib << 20),
         started: None,
+        ignored: false,
     }
 }
 
@@ -301,6 +302,7 @@ fn what_may_not_be_read_is_unknown_never_zero() {
         command: None,
         used_memory: None,
         started: None,
+        ignored: false,
     };
     assert_eq!(
         gpus[1].processes,

@@ -1,0 +1,228 @@
+//! `/etc/autocvd.conf`: what the administrator sets counts for every user.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use common::{Machine, Outcome, run, start, wait_until};
+
+/// The machine with this /etc/autocvd.conf, for programs in mount namespaces of their own. `None` where
+/// those may not be made.
+fn configured(machine: &Machine, config: &str) -> Option<()> {
+    let etc = machine.path().join("etc");
+    fs::create_dir_all(&etc).expect("our own directory");
+    for name in ["passwd", "group", "nsswitch.conf", "ld.so.cache"] {
+        // Not every system has each.
+        let _ = fs::copy(Path::new("/etc").join(name), etc.join(name));
+    }
+    let file = etc.join("autocvd.conf");
+    fs::write(&file, config).expect("our own file");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("our own file");
+    let may = run(&mut inside(machine, &machine.command("true"))).code == Some(0);
+    if !may {
+        common::skip("mount namespaces may not be made here (it takes root)");
+    }
+    may.then_some(())
+}
+
+/// The command where /etc is the machine's.
+fn inside(machine: &Machine, command: &Command) -> Command {
+    let mut inside = machine.command("unshare");
+    let script = r#"mount --bind "$1" /etc && shift && exec "$@""#;
+    inside
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(machine.path().join("etc"));
+    inside.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        value.map(|value| inside.env(name, value));
+    }
+    inside
+}
+
+fn autocvd(machine: &Machine, args: &[&str]) -> Outcome {
+    run(inside(machine, machine.autocvd().args(args)).current_dir("/"))
+}
+
+fn status(machine: &Machine) -> Value {
+    let text = autocvd(machine, &["status", "--json"]).success();
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn excluded_gpus_are_given_to_nobody_and_users_exclude_more() {
+    let machine = Machine::gpus(3);
+    if configured(&machine, "exclude 2\n").is_none() {
+        return;
+    }
+    let look = |args: &[&str]| autocvd(&machine, &[&["-o", "-t0"], args].concat());
+    assert_eq!(look(&[]).success(), "1\n");
+    assert_eq!(look(&["-x", "1"]).success(), "0\n");
+    assert_eq!(look(&["-l", "--no-claim"]).success(), "1\n");
+    let outcome = look(&["--only", "2"]);
+    assert_eq!(outcome.code, Some(3), "{outcome:#?}");
+    assert!(
+        outcome
+            .stderr
+            .contains("GPU 2: reserved in /etc/autocvd.conf"),
+        "{outcome:#?}"
+    );
+    // A recording decides alike, and elsewhere: there without the file.
+    let recorded = status(&machine);
+    assert_eq!(recorded["gpus"][2]["state"], "unavailable");
+    let file = machine.path().join("recorded.json");
+    fs::write(&file, recorded.to_string()).expect("our own file");
+    let file = file.to_str().expect("a plain path");
+    assert_eq!(
+        run(machine.autocvd().args(["-o", "--no-claim", "--from", file])).success(),
+        "1\n"
+    );
+}
+
+#[test]
+fn an_ignored_program_makes_no_gpu_busy() {
+    let machine = Machine::gpus(1);
+    let sleep = fs::canonicalize("/usr/bin/sleep").expect("coreutils");
+    let config = format!("ignore {}\n", sleep.display());
+    if !common::has_host_pids() || configured(&machine, &config).is_none() {
+        return;
+    }
+    let server = machine.job_that(0, "C 3000000000");
+    assert_eq!(run(machine.autocvd().args(["-o", "-t0"])).code, Some(4));
+    assert_eq!(
+        autocvd(&machine, &["-o", "-t0", "--no-claim"]).success(),
+        "0\n"
+    );
+    let recorded = status(&machine);
+    assert_eq!(recorded["gpus"][0]["state"], "free", "{recorded:#}");
+    assert_eq!(recorded["gpus"][0]["processes"][0]["pid"], server.pid());
+    // A client beside it computes, in whichever list it stands.
+    let mut client = Command::new("tail")
+        .args(["-f", "/dev/null"])
+        .spawn()
+        .expect("coreutils");
+    machine.register(0, client.id(), "M+C 3000000000");
+    let outcome = autocvd(&machine, &["-o", "-t0", "--no-claim"]);
+    client.kill().expect("our own child");
+    client.wait().expect("our own child");
+    assert_eq!(outcome.code, Some(4), "{outcome:#?}");
+    assert!(
+        outcome.stderr.contains(&client.id().to_string()),
+        "{outcome:#?}"
+    );
+}
+
+#[test]
+fn a_user_holds_no_more_gpus_than_the_limit() {
+    let machine = Machine::gpus(3);
+    if configured(&machine, "max_per_user 2\n").is_none() {
+        return;
+    }
+    let outcome = autocvd(&machine, &["-n", "3", "-o"]);
+    assert_eq!(outcome.code, Some(3), "{outcome:#?}");
+    assert!(outcome.stderr.contains("max_per_user"), "{outcome:#?}");
+    let job = ["-q", "-n", "2", "--", "sh", "-c", "echo; exec sleep 60"];
+    let holder = start(&mut inside(&machine, machine.autocvd().args(job)));
+    wait_until("the job runs", || holder.stdout() == "\n");
+    let outcome = autocvd(&machine, &["-o", "-t0"]);
+    assert_eq!(outcome.code, Some(4), "{outcome:#?}");
+    assert!(
+        outcome.stderr.contains("this user: holds 2 of at most 2"),
+        "{outcome:#?}"
+    );
+    let job = ["-n", "1", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"];
+    let waiter = start(&mut inside(&machine, machine.autocvd().args(job)));
+    wait_until("it says what it waits for", || {
+        waiter.stderr().contains("this user holds 2 of at most 2")
+    });
+    assert_eq!(waiter.stdout(), "");
+    drop(holder);
+    assert_eq!(waiter.finish().success(), "2\n");
+}
+
+#[test]
+fn the_directory_of_claims_is_the_administrators() {
+    let machine = Machine::gpus(1);
+    let directory = machine.path().join("agreed");
+    let config = format!("claim_dir = {}\n", directory.display());
+    if configured(&machine, &config).is_none() {
+        return;
+    }
+    let outcome = autocvd(&machine, &["--", "true"]);
+    assert_eq!(outcome.code, Some(0), "{outcome:#?}");
+    assert!(
+        outcome.stderr.contains("AUTOCVD_CLAIM_DIR=") && outcome.stderr.contains("has no effect"),
+        "{outcome:#?}"
+    );
+    assert!(directory.is_dir() && !machine.claims().exists());
+}
+
+#[test]
+fn a_wrong_line_or_an_untrusted_file_costs_a_warning_and_no_job() {
+    let machine = Machine::gpus(2);
+    if configured(&machine, "exclud 1\nexclude 7\nexclude 1\n").is_none() {
+        return;
+    }
+    let outcome = autocvd(&machine, &["-o", "-t0", "--no-claim"]);
+    assert_eq!(outcome.stdout, "0\n", "{outcome:#?}");
+    for told in ["line 1: 'exclud 1' is ignored", "'7' names no GPU here"] {
+        assert!(outcome.stderr.contains(told), "{outcome:#?}");
+    }
+    assert_eq!(outcome.stderr.lines().count(), 2, "{outcome:#?}");
+    let quiet = autocvd(&machine, &["-q", "-o", "-t0", "--no-claim"]);
+    assert_eq!(quiet.stderr, "");
+    let file = machine.path().join("etc/autocvd.conf");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("our own file");
+    let outcome = autocvd(&machine, &["-o", "-t0", "--no-claim"]);
+    assert_eq!(outcome.stdout, "1\n", "{outcome:#?}");
+    assert!(
+        outcome
+            .stderr
+            .contains("/etc/autocvd.conf is ignored: others than root may write it"),
+        "{outcome:#?}"
+    );
+}
+
+#[test]
+fn least_used_says_when_it_gives_away_a_claimed_gpu() {
+    let machine = Machine::gpus(1);
+    let job = ["-q", "--", "sh", "-c", "echo; exec sleep 60"];
+    let holder = start(machine.autocvd().args(job));
+    wait_until("the job runs", || holder.stdout() == "\n");
+    let outcome = run(machine.autocvd().args(["-l", "-o"]));
+    assert_eq!(outcome.stdout, "0\n");
+    assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
+    assert!(
+        outcome
+            .stderr
+            .contains("GPU 0 is shared: it is claimed by pid"),
+        "{outcome:#?}"
+    );
+    let quiet = run(machine.autocvd().args(["-l", "-o", "-q"]));
+    assert_eq!(quiet.stderr, "");
+}
+
+#[test]
+fn where_memory_is_asked_for_the_smallest_gpu_that_is_enough_goes_first() {
+    const GIB: u64 = 1 << 30;
+    let memory =
+        |gib: u64| json!({ "memory": { "total": gib * GIB, "used": 0, "free": gib * GIB } });
+    let machine = Machine::described(json!({ "gpus": [
+        memory(24), memory(80), memory(24), memory(80), memory(40),
+    ] }));
+    let choice = |args: &[&str]| run(machine.autocvd().args(["-o", "--no-claim"]).args(args));
+    for (args, expected) in [
+        (&[][..], "4\n"),
+        (&["-m", "16GiB"], "2\n"),
+        (&["-m", "30GiB"], "4\n"),
+        (&["-m", "60GiB"], "3\n"),
+        (&["-m", "16GiB", "-n", "3"], "0,2,4\n"),
+    ] {
+        assert_eq!(choice(args).success(), expected, "{args:?}");
+    }
+}
