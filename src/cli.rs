@@ -3,6 +3,7 @@
 mod advice;
 mod args;
 mod completions;
+mod doctor;
 mod exec;
 mod exit_code;
 mod failure;

@@ -73,6 +73,12 @@ pub(crate) trait Probe: Send {
     /// The CPU cores near the GPU with this index; empty where unknown.
     fn cpu_affinity(&mut self, index: u32) -> Vec<usize>;
 
+    /// Whether the driver keeps the GPU with this index initialized while nobody uses it; `None` where
+    /// that is unknown.
+    fn persistence_mode(&mut self, _index: u32) -> Option<bool> {
+        None
+    }
+
     /// Whether another look can have another answer.
     fn is_live(&self) -> bool {
         true

@@ -15,6 +15,7 @@ pub struct StatusReader {
     probe: Box<dyn Probe>,
     claims: Option<ClaimStore>,
     site: SiteConfig,
+    num_gpus: u32,
     /// How its GPUs are connected, once that has been asked: it does not change.
     links: Option<Vec<Link>>,
 }
@@ -41,6 +42,7 @@ impl StatusReader {
             probe,
             claims,
             site: site.clone(),
+            num_gpus: 0,
             links: None,
         })
     }
@@ -50,6 +52,14 @@ impl StatusReader {
     pub fn without_links(mut self) -> Self {
         self.links = Some(Vec::new());
         self
+    }
+
+    /// The GPUs of the last [`look`](Self::look) of which it is known, by index, and whether the driver keeps
+    /// each initialized while nobody uses it.
+    pub fn persistence_mode(&mut self) -> Vec<(u32, bool)> {
+        (0..self.num_gpus)
+            .filter_map(|index| Some((index, self.probe.persistence_mode(index)?)))
+            .collect()
     }
 
     /// The state of all its GPUs with their claims, judged.
@@ -80,6 +90,7 @@ impl StatusReader {
     fn read(&mut self) -> Result<Snapshot> {
         let detail = Detail::Everything;
         let mut snapshot = self.probe.begin(detail)?;
+        self.num_gpus = u32::try_from(snapshot.gpus.len()).unwrap_or(u32::MAX);
         let _ = self.site.reserve(&mut snapshot);
         let view = snapshot.process_view;
         for gpu in 0..snapshot.gpus.len() {

@@ -178,6 +178,9 @@ pub(super) enum Subcommand {
     /// Show which GPUs are free, and who is on the others
     #[command(disable_help_flag = true)]
     Status(StatusArgs),
+    /// Show what is found here, and what to do about what is not well
+    #[command(disable_help_flag = true)]
+    Doctor,
     /// Print completions for a shell
     #[command(disable_help_flag = true)]
     Completions {
@@ -191,7 +194,7 @@ pub(super) enum Subcommand {
 }
 
 /// The words that begin a line that is not the main job's.
-pub(super) const SUBCOMMANDS: [&str; 4] = ["status", "completions", "man", "help"];
+pub(super) const SUBCOMMANDS: [&str; 5] = ["status", "doctor", "completions", "man", "help"];
 
 /// Whether a first word names a subcommand.
 pub(super) fn is_subcommand(word: &[u8]) -> bool {

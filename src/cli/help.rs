@@ -87,7 +87,7 @@ pub(super) const ON_FAILURE: &str = "On every failure the printed forms start no
      'export CUDA_VISIBLE_DEVICES=' in the profile or the image makes that see no GPU.";
 
 /// The manual's first lines, and the help's.
-const USAGE: [(&str, &str); 5] = [
+const USAGE: [(&str, &str); 6] = [
     (
         "eval $(autocvd [OPTIONS]) COMMAND",
         "run COMMAND on free GPUs",
@@ -103,6 +103,10 @@ const USAGE: [(&str, &str); 5] = [
     (
         "autocvd status [--watch]",
         "show all GPUs and who is on them",
+    ),
+    (
+        "autocvd doctor",
+        "what is found here, and what to do about it",
     ),
     (
         "autocvd completions SHELL | man",

@@ -39,7 +39,11 @@ const WHAT_IS_FREE: [&str; 4] = [
     "A GPU with MIG enabled is given as its MIG devices, by UUID, one to a process.",
 ];
 
-const FILES: [(&str, &str); 2] = [
+const FILES: [(&str, &str); 3] = [
+    (
+        "/etc/autocvd.conf",
+        "What the administrator sets for all users: exclude, ignore, max_per_user, claim_dir.",
+    ),
     (
         "/run/autocvd, /tmp/autocvd",
         "The directory of claims: the first one where it exists.",

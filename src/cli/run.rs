@@ -8,7 +8,7 @@ use super::options::{Cores, Launch, Output, Status, Verbosity};
 use super::progress::Progress;
 use super::variables::Variables;
 use super::{
-    completions, exec, format, help, man, report, signals, standard_output, status, usage,
+    completions, doctor, exec, format, help, man, report, signals, standard_output, status, usage,
 };
 use autocvd::Environment;
 use autocvd::{Acquisition, acquire};
@@ -94,6 +94,7 @@ fn parse_with<'a, T: FromArgMatches>(
 fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), Failure> {
     match subcommand {
         Subcommand::Status(args) => status::run(Status::settle(args, variables)?),
+        Subcommand::Doctor => doctor::run(),
         Subcommand::Completions { shell } => print(&completions::script(shell)),
         Subcommand::Man => print(&man::page()),
     }
@@ -181,7 +182,7 @@ fn start(
 }
 
 /// Writes a line to standard output.
-fn print(text: &str) -> Result<(), Failure> {
+pub(super) fn print(text: &str) -> Result<(), Failure> {
     standard_output::write(&format!("{text}\n")).map_err(Failure::cannot_write)
 }
 

@@ -488,6 +488,11 @@ impl Probe for Nvml {
             .and_then(|slot| slot.device.as_ref());
         device.map(links::cpu_affinity).unwrap_or_default()
     }
+
+    fn persistence_mode(&mut self, index: u32) -> Option<bool> {
+        let slot = self.slots.get(index as usize)?;
+        slot.device.as_ref()?.is_in_persistent_mode().ok()
+    }
 }
 
 impl Nvml {

@@ -1,0 +1,321 @@
+//! The checks, one function each.
+
+use super::mounts::{self, Mount};
+use super::{Answer, Finding, LIMIT, Machine};
+use autocvd::text::duration;
+use autocvd::{Environment, ProcessView, Source, State};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// A driver that takes longer initializes GPUs at each launch.
+const SLOW: Duration = Duration::from_secs(1);
+/// Filesystems that other hosts share.
+const NETWORK: [&str; 7] = ["nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs"];
+
+pub(super) fn all(environment: &Environment, answer: &Answer) -> Vec<Finding> {
+    let mounts = mounts::all();
+    let mut findings = Vec::new();
+    match answer {
+        Answer::Machine(machine) => of_machine(machine, environment, &mut findings),
+        Answer::Nothing(error) => findings.push(Finding::unwell(
+            "driver",
+            error.to_string(),
+            "mend what this line names; 'autocvd -vv -t 0' tells each step",
+        )),
+        Answer::Hangs => findings.push(Finding::unwell(
+            "driver",
+            format!("no answer within {}", duration(LIMIT)),
+            "see dmesg for Xid errors of the driver; a reboot may be needed",
+        )),
+    }
+    findings.push(config(environment));
+    findings.extend(claim_directory(&environment.claim_dir, &mounts));
+    findings.extend([
+        hidepid(&mounts),
+        batch_job(environment),
+        visible_devices(environment),
+        device_order(),
+    ]);
+    findings
+}
+
+fn of_machine(machine: &Machine, environment: &Environment, findings: &mut Vec<Finding>) {
+    findings.extend([
+        driver(machine),
+        library(machine, environment),
+        persistence(machine),
+        gpus(machine),
+        processes(machine),
+        claims(machine),
+    ]);
+    for text in &machine.warnings {
+        let advice = "other launches may pick the same GPUs until that is mended";
+        findings.push(Finding::unwell("warning", text, advice));
+    }
+}
+
+fn driver(machine: &Machine) -> Finding {
+    let version = machine.snapshot.driver_version.as_deref();
+    let version = version.unwrap_or("of unknown version");
+    let text = format!("{version}, read in {} ms", machine.took.as_millis());
+    match machine.took > SLOW {
+        true => Finding::unwell("driver", text, "enable nvidia-persistenced (see below)"),
+        false => Finding::well("driver", text),
+    }
+}
+
+fn library(machine: &Machine, environment: &Environment) -> Finding {
+    if machine.snapshot.source == Source::NvidiaSmi {
+        return Finding::unwell(
+            "NVML",
+            "not to be loaded; nvidia-smi is run instead, which takes longer",
+            "'autocvd -v' says why; AUTOCVD_NVML_LIB names the library",
+        );
+    }
+    let named = environment.nvml_library.as_ref();
+    let named = named.and_then(|path| fs::canonicalize(path).ok());
+    let is_nvml =
+        |path: &&str| path.contains("libnvidia-ml") || named.as_deref() == Some(Path::new(path));
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mut paths = maps.lines().filter_map(|line| {
+        let at = line.find('/')?;
+        Some(&line[at..])
+    });
+    match paths.find(is_nvml) {
+        Some(path) => Finding::well("NVML", path),
+        None => Finding::well("NVML", "loaded"),
+    }
+}
+
+fn persistence(machine: &Machine) -> Finding {
+    const SUBJECT: &str = "persistence mode";
+    let off = machine.persistence.iter().filter(|(_, is_on)| !is_on);
+    let off: Vec<String> = off.map(|(gpu, _)| gpu.to_string()).collect();
+    if machine.persistence.is_empty() {
+        Finding::well(SUBJECT, "unknown")
+    } else if off.is_empty() {
+        Finding::well(SUBJECT, "on")
+    } else {
+        Finding::unwell(
+            SUBJECT,
+            format!("off on GPU {}", off.join(", ")),
+            "each launch may pay for the initialization of GPUs: 'systemctl enable --now \
+             nvidia-persistenced' as root",
+        )
+    }
+}
+
+fn gpus(machine: &Machine) -> Finding {
+    let mut unavailable = Vec::new();
+    let mut free = 0;
+    for device in machine.snapshot.devices() {
+        match device.state() {
+            Some(State::Free) => free += 1,
+            Some(State::Unavailable) => {
+                let verdict = device.verdict();
+                let why = verdict.reason().unwrap_or("unknown reason");
+                unavailable.push(format!("{}: {why}", device.label()));
+            }
+            _ => {}
+        }
+    }
+    let all = machine.snapshot.devices().count();
+    let text = format!("{free} of {all} free");
+    let is_reserved = |text: &String| text.contains("reserved in /etc/");
+    match unavailable.iter().all(is_reserved) {
+        true => Finding::well("GPUs", text),
+        false => Finding::unwell(
+            "GPUs",
+            format!("{text}; not usable: {}", unavailable.join("; ")),
+            "the other GPUs serve meanwhile; 'autocvd status' shows each reason",
+        ),
+    }
+}
+
+fn processes(machine: &Machine) -> Finding {
+    const SUBJECT: &str = "PID namespace";
+    match machine.snapshot.process_view {
+        ProcessView::Host => Finding::well(SUBJECT, "the host's: process lists are complete"),
+        ProcessView::Container => Finding::well(
+            SUBJECT,
+            "a container's: memory and utilization tell whether a GPU is in use",
+        ),
+        _ => Finding::well(SUBJECT, "WSL2: no process can be listed"),
+    }
+}
+
+fn claims(machine: &Machine) -> Finding {
+    let devices = machine.snapshot.devices();
+    let claims = devices.flat_map(|device| {
+        let tell = move |claim: &autocvd::ClaimInfo| {
+            let pid = claim.pid.map_or("?".to_owned(), |pid| pid.to_string());
+            let user = claim.user.as_deref().unwrap_or("?");
+            format!("{} by pid {pid} ({user})", device.label())
+        };
+        device.claims().iter().map(tell)
+    });
+    let claims: Vec<String> = claims.collect();
+    match claims.is_empty() {
+        true => Finding::well("claims", "none"),
+        false => Finding::well("claims", claims.join(", ")),
+    }
+}
+
+fn config(environment: &Environment) -> Finding {
+    const SUBJECT: &str = "/etc/autocvd.conf";
+    let site = &environment.site;
+    if !site.warnings.is_empty() {
+        return Finding::unwell(
+            SUBJECT,
+            site.warnings.join("; "),
+            "mend these lines, or the owner and mode of the file",
+        );
+    }
+    let mut settings = Vec::new();
+    if !site.exclude.is_empty() {
+        settings.push(format!("exclude {}", site.exclude.join(", ")));
+    }
+    settings.extend(
+        site.ignore
+            .iter()
+            .map(|path| format!("ignore {}", path.display())),
+    );
+    settings.extend(site.max_per_user.map(|most| format!("max_per_user {most}")));
+    settings.extend(
+        site.claim_dir
+            .iter()
+            .map(|path| format!("claim_dir {}", path.display())),
+    );
+    match settings.is_empty() {
+        true => Finding::well(SUBJECT, "sets nothing"),
+        false => Finding::well(SUBJECT, settings.join("; ")),
+    }
+}
+
+fn claim_directory(path: &Path, mounts: &[Mount]) -> Vec<Finding> {
+    const SUBJECT: &str = "claim directory";
+    let shown = path.display();
+    let mut findings = Vec::new();
+    let mount = mounts::of(path, mounts);
+    let filesystem = mount.map_or("unknown filesystem", |mount| &mount.filesystem);
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => findings.push(Finding::well(
+            SUBJECT,
+            format!("{shown}, on {filesystem}; the first launch makes it"),
+        )),
+        Err(error) => findings.push(Finding::unwell(
+            SUBJECT,
+            format!("'{shown}': {error}"),
+            "name a directory that all users can write in AUTOCVD_CLAIM_DIR or /etc/autocvd.conf",
+        )),
+        Ok(meta) => {
+            let (owner, mode) = (meta.uid(), meta.mode() & 0o7777);
+            let text = format!("{shown}, owner {owner}, mode {mode:04o}, on {filesystem}");
+            findings.push(match (meta.is_dir(), mode) {
+                (true, 0o1777) => Finding::well(SUBJECT, text),
+                (true, _) => Finding::unwell(
+                    SUBJECT,
+                    text,
+                    format!("'chmod 1777 {shown}', unless it is for these users alone"),
+                ),
+                (false, _) => Finding::unwell(SUBJECT, text, "it is no directory: remove it"),
+            });
+        }
+    }
+    if NETWORK.contains(&filesystem) {
+        findings.push(Finding::unwell(
+            "filesystem",
+            format!("{filesystem}: other hosts share it"),
+            "claims are about one machine: use a directory on a local filesystem",
+        ));
+    }
+    if mount.is_some_and(|mount| mount.root.contains("systemd-private")) {
+        findings.push(Finding::unwell(
+            "PrivateTmp",
+            format!("this service has a {} of its own", path.display()),
+            "launches outside do not see its claims: BindPaths= in the unit, or PrivateTmp=no",
+        ));
+    }
+    if path.starts_with("/tmp") && is_cleaned(path) {
+        findings.push(Finding::well(
+            "cleaner",
+            "systemd-tmpfiles may remove old files of /tmp; nothing is lost by that, and \
+             'd /run/autocvd 1777 root root -' in /etc/tmpfiles.d avoids it",
+        ));
+    }
+    findings
+}
+
+/// Whether systemd-tmpfiles cleans /tmp and is told nothing about this directory.
+fn is_cleaned(path: &Path) -> bool {
+    let directories = ["/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d"];
+    let files = directories
+        .iter()
+        .filter_map(|path| fs::read_dir(path).ok());
+    let texts = files
+        .flatten()
+        .flatten()
+        .filter_map(|file| fs::read_to_string(file.path()).ok());
+    let lines: Vec<String> = texts
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    let mentions = |wanted: &str| {
+        let word = |line: &String| line.split_whitespace().nth(1) == Some(wanted);
+        lines.iter().any(word)
+    };
+    mentions("/tmp") && !path.to_str().is_some_and(mentions)
+}
+
+fn hidepid(mounts: &[Mount]) -> Finding {
+    let proc = mounts::of(Path::new("/proc"), mounts);
+    let options = proc.map_or(&[][..], |mount| &mount.options);
+    let value = options
+        .iter()
+        .find_map(|option| option.strip_prefix("hidepid="));
+    match value {
+        None | Some("0" | "off") => Finding::well("hidepid", "off"),
+        Some(value) => Finding::well(
+            "hidepid",
+            format!("{value}: other users' processes are hidden; status tells less of them"),
+        ),
+    }
+}
+
+fn batch_job(environment: &Environment) -> Finding {
+    match environment.batch_job {
+        None => Finding::well("batch job", "none"),
+        Some(variable) => Finding::well(
+            "batch job",
+            format!("{variable} is set: the choice is among what CUDA_VISIBLE_DEVICES allows"),
+        ),
+    }
+}
+
+fn visible_devices(environment: &Environment) -> Finding {
+    const SUBJECT: &str = "CUDA_VISIBLE_DEVICES";
+    match environment.cuda_visible_devices.as_deref() {
+        None => Finding::well(
+            SUBJECT,
+            "not set: a program that is started without autocvd sees every GPU",
+        ),
+        Some("" | "-1") => Finding::well(
+            SUBJECT,
+            "no GPU: a program that is started without autocvd sees none",
+        ),
+        Some(value) => Finding::well(SUBJECT, format!("'{value}'")),
+    }
+}
+
+fn device_order() -> Finding {
+    const SUBJECT: &str = "CUDA_DEVICE_ORDER";
+    match std::env::var(SUBJECT).ok().as_deref() {
+        None | Some("") => Finding::well(SUBJECT, "not set; autocvd sets PCI_BUS_ID"),
+        Some("PCI_BUS_ID") => Finding::well(SUBJECT, "PCI_BUS_ID"),
+        Some(value) => Finding::well(
+            SUBJECT,
+            format!("'{value}': CUDA may count GPUs in another order than nvidia-smi"),
+        ),
+    }
+}
