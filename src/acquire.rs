@@ -107,7 +107,7 @@ pub fn acquire(
     let mut probe = probe::open(&request.probe, environment.nvml_library.clone(), narrow)?;
     let mut snapshot = probe.begin(request.detail)?;
     observer.probe_finished();
-    for text in site.reserve(&mut snapshot) {
+    for text in site.reserve(&mut snapshot, &mut *probe) {
         observer.warn(&text);
     }
     let inside = environment.inside.as_ref();
@@ -125,7 +125,10 @@ pub fn acquire(
     if let (Some(claims), Some(requester)) = (&mut claims, requester) {
         claims.set_requester(requester);
     }
-    if request.inherit && environment.cuda_device_order == DeviceOrder::FastestFirst {
+    let order_matters =
+        request.inherit && environment.cuda_device_order == DeviceOrder::FastestFirst;
+    let mut listed = request.only.iter().flatten().chain(&request.exclude);
+    if order_matters || listed.any(|id| ids::may_be_name(id)) {
         snapshot
             .gpus
             .iter_mut()
@@ -151,6 +154,7 @@ pub fn acquire(
             num_gpus,
             least_used: request.least_used,
             min_free_memory,
+            tolerate: request.tolerate,
             devices,
         },
         restrictions,

@@ -217,7 +217,7 @@ impl Snapshot {
 }
 
 /// The devices that an id names: an index, a UUID or a unique start of one, a PCI bus id, long or
-/// short. `list` is where the id was given.
+/// short; where it is none of them, a part of the names of GPUs. `list` is where the id was given.
 ///
 /// # Errors
 /// [`Error::UnknownDevice`] where it names none, [`Error::AmbiguousDevice`] where more than one.
@@ -229,6 +229,18 @@ pub(crate) fn resolve(id: &str, list: IdList, snapshot: &Snapshot) -> Result<Vec
     } else {
         by_uuid(id, snapshot)
     };
+    if found.is_empty() {
+        let named = by_name(id, snapshot);
+        if !named.is_empty() {
+            let labels = named.iter().map(|id| snapshot.device(*id).label());
+            let labels: Vec<String> = labels.collect();
+            tracing::info!(
+                "'{id}' is taken for a part of a name: {}",
+                labels.join(", ")
+            );
+            return Ok(named);
+        }
+    }
     let id = id.to_owned();
     match <[Vec<DeviceId>; 1]>::try_from(found) {
         Ok([devices]) => Ok(devices),
@@ -250,6 +262,35 @@ fn matching_gpus(snapshot: &Snapshot, wanted: impl Fn(&Gpu) -> bool) -> Vec<Vec<
 
 fn ids_of(snapshot: &Snapshot, gpu: usize) -> Vec<DeviceId> {
     snapshot.devices_of(gpu).map(Device::id).collect()
+}
+
+/// Whether it takes the names of GPUs to know what `id` means.
+pub(crate) fn may_be_name(id: &str) -> bool {
+    let is_start_of_uuid = ["GPU-", "MIG-"].iter().any(|start| {
+        let length = start.len().min(id.len());
+        id.get(..length)
+            .is_some_and(|id| id.eq_ignore_ascii_case(&start[..length]))
+    });
+    id.parse::<u32>().is_err() && PciBusId::parse(id).is_none() && !is_start_of_uuid
+}
+
+/// The devices whose names hold this text, in whatever case.
+fn by_name(text: &str, snapshot: &Snapshot) -> Vec<DeviceId> {
+    if text.is_empty() || !may_be_name(text) {
+        return Vec::new();
+    }
+    let text = text.to_ascii_lowercase();
+    let holds = |name: &Option<String>| {
+        let name = name.as_ref().map(|name| name.to_ascii_lowercase());
+        name.is_some_and(|name| name.contains(&text))
+    };
+    let is_named =
+        |device: &Device| holds(&device.gpu.name) || device.mig.is_some_and(|mig| holds(&mig.name));
+    snapshot
+        .devices()
+        .filter(is_named)
+        .map(Device::id)
+        .collect()
 }
 
 /// UUIDs that are `id` or start with it; an exact one rules out longer ones.

@@ -28,6 +28,7 @@ pub struct Request {
     pub(crate) exclude: Vec<String>,
     pub(crate) only: Option<Vec<String>>,
     pub(crate) min_free_memory: Option<u64>,
+    pub(crate) tolerate: Option<u64>,
     pub(crate) inherit: bool,
     pub(crate) uuid: bool,
     pub(crate) claim: ClaimPolicy,
@@ -47,6 +48,7 @@ impl Default for Request {
             exclude: Vec::new(),
             only: None,
             min_free_memory: None,
+            tolerate: None,
             inherit: false,
             uuid: false,
             claim: ClaimPolicy::default(),
@@ -107,6 +109,15 @@ impl Request {
     pub fn min_free_memory(self, bytes: u64) -> Self {
         Self {
             min_free_memory: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Take GPUs too whose processes together hold at most this many bytes and do not compute (at most 5 %
+    /// utilization), such as monitors and idle notebooks. GPUs that are free go first.
+    pub fn tolerate(self, bytes: u64) -> Self {
+        Self {
+            tolerate: Some(bytes),
             ..self
         }
     }

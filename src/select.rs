@@ -20,6 +20,8 @@ pub(crate) struct Constraints {
     pub least_used: bool,
     /// Only GPUs with this many bytes free.
     pub min_free_memory: Option<u64>,
+    /// How much memory, in bytes, idle processes may hold on a GPU that is given.
+    pub tolerate: Option<u64>,
     /// The devices to choose among.
     pub devices: Vec<DeviceId>,
 }
@@ -67,8 +69,20 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     if constraints.least_used {
         return least_used(constraints.num_gpus, usable);
     }
-    usable.retain(|(_, verdict)| *verdict == Verdict::Free);
-    let free: Vec<DeviceId> = usable.iter().map(|(device, _)| device.id()).collect();
+    let (free, others): (Vec<_>, Vec<_>) = usable
+        .into_iter()
+        .partition(|(_, verdict)| *verdict == Verdict::Free);
+    let mut free: Vec<DeviceId> = free.iter().map(|(device, _)| device.id()).collect();
+    if free.len() < constraints.num_gpus {
+        let tolerated = others.iter().rev().filter(|(device, _)| {
+            constraints
+                .tolerate
+                .is_some_and(|most| device.is_tolerable(most))
+        });
+        let missing = constraints.num_gpus - free.len();
+        free.extend(tolerated.map(|(device, _)| device.id()).take(missing));
+        free.sort_unstable();
+    }
     if free.len() < constraints.num_gpus {
         return Selection::NotNow { free };
     }

@@ -2,6 +2,7 @@
 
 use crate::error::IdList;
 use crate::gpu::{Fact, Process, ProcessView, Snapshot, Source};
+use crate::probe::Probe;
 use crate::{ids, proc};
 use std::fs::File;
 use std::io::Read;
@@ -121,10 +122,14 @@ impl SiteConfig {
 
     /// Marks the devices of `exclude` as reserved. Returns a warning for each id that names none here:
     /// one file may serve many machines.
-    pub(crate) fn reserve(&self, snapshot: &mut Snapshot) -> Vec<String> {
+    pub(crate) fn reserve(&self, snapshot: &mut Snapshot, probe: &mut dyn Probe) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.exclude.is_empty() || snapshot.source == Source::File {
             return warnings;
+        }
+        if self.exclude.iter().any(|id| ids::may_be_name(id)) {
+            let gpus = snapshot.gpus.iter_mut();
+            gpus.for_each(|gpu| probe.read_name(gpu));
         }
         for id in &self.exclude {
             match ids::resolve(id, IdList::Exclude, snapshot) {

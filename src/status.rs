@@ -91,7 +91,7 @@ impl StatusReader {
         let detail = Detail::Everything;
         let mut snapshot = self.probe.begin(detail)?;
         self.num_gpus = u32::try_from(snapshot.gpus.len()).unwrap_or(u32::MAX);
-        let _ = self.site.reserve(&mut snapshot);
+        let _ = self.site.reserve(&mut snapshot, &mut *self.probe);
         let view = snapshot.process_view;
         for gpu in 0..snapshot.gpus.len() {
             self.probe.read(&mut snapshot.gpus[gpu], view, detail);

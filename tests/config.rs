@@ -226,3 +226,83 @@ fn where_memory_is_asked_for_the_smallest_gpu_that_is_enough_goes_first() {
         assert_eq!(choice(args).success(), expected, "{args:?}");
     }
 }
+
+#[test]
+fn what_is_idle_and_small_is_tolerated_after_what_is_free() {
+    if !common::has_host_pids() {
+        return;
+    }
+    let machine = Machine::described(json!({ "gpus": [
+        { "utilization": { "gpu": 0, "memory": 0 } },
+        { "utilization": { "gpu": 0, "memory": 0 } },
+        { "utilization": { "gpu": 90, "memory": 0 } },
+    ] }));
+    let _monitor = machine.job_that(1, "C 300000000");
+    let _training = machine.job_that(2, "C 300000000");
+    let look = |args: &[&str]| {
+        run(machine
+            .autocvd()
+            .args(["-o", "-t0", "--no-claim"])
+            .args(args))
+    };
+    assert_eq!(look(&["--tolerate", "500MiB"]).success(), "0\n");
+    assert_eq!(
+        look(&["--tolerate", "500MiB", "-n", "2"]).success(),
+        "0,1\n"
+    );
+    assert_eq!(look(&["--tolerate", "100MiB", "-n", "2"]).code, Some(4));
+    assert_eq!(look(&["--tolerate", "500MiB", "-n", "3"]).code, Some(4));
+    assert_eq!(look(&["-n", "2"]).code, Some(4));
+    let verbose = look(&["-v", "--tolerate", "500MiB", "-n", "2"]);
+    assert!(
+        verbose.stderr.contains("tolerated on GPU 1: used by pid"),
+        "{verbose:#?}"
+    );
+    // A recording decides alike.
+    let recorded = run(machine.autocvd().args(["status", "--json"])).success();
+    let file = machine.path().join("recorded.json");
+    fs::write(&file, recorded).expect("our own file");
+    let file = file.to_str().expect("a plain path");
+    let args = ["--from", file, "--tolerate", "500MiB", "-n", "2"];
+    assert_eq!(look(&args).success(), "0,1\n");
+    // A claim is no process.
+    let job = ["-q", "--only", "0", "--", "sh", "-c", "echo; exec sleep 60"];
+    let holder = start(machine.autocvd().args(job));
+    wait_until("the job runs", || holder.stdout() == "\n");
+    let args = ["-o", "-t0", "--tolerate", "500MiB", "-n", "2"];
+    assert_eq!(run(machine.autocvd().args(args)).code, Some(4));
+}
+
+#[test]
+fn a_part_of_a_name_stands_for_all_gpus_with_it_and_an_id_wins() {
+    let name = |name: &str| json!({ "name": name });
+    let machine = Machine::described(json!({ "gpus": [
+        name("NVIDIA A100-SXM4-80GB"), name("NVIDIA L40"), name("NVIDIA A100-SXM4-80GB"),
+        name("Tesla T4"),
+    ] }));
+    let look = |args: &[&str]| {
+        run(machine
+            .autocvd()
+            .args(["-o", "-t0", "--no-claim"])
+            .args(args))
+    };
+    assert_eq!(look(&["--only", "a100"]).success(), "2\n");
+    assert_eq!(look(&["--only", "A100", "-n", "2"]).success(), "0,2\n");
+    assert_eq!(look(&["-x", "A100", "T4"]).success(), "1\n");
+    // An index, though names hold it.
+    assert_eq!(look(&["--only", "0"]).success(), "0\n");
+    assert_eq!(look(&["--only", "H100"]).code, Some(2));
+    assert_eq!(look(&["--only", "GPU"]).code, Some(2));
+    let verbose = look(&["-v", "--only", "A100"]);
+    assert!(
+        verbose
+            .stderr
+            .contains("'A100' is taken for a part of a name: GPU 0, GPU 2"),
+        "{verbose:#?}"
+    );
+    if configured(&machine, "exclude A100, Tesla\n").is_some() {
+        assert_eq!(autocvd(&machine, &["-o", "--no-claim"]).success(), "1\n");
+        let states = status(&machine);
+        assert_eq!(states["gpus"][3]["state"], "unavailable", "{states:#}");
+    }
+}

@@ -48,6 +48,7 @@ impl Handoff {
             let constraints = Constraints {
                 num_gpus: waiter.wants.num_gpus,
                 least_used: false,
+                tolerate: None,
                 min_free_memory: waiter.wants.min_free_memory,
                 devices: theirs.map(Device::id).collect(),
             };

@@ -45,7 +45,7 @@ impl Attempt<'_> {
             Extent::Full | Extent::Gpus(_) => {
                 let mut snapshot = self.probe.begin(self.request.detail)?;
                 // An id that names none here has been told of.
-                let _ = self.site.reserve(&mut snapshot);
+                let _ = self.site.reserve(&mut snapshot, &mut *self.probe);
                 snapshot
             }
         };
@@ -152,8 +152,12 @@ impl Attempt<'_> {
                 continue;
             }
             self.read(gpu, snapshot);
-            // Where memory is asked for, the smallest that is enough is to be found.
-            if brief && self.constraints.num_gpus == 1 && self.constraints.min_free_memory.is_none()
+            // Where memory is asked for, the smallest that is enough is to be found; and a free GPU
+            // goes before one that is tolerated.
+            if brief
+                && self.constraints.num_gpus == 1
+                && self.constraints.min_free_memory.is_none()
+                && self.constraints.tolerate.is_none()
             {
                 let constraints = Constraints {
                     devices,
@@ -202,8 +206,10 @@ impl Attempt<'_> {
             return;
         }
         let view = snapshot.process_view;
-        // One process that computes ends the reading of lists early; it may be one to ignore.
-        let detail = match self.site.ignore.is_empty() {
+        // One process that computes ends the reading of lists early; it may be one to ignore or
+        // to tolerate.
+        let settles = self.site.ignore.is_empty() && self.constraints.tolerate.is_none();
+        let detail = match settles {
             true => self.request.detail,
             false => Detail::Everything,
         };

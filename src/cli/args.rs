@@ -83,6 +83,15 @@ pub(super) struct Options {
         value_parser = parse_size
     )]
     pub(super) min_free_memory: Option<u64>,
+    /// Count a GPU as free whose idle processes together hold at most this much memory
+    #[arg(
+        long,
+        value_name = "SIZE",
+        help_heading = "Which GPUs",
+        allow_negative_numbers = true,
+        value_parser = parse_size
+    )]
+    pub(super) tolerate: Option<u64>,
     /// Choose among the GPUs that the present CUDA_VISIBLE_DEVICES allows
     #[arg(long, help_heading = "Which GPUs")]
     pub(super) inherit: bool,

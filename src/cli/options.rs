@@ -153,6 +153,12 @@ impl Launch {
             "AUTOCVD_MIN_FREE_MEMORY",
             autocvd::text::parse_size,
         )?;
+        let (tolerate, _) = values.pick(
+            options.tolerate,
+            "--tolerate",
+            "AUTOCVD_TOLERATE",
+            autocvd::text::parse_size,
+        )?;
         let excluded = Some(options.exclude).filter(|ids| !ids.is_empty());
         let (exclude, exclude_from) =
             values.pick(excluded, "--exclude", "AUTOCVD_EXCLUDE", args::ids)?;
@@ -185,6 +191,9 @@ impl Launch {
         }
         if let Some(bytes) = min_free_memory {
             request = request.min_free_memory(bytes);
+        }
+        if let Some(bytes) = tolerate {
+            request = request.tolerate(bytes);
         }
         if values.switch(options.inherit, "INHERIT")? {
             request = request.inherit();

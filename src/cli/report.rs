@@ -51,6 +51,12 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
         (false, _) => "free; the best connected set goes first, then the highest indices",
     };
     tracing::info!("chose {} ({how})", labels.join(", "));
+    let given = found.devices.iter().map(|id| snapshot.device(*id));
+    for device in given.filter(|_| !launch.least_used) {
+        if let Some(why) = device.verdict().reason() {
+            tracing::info!("tolerated on {}: {why}, idle (--tolerate)", device.label());
+        }
+    }
     let passed_over = snapshot
         .devices()
         .filter(|device| !found.devices.contains(&device.id()));

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 pub(super) const PREFIX: &str = "AUTOCVD_";
 
 /// The variables that set options, without their prefix.
-pub(super) const OPTIONS: [&str; 24] = [
+pub(super) const OPTIONS: [&str; 25] = [
     "NUM_GPUS",
     "LEAST_USED",
     "TIMEOUT",
@@ -22,6 +22,7 @@ pub(super) const OPTIONS: [&str; 24] = [
     "EXCLUDE",
     "ONLY",
     "MIN_FREE_MEMORY",
+    "TOLERATE",
     "INHERIT",
     "UUID",
     "JSON",

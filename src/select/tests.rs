@@ -103,6 +103,7 @@ fn constraints(num_gpus: usize, snapshot: &Snapshot) -> Constraints {
     Constraints {
         num_gpus,
         least_used: false,
+        tolerate: None,
         min_free_memory: None,
         devices: snapshot.device_ids(),
     }
@@ -111,6 +112,7 @@ fn constraints(num_gpus: usize, snapshot: &Snapshot) -> Constraints {
 fn least(num_gpus: usize, snapshot: &Snapshot) -> Constraints {
     Constraints {
         least_used: true,
+        tolerate: None,
         ..constraints(num_gpus, snapshot)
     }
 }
@@ -1289,7 +1291,7 @@ proptest! {
     ) {
         let devices: Vec<DeviceId> =
             snapshot.device_ids().into_iter().filter(|device| left_out >> device.gpu & 3 != 3).collect();
-        let constraints = Constraints { num_gpus, least_used, min_free_memory, devices };
+        let constraints = Constraints { num_gpus, least_used, min_free_memory, tolerate: None, devices };
         let free = |device: &DeviceId| snapshot.device(*device).verdict() == Verdict::Free;
         match select(&snapshot, &constraints) {
             Selection::Chosen(devices) => {

@@ -130,6 +130,22 @@ impl<'a> Device<'a> {
         }
     }
 
+    /// Whether nothing keeps it from being free but idle processes that hold no more than `most` bytes
+    /// together.
+    pub(crate) fn is_tolerable(self, most: u64) -> bool {
+        let is_exclusive = matches!(
+            self.gpu().compute_mode,
+            Fact::Value(ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread)
+        );
+        let held: Option<u64> = self.computing().map(|process| process.used_memory).sum();
+        matches!(self.verdict(), Verdict::Busy(_))
+            && self.computing().next().is_some()
+            && !is_exclusive
+            && held.is_some_and(|held| held <= most)
+            && matches!(self.utilization(), Fact::Value(percent) if percent <= IDLE_UTILIZATION)
+            && Evidence::of(self).judge_beside_processes() == Verdict::Free
+    }
+
     /// Since when it is taken, as far as it is known: Unix time in seconds.
     pub(crate) fn taken_since(self) -> Option<u64> {
         let computing = self.computing();
@@ -195,6 +211,11 @@ impl<'a> Evidence<'a> {
                 others => format!("used by {first} and {others} more"),
             });
         }
+        self.judge_beside_processes()
+    }
+
+    /// The same, listed processes apart.
+    fn judge_beside_processes(&self) -> Verdict {
         // NVML asks the compute mode through the MIG devices, and not every driver answers there.
         if self.device.gpu().compute_mode.is_unknown() && self.device.mig().is_none() {
             return Verdict::Unknown("unknown: its compute mode cannot be read".into());

@@ -28,7 +28,7 @@ _autocvd() {
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return
             ;;
-        -n | --num-gpus | -t | --timeout | -i | --interval | --hold | -m | --min-free-memory) return ;;
+        -n | --num-gpus | -t | --timeout | -i | --interval | --hold | -m | --min-free-memory | --tolerate) return ;;
         completions) _autocvd_words 'bash zsh fish elvish powershell' "$current" && return ;;
     esac
 
@@ -50,7 +50,7 @@ _autocvd() {
         completions | doctor | man | help) return ;;
     esac
     if [[ $current == -* ]]; then
-        _autocvd_words '-- --num-gpus --exclude --only --min-free-memory --inherit --least-used
+        _autocvd_words '-- --num-gpus --exclude --only --min-free-memory --tolerate --inherit --least-used
             --timeout --interval --source --export --id-only --json --format --uuid --bind --quiet
             --verbose --hold --no-claim --probe --from --help --version' "$current"
     elif ((COMP_CWORD == 1)); then

@@ -48,6 +48,7 @@ _autocvd() {
         '(-n --num-gpus)'{-n+,--num-gpus=}'[how many GPUs]:number' \
         '*'{-x+,--exclude=}'[leave these GPUs out]:GPU:_autocvd_ids' \
         '--only=[choose among these GPUs alone]:GPU:_autocvd_ids' \
+        '--tolerate=[count GPUs as free whose idle processes hold at most this]:size' \
         '(-m --min-free-memory)'{-m+,--min-free-memory=}'[only GPUs with this much free memory]:size' \
         '--inherit[choose among the GPUs of CUDA_VISIBLE_DEVICES]' \
         '(-l --least-used)'{-l,--least-used}'[never wait: take those with the most free memory]' \
