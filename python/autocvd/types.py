@@ -57,7 +57,12 @@ class Utilization(TypedDict):
     memory: Optional[int]
 
 
-class Process(TypedDict):
+class _Ignored(TypedDict, total=False):
+    #: Whether its program makes no GPU busy (`ignore` in /etc/autocvd.conf).
+    ignored: bool
+
+
+class Process(_Ignored):
     """A process that has a context on a GPU. `started` is Unix time, `used_memory` bytes."""
 
     pid: int
@@ -68,8 +73,14 @@ class Process(TypedDict):
     started: Optional[int]
 
 
-class Claim(TypedDict):
-    """A launch that has taken a GPU. `since` is Unix time in seconds."""
+class _Kind(TypedDict, total=False):
+    kind: Literal["command", "lease", "shell", "share"]
+    until: Optional[int]
+    memory: Optional[int]
+
+
+class Claim(_Kind):
+    """A launch that has taken a GPU. `since` and `until` are Unix time in seconds."""
 
     pid: Optional[int]
     user: Optional[str]
@@ -77,7 +88,12 @@ class Claim(TypedDict):
     since: Optional[int]
 
 
-class MigDevice(TypedDict):
+class _Reserved(TypedDict, total=False):
+    #: Whether the administrator keeps it from everybody (`exclude` in /etc/autocvd.conf).
+    reserved: bool
+
+
+class MigDevice(_Reserved):
     """A MIG device."""
 
     index: int
@@ -117,7 +133,7 @@ class Health(TypedDict):
     remap_failed: Optional[bool]
 
 
-class Gpu(TypedDict):
+class Gpu(_Reserved):
     """A GPU. Its index is nvidia-smi's; `processes` is None where the list cannot be read.
 
     `not_applicable` lists which of the members that are None this machine does not have at all.
