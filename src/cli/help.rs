@@ -104,10 +104,7 @@ const USAGE: [(&str, &str); 6] = [
         "autocvd status [--watch]",
         "show all GPUs and who is on them",
     ),
-    (
-        "autocvd doctor",
-        "what is found here, and what to do about it",
-    ),
+    ("autocvd doctor", "what is found, and what to do"),
     (
         "autocvd completions SHELL | man",
         "print completions, or the manual",
