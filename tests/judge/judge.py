@@ -433,6 +433,17 @@ def decide(machine, request):
         chosen = [unit for unit, _ in sorted(usable, key=rank)[:count]]
     else:
         free = [unit for unit, seen in usable if seen == "free" and enough(unit)]
+        if wanted is not None and len(free) >= count:
+            # The smallest that are enough; where they are of one size, the best set of these.
+            def total(unit):
+                known = own(unit)["memory"]["total"]
+                return known if isinstance(known, int) else 1 << 99
+
+            free.sort(key=lambda unit: (total(unit), [-number for number in key(unit)]))
+            sizes = [total(unit) for unit in free]
+            alike = sizes[0] == sizes[count - 1]
+            free = [unit for unit in free if total(unit) == sizes[0]] if alike else free[:count]
+            free.sort(key=key)
         chosen = best_set(free, count, machine) if len(free) >= count else []
     if len(chosen) < count:
         return NOT_NOW, []
