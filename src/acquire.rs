@@ -9,13 +9,17 @@ mod retry;
 mod watching;
 
 use crate::cancel::CancelToken;
-use crate::claim::{Claim, ClaimGuard, ClaimStore, Form, Holder, Requester, Ticket, Wants};
-use crate::environment::{DeviceOrder, Environment, INSIDE, ParentLaunch};
+use crate::claim;
+use crate::claim::{
+    Ancestor, Ancestry, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Requester, Target, Ticket,
+    Waiter,
+};
+use crate::environment::{DeviceOrder, Environment, INSIDE};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::{self, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
-use crate::policy::{LOCK_POLL_INTERVAL, UTILIZATION_AGAIN, wakeup_jitter};
+use crate::policy::{ENDING_LOOKS, ENDING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
 use crate::probe::{self, Detail, Probe};
 use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
@@ -47,7 +51,7 @@ pub struct Acquisition {
     pub cpu_affinity: Vec<usize>,
     /// The claim on them.
     pub claim: Option<ClaimGuard>,
-    ancestor_claims: Vec<String>,
+    ancestry: Ancestry,
 }
 
 impl Acquisition {
@@ -61,10 +65,23 @@ impl Acquisition {
 
     /// The variable that tells an autocvd inside that program what to choose among.
     pub fn inside(&self) -> (&'static str, String) {
-        let own = self.claim.as_ref().map(|guard| guard.name().to_owned());
-        let claims = self.ancestor_claims.iter().cloned().chain(own).collect();
-        let devices = keys_of(&self.devices, &self.snapshot);
-        (INSIDE, ParentLaunch { claims, devices }.to_string())
+        let inside = match &self.claim {
+            Some(claim) => claim.inside(),
+            None => self.ancestry.with(Ancestor {
+                token: None,
+                devices: keys_of(&self.devices, &self.snapshot),
+            }),
+        };
+        (INSIDE, inside.to_string())
+    }
+
+    /// What people call the devices: `GPU 1, GPU 2`.
+    pub fn label(&self) -> String {
+        let devices = self.devices.iter();
+        let labels: Vec<String> = devices
+            .map(|id| self.snapshot.device(*id).label())
+            .collect();
+        labels.join(", ")
     }
 
     /// Sets all variables for a child process.
@@ -92,8 +109,8 @@ pub fn acquire(
     site.warnings.iter().for_each(|text| observer.warn(text));
     let enqueued_at = proc::since_boot();
     let requester = match request.claim {
-        ClaimPolicy::No => None,
-        _ => Requester::detect(),
+        ClaimPolicy::No | ClaimPolicy::Process => None,
+        ClaimPolicy::Command { .. } | ClaimPolicy::Shell { .. } => Requester::detect(),
     };
     let deadline = request
         .timeout
@@ -110,20 +127,16 @@ pub fn acquire(
     for text in site.reserve(&mut snapshot, &mut *probe) {
         observer.warn(&text);
     }
-    let inside = environment.inside.as_ref();
     let limit = limit::Limit::of(request, environment, &*probe);
     if let Some(limit) = &limit {
         limit.check(request.num_gpus, &snapshot)?;
     }
-    let around = inside
-        .map(|inside| inside.claims.clone())
-        .unwrap_or_default();
     let mut claims = match request.claim {
         ClaimPolicy::No => None,
-        _ => open_claims(&environment.claim_dir, around, &*probe, observer),
+        _ => open_claims(environment, &*probe, observer)?,
     };
-    if let (Some(claims), Some(requester)) = (&mut claims, requester) {
-        claims.set_requester(requester);
+    if let Some(claims) = &mut claims {
+        claims.ask(requester, &claim_for(&request.claim, &[]));
     }
     let order_matters =
         request.inherit && environment.cuda_device_order == DeviceOrder::FastestFirst;
@@ -138,14 +151,14 @@ pub fn acquire(
         devices,
         restrictions,
     } = Candidates::of(request, environment, &snapshot, claims.as_mut(), observer)?;
-    let keys = (!restrictions.is_empty()).then(|| keys_of(&devices, &snapshot));
+    let keys = keys_of(&devices, &snapshot);
     let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
     let attempt = Attempt {
         request,
         site,
         limit,
         over_limit: None,
-        wants: Wants {
+        demand: Demand {
             num_gpus,
             min_free_memory,
             devices: keys,
@@ -215,6 +228,25 @@ fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
         .collect()
 }
 
+/// For whom to claim a choice of which these ids are printed.
+fn claim_for(policy: &ClaimPolicy, ids: &[String]) -> ClaimFor {
+    let ids = ids.join(",");
+    match policy {
+        ClaimPolicy::No | ClaimPolicy::Process => ClaimFor::Process,
+        ClaimPolicy::Command { program } => ClaimFor::Command {
+            program: program.clone(),
+        },
+        ClaimPolicy::Shell { hold, form } => {
+            let hold = *hold;
+            match form {
+                OutputForm::Prefix => ClaimFor::Prefix { hold, ids },
+                OutputForm::Export => ClaimFor::Shell { hold, ids },
+                OutputForm::Ids => ClaimFor::Ids { hold },
+            }
+        }
+    }
+}
+
 /// A request under way.
 struct Attempt<'a> {
     request: &'a Request,
@@ -228,7 +260,7 @@ struct Attempt<'a> {
     /// What narrowed the choice of devices.
     restrictions: Vec<Restriction>,
     /// The constraints as others are told them.
-    wants: Wants,
+    demand: Demand,
     /// Whether one look is all there will be.
     once: bool,
     deadline: Option<Instant>,
@@ -286,14 +318,17 @@ struct Observation {
     waiters_ahead: usize,
 }
 
+/// What was found.
+struct Found {
+    snapshot: Snapshot,
+    devices: Vec<DeviceId>,
+    ids: Vec<String>,
+    claim: Option<ClaimGuard>,
+}
+
 /// What comes of one look.
 enum Outcome {
-    Found {
-        snapshot: Snapshot,
-        devices: Vec<DeviceId>,
-        ids: Vec<String>,
-        claim: Option<ClaimGuard>,
-    },
+    Found(Box<Found>),
     /// Look again now.
     Again,
     /// Look again when one of these things has happened.
@@ -308,18 +343,21 @@ impl Attempt<'_> {
         loop {
             self.check_cancelled()?;
             let outcome = self.step(extent, observer)?;
-            let Outcome::Found {
+            let Found {
                 mut snapshot,
                 devices,
                 ids,
                 claim,
-            } = outcome
-            else {
-                extent = match outcome {
-                    Outcome::Sleep(sources) => self.sleep(&sources, observer)?,
-                    _ => Extent::Full,
-                };
-                continue;
+            } = match outcome {
+                Outcome::Found(found) => *found,
+                Outcome::Sleep(sources) => {
+                    extent = self.sleep(&sources, observer)?;
+                    continue;
+                }
+                Outcome::Again => {
+                    extent = Extent::Full;
+                    continue;
+                }
             };
             if snapshot.process_view == ProcessView::Wsl {
                 tracing::info!(
@@ -334,10 +372,7 @@ impl Attempt<'_> {
                 true => self.cpu_affinity(&snapshot, &devices),
                 false => Vec::new(),
             };
-            let around = self
-                .claims
-                .as_ref()
-                .map(|claims| claims.ancestor_claims().to_vec());
+            let ancestry = self.claims.as_ref().map(ClaimStore::ancestry).cloned();
             return Ok(Acquisition {
                 snapshot,
                 devices,
@@ -345,44 +380,27 @@ impl Attempt<'_> {
                 ids,
                 cpu_affinity,
                 claim,
-                ancestor_claims: around.unwrap_or_default(),
+                ancestry: ancestry.unwrap_or_default(),
             });
         }
     }
 
-    /// One look, from the lock to the claim.
+    /// One look, and the claim if it finds enough.
     fn step(&mut self, extent: Extent, observer: &mut dyn Observer) -> Result<Outcome> {
-        // Those who came later look without the lock at first: most of them find that a waiter
-        // before them was faster, and 256 who want the lock would keep the first from it.
-        let mut lock = None;
-        let mut look = match self.position {
-            0 => None,
-            _ => Some(self.observe(extent.clone(), observer)),
-        };
-        let found = |look: &Result<Observation>| {
-            look.as_ref()
-                .is_ok_and(|look| matches!(look.selection, Selection::Chosen(_)))
-        };
-        if look.as_ref().is_none_or(found) {
-            lock = self.claims.as_ref().map(ClaimStore::lock);
-            look = None;
-        }
-        let look = look.unwrap_or_else(|| self.observe(extent, observer));
         let Observation {
             mut snapshot,
             selection,
             known,
             waiters_ahead,
-        } = match look.and_then(|look| self.possible(look)) {
+        } = match self
+            .observe(extent, observer)
+            .and_then(|look| self.possible(look))
+        {
             Ok(look) => look,
             Err(error) if self.wake_loop.is_none() => return Err(error),
-            Err(error) => {
-                drop(lock);
-                return self.after_failure(error, observer);
-            }
+            Err(error) => return self.after_failure(error, observer),
         };
         if matches!(self.links, Links::Wanted) {
-            drop(lock);
             self.ask_for_links(&snapshot);
             return Ok(Outcome::Again);
         }
@@ -390,8 +408,7 @@ impl Attempt<'_> {
             Selection::Impossible(shortage) => return Err(Error::Impossible(shortage)),
             Selection::Chosen(devices) => {
                 let Some((ids, claim)) = self.claim(&snapshot, &devices, observer)? else {
-                    // A launch without the lock was faster: look again, not in step with it.
-                    drop(lock);
+                    // Another launch was faster: look again, not in step with it.
                     let pause = u64::from(std::process::id()) % 64 * 100;
                     std::thread::sleep(Duration::from_micros(pause));
                     return Ok(Outcome::Again);
@@ -399,16 +416,15 @@ impl Attempt<'_> {
                 if self.constraints.least_used {
                     tell_of_claims(&devices, &mut snapshot, observer);
                 }
-                return Ok(Outcome::Found {
+                return Ok(Outcome::Found(Box::new(Found {
                     snapshot,
                     devices,
                     ids,
                     claim,
-                });
+                })));
             }
             Selection::NotNow { free } => free,
         };
-        drop(lock);
         if self.wake_loop.is_none() && !self.once {
             if let Some(over) = &self.over_limit {
                 observer.warn(&format!("{} {}; waiting", over.label, over.reason));
@@ -505,36 +521,30 @@ impl Attempt<'_> {
         if let Some(wake_loop) = &mut self.wake_loop {
             wake_loop.drain();
         }
-        let known = self
-            .claims
-            .as_mut()
-            .map(ClaimStore::active)
-            .unwrap_or_default();
-        match &self.claims {
-            Some(_) => attach_claims(&mut snapshot, &known),
-            // Claims that were recorded are heeded, unless none are to be.
+        let mut known = Vec::new();
+        match &mut self.claims {
+            Some(claims) => {
+                known = attach_claims(&mut snapshot, claims);
+                // What has ended is to be free for the first look, which may be the only one.
+                for _ in 0..ENDING_LOOKS {
+                    if self.wake_loop.is_some() || !known.iter().any(|claim| claim.is_ending) {
+                        break;
+                    }
+                    std::thread::sleep(ENDING_PAUSE);
+                    known = attach_claims(&mut snapshot, claims);
+                }
+            }
+            // Claims that were recorded count, unless none are to.
             None if self.request.claim == ClaimPolicy::No => forget_claims(&mut snapshot),
             None => {}
         }
         self.read_what_was_released(&snapshot);
         let mut selection = self.choose(&mut snapshot);
         self.apply_limit(&mut selection, &snapshot);
-        let endless = self.deadline.is_none() && !self.once;
-        if endless
-            && matches!(selection, Selection::NotNow { .. })
-            && known.iter().any(|claim| claim.held_by_ancestor)
-        {
-            // The program that this process is part of holds GPUs that no other launch gets, and it
-            // does not end before this process does: rather those than to wait for itself for ever.
-            let mut others = known.clone();
-            others.retain(|claim| !claim.held_by_ancestor);
-            attach_claims(&mut snapshot, &others);
-            selection = self.choose(&mut snapshot);
-            self.apply_limit(&mut selection, &snapshot);
-        }
         let mut waiters_ahead = 0;
         let earlier = match (&selection, &self.claims) {
-            (Selection::Chosen(_), Some(claims)) if !self.constraints.least_used => {
+            // A launch that looks once has no time to leave anything to others.
+            (Selection::Chosen(_), Some(claims)) if !self.once => {
                 claims.waiters_ahead(self.enqueued_at)
             }
             _ => Vec::new(),
@@ -549,9 +559,12 @@ impl Attempt<'_> {
             }
             self.read_the_rest(&mut snapshot);
             loop {
+                let call = |waiter: &Waiter| {
+                    self.claims.iter().for_each(|claims| claims.call(waiter));
+                };
                 (selection, waiters_ahead) =
                     self.handoff
-                        .yield_to_earlier(&earlier, &self.constraints, &snapshot);
+                        .yield_to_earlier(&earlier, &self.constraints, &snapshot, call);
                 match &selection {
                     Selection::Chosen(chosen) if !self.confirm(chosen, &mut snapshot) => {}
                     _ => break,
@@ -577,21 +590,23 @@ impl Attempt<'_> {
         let Some(claims) = &mut self.claims else {
             return Ok(Some((ids, None)));
         };
-        let holder = match &self.request.claim {
-            ClaimPolicy::No => return Ok(Some((ids, None))),
-            ClaimPolicy::Process { command } => Holder::Process {
-                command: command.clone(),
-            },
-            ClaimPolicy::Shell { hold, form } => {
-                let form = match form {
-                    OutputForm::Prefix => Form::Prefix(ids.join(",")),
-                    OutputForm::Export => Form::Exported(ids.join(",")),
-                    OutputForm::Ids => Form::Ids,
-                };
-                Holder::Shell { hold: *hold, form }
+        if self.request.claim == ClaimPolicy::No {
+            return Ok(Some((ids, None)));
+        }
+        let target = |id: &DeviceId| {
+            let device = snapshot.device(*id);
+            // Only the least used one may be another's.
+            let extent = match device.verdict() {
+                Verdict::Claimed(_) => claim::Extent::Guest,
+                _ => claim::Extent::Whole,
+            };
+            Target {
+                key: device.key(),
+                extent,
             }
         };
-        match claims.try_claim(&keys_of(devices, snapshot), &holder) {
+        let targets: Vec<Target> = devices.iter().map(target).collect();
+        match claims.try_claim(&targets, &claim_for(&self.request.claim, &ids)) {
             Ok(Some(guard)) => Ok(Some((ids, Some(guard)))),
             Ok(None) => Ok(None),
             // A directory that cannot be used (a full disk, a quota) costs the claim, not the job.
@@ -605,18 +620,18 @@ impl Attempt<'_> {
     }
 
     fn start_waiting(&mut self, observer: &mut dyn Observer) {
-        let mut wake_loop = WakeLoop::new(self.claims.as_ref().map(ClaimStore::path));
+        let mut wake_loop = WakeLoop::new();
         if let (Some(claims), None) = (&mut self.claims, &self.ticket) {
-            match claims.queue(self.enqueued_at, &self.wants) {
+            match claims.queue(self.enqueued_at, &self.demand) {
                 Ok(ticket) => {
                     ticket
-                        .bell()
+                        .calls()
                         .into_iter()
-                        .for_each(|bell| wake_loop.listen(bell));
+                        .for_each(|calls| wake_loop.listen(calls));
                     self.ticket = Some(ticket);
                 }
                 Err(error) => {
-                    observer.warn(&format!("waiting without a place in the queue: {error}"));
+                    observer.warn(&format!("waiting without a position in the queue: {error}"));
                 }
             }
         }
@@ -646,12 +661,8 @@ impl Attempt<'_> {
         };
         // An interval beyond the clock's range is for ever.
         let end = [self.next_full, self.deadline].into_iter().flatten().min();
-        let (claims, out_of_sight) = (self.claims.as_ref(), &sources.out_of_sight);
-        let poll = claims
-            .filter(|_| !out_of_sight.is_empty())
-            .map(|_| LOCK_POLL_INTERVAL);
         let extent = loop {
-            let tick = [observer.tick_every(), poll].into_iter().flatten().min();
+            let tick = observer.tick_every();
             let tick = tick.map(|every| Instant::now() + every);
             let reason = wake_loop.sleep(sources, [tick, end].into_iter().flatten().min());
             observer.tick()?;
@@ -681,9 +692,6 @@ impl Attempt<'_> {
                     };
                 }
                 WakeReason::Tick => {}
-            }
-            if claims.is_some_and(|claims| claims.has_let_go(out_of_sight)) {
-                break Extent::Full;
             }
             if end.is_some_and(|end| end <= Instant::now()) {
                 return Ok(Extent::Full);

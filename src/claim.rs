@@ -1,682 +1,706 @@
 //! What other launches have taken: claims, without a daemon.
 //!
 //! # Design
-//! Each launch writes one file into a directory that all launches share. It names the GPUs and the process
-//! for which they are claimed, and counts only while that process lives, so that no file ever has to be
-//! cleaned up for a GPU to be free again. There are two kinds:
+//! Each device has one file in a directory that all launches share, and a claim is a lock that the
+//! kernel keeps on it ([`lock`]): choosing and claiming are one system call a device, the kernel
+//! drops the lock however its holder ends, and no other launch has to believe anything that stands in
+//! a file. Which bytes are locked says how deep the claim is nested.
 //!
-//! - *for a process*: the one that wrote it, also after it has become another program (exec). Where its
-//!   pid cannot be looked up (another PID namespace, hidepid), a POSIX record lock on the file stands for
-//!   it: such a lock survives exec, is not inherited by children, and the kernel drops it when the
-//!   process ends, however it ends.
-//! - *a lease for a shell* (`lease.rs`): the program that the shell will start cannot hold a lock, so the
-//!   lease is judged by what /proc shows of the shell and its children.
-//!
-//! Choosing and claiming are one step under a master lock, a `flock` on the directory itself, which the
-//! kernel drops with its holder. A holder that was stopped would hold up everybody, so nobody waits for
-//! it longer than `PATIENCE`. Correctness does not rest on the lock: every launch looks once more after
-//! it has written its claim and steps back if it sees another one on the same GPU. Of two launches, at
-//! least the one that wrote later sees the other.
+//! A process that claims for itself holds the lock itself ([`in_process`]). For what a shell starts,
+//! and for a COMMAND that may close what it inherits, a small process of autocvd's holds it: the
+//! [`judge`] of that shell, which sees with its user's rights what the claim is for and when that is
+//! over. What a launch is nested in, it knows by a [token](ancestry). Those who wait have a
+//! [position](queue), and who holds what is published [for people](holder) to read.
 
-mod bell;
-mod directory;
-mod lease;
-mod own;
-mod queue;
-mod record;
-
+mod ancestry;
 mod cleanup;
+mod directory;
+mod holder;
+mod in_process;
+mod judge;
+mod lock;
+mod queue;
+mod requester;
 
+use crate::environment::Environment;
+use crate::fork_local::ForkLocal;
 use crate::proc::{self, ProcessId};
-use directory::Directory;
-pub(crate) use directory::Lock;
-use lease::LeaseState;
-pub(crate) use queue::{Ticket, Waiter, Wants};
-use record::{Kind, Record};
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
+pub(crate) use ancestry::Ancestor;
+pub use ancestry::Ancestry;
+use ancestry::Token;
 pub use cleanup::remove_files;
-pub(crate) use lease::{Form, Requester};
+use directory::Directory;
+pub(crate) use directory::default_path;
+pub(crate) use holder::ClaimKind;
+use holder::Holder;
+use in_process::NotInherited;
+use judge::link::Address;
+use judge::{Lease, Parent, Purpose};
+use lock::{Mode, Range};
+pub(crate) use queue::{Demand, Ticket, Waiter};
+pub(crate) use requester::Requester;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How long to wait for the master lock before going on without it.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How many claims of one device are told of at most.
+const MAX_TOLD: usize = 64;
+/// How often, and how soon again, one store looks for records that are not there.
+const RECORD_LOOKS: u32 = 15;
+const RECORD_PAUSE: Duration = Duration::from_millis(2);
+/// Descriptors from here on are left alone by programs and scripts that number theirs.
+const HIGH_DESCRIPTOR: i32 = 200;
 
-/// How long a claim is left alone that cannot be judged from here.
-const UNCLEAR_FOR: Duration = Duration::from_secs(24 * 3600);
+/// The claims that this process holds itself, so that it is not nested in one of its own.
+static OWN: ForkLocal<Vec<Token>> = ForkLocal::new();
 
 /// The claims of this machine, as this process sees and makes them.
 pub(crate) struct ClaimStore {
     directory: Directory,
     namespace: Option<u64>,
-    boot: String,
-    /// The claims inside which this process was started, the outermost first: the last one's GPUs are
-    /// what there is to choose from.
-    around: Vec<String>,
+    /// The launches inside which this process was started.
+    ancestry: Ancestry,
     /// Who asks: the shell's older leases end by it.
     requester: Option<Requester>,
-    /// The names that the last look at all claims found: what it judged needs no second look.
-    judged: HashSet<String>,
-    /// What is remembered of leases whose program was seen to run, by the claim's name.
-    seen: HashMap<String, Vec<ProcessId>>,
+    /// Lock files that have been opened, by their device's key.
+    files: HashMap<String, OwnedFd>,
+    /// How often to wait yet for a record that its judge has not published.
+    patience: Cell<u32>,
+    /// What becomes readable when a claim ends that lies out of sight.
+    unlocked: HashMap<WakeHint, Arc<OwnedFd>>,
 }
 
 /// A claim that counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claim {
-    /// The name of its file, which no other claim of this boot has.
-    pub name: String,
-    /// The keys of the GPUs.
-    pub devices: Vec<String>,
-    /// The process that holds it, in its own namespace.
-    pub pid: u32,
-    /// The user whose file it is.
-    pub uid: u32,
-    /// What that process runs.
-    pub command: String,
+    /// The key of its device.
+    pub device: String,
+    /// What it is for; `None` where its holder has told nobody.
+    pub kind: Option<ClaimKind>,
+    /// The process it is for, where that lives in this process's PID namespace.
+    pub pid: Option<u32>,
+    /// The user whose claim it is.
+    pub uid: Option<u32>,
     /// Unix time in seconds.
-    pub since: u64,
-    /// The claim inside which it was made.
-    pub parent: Option<String>,
-    /// What tells when it may have ended.
-    pub end: End,
-    /// Whether it is a lease for a program that this process descends from, which cannot end before this process does.
-    pub held_by_ancestor: bool,
+    pub since: Option<u64>,
+    /// Unix time in seconds at which it ends unless a program is seen.
+    pub until: Option<u64>,
+    /// Whether the process it is for has ended, so that its judge is about to let go of it.
+    pub is_ending: bool,
+    /// What tells when it has ended.
+    pub wake: WakeHint,
 }
 
-/// What tells when a claim may have ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct End {
-    /// The exit of one of these processes of this namespace; empty where they live in another one.
-    pub pids: Vec<u32>,
-    /// The passing of this time.
-    pub at: Option<Instant>,
+/// What tells when a claim has ended. A holder that lives on calls those who wait.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum WakeHint {
+    /// The exit of this process.
+    Exit(u32),
+    /// Nothing but the lock itself: the holder is out of sight. The device's key, and the token.
+    Unlock(String, Option<u64>),
 }
 
-/// Whether a claim counts.
-enum Liveness {
-    /// It does.
-    Counts(End),
-    /// It does, and is a lease for a program that this process descends from.
-    Around(End),
-    /// It does not any more.
-    Ended,
-    /// Not as far as can be seen from here (another PID namespace, hidepid, another machine).
-    Unclear,
+/// What to claim of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All of it.
+    Whole,
+    /// All of it, beside those who have claimed it already.
+    Guest,
+}
+
+/// A device to claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Its key.
+    pub key: String,
+    /// How much of it.
+    pub extent: Extent,
 }
 
 /// For whom to claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Holder {
-    /// This process, and what it becomes by exec.
-    Process {
-        /// The command line it will have, for others to read.
-        command: String,
+pub(crate) enum ClaimFor {
+    /// This process, until it ends or lets go. A forked child has no part in it.
+    Process,
+    /// The program that this process becomes, and what that leaves behind.
+    Command {
+        /// Its name.
+        program: String,
     },
-    /// The shell that asked, for `hold` until its program is seen to run, and then as long as that.
-    Shell {
+    /// Assignments in front of a command, printed for the shell that asked: for `hold` until a program
+    /// with this value of `CUDA_VISIBLE_DEVICES` is seen, and then as long as that.
+    Prefix {
         /// How long to wait for the program.
         hold: Duration,
-        /// What was printed, which tells the program from the shell's other children.
-        form: Form,
+        /// The value.
+        ids: String,
+    },
+    /// Variables of the shell that asked, until it ends.
+    Shell {
+        /// How long it lasts where the shell cannot be seen.
+        hold: Duration,
+        /// The value of `CUDA_VISIBLE_DEVICES`.
+        ids: String,
+    },
+    /// Ids with which the shell does what it wants.
+    Ids {
+        /// How long it lasts.
+        hold: Duration,
     },
 }
 
-/// GPUs that this process has claimed. Dropping it ends a process's claim, and leaves a lease. In a forked
-/// child it is nothing: the claim is its parent's.
+impl ClaimFor {
+    /// How the judge of the shell is told of it.
+    fn form(&self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Command { .. } => "command",
+            Self::Prefix { .. } => "prefix",
+            Self::Shell { .. } => "shell",
+            Self::Ids { .. } => "ids",
+        }
+    }
+}
+
+/// Devices that this process has claimed. In a forked child it is nothing: the claim is its parent's.
 #[derive(Debug)]
+#[must_use = "the claim ends when this is dropped"]
 pub struct ClaimGuard {
     /// The process that made it.
     pid: u32,
-    name: String,
-    path: PathBuf,
-    /// The locked file; POSIX locks end when any descriptor of the file is closed.
-    file: Option<File>,
+    token: Token,
+    ancestry: Ancestry,
+    devices: Vec<String>,
+    directory: Directory,
+    namespace: Option<u64>,
+    requester: Option<Requester>,
+    claim_for: ClaimFor,
+    files: Files,
+    /// Whether it lives on when this is dropped.
+    persists: bool,
+}
+
+/// The locked files, in the order of the devices.
+#[derive(Debug)]
+enum Files {
+    OfProcess(Vec<NotInherited>),
+    ToPassOn(Vec<OwnedFd>),
+}
+
+impl Files {
+    fn iter(&self) -> Box<dyn Iterator<Item = &OwnedFd> + '_> {
+        match self {
+            Self::OfProcess(files) => Box::new(files.iter().map(NotInherited::file)),
+            Self::ToPassOn(files) => Box::new(files.iter()),
+        }
+    }
 }
 
 impl ClaimStore {
     /// Opens the directory, making it if it is not there.
     ///
     /// # Errors
-    /// What keeps it from being used: then there are no claims to heed or make.
-    pub(crate) fn open(directory: &Path, around: Vec<String>) -> io::Result<Self> {
+    /// What keeps it from being used: then there are no claims to respect or make.
+    pub(crate) fn open(directory: &Path) -> io::Result<Self> {
         Ok(Self {
             directory: Directory::open(directory)?,
             namespace: proc::pid_namespace(),
-            boot: proc::boot_id(),
-            around,
+            ancestry: Ancestry::default(),
             requester: None,
-            judged: HashSet::new(),
-            seen: HashMap::new(),
+            files: HashMap::new(),
+            patience: Cell::new(RECORD_LOOKS),
+            unlocked: HashMap::new(),
         })
     }
 
-    /// Tells that this process asks for its shell, whose older leases end now unless their programs run.
-    pub(crate) fn set_requester(&mut self, requester: Requester) {
-        self.requester = Some(requester);
+    /// Makes the directory safe if this process may, and says what is wrong with it otherwise.
+    pub(crate) fn secure(&self) -> Option<String> {
+        self.directory.secure()
     }
 
-    /// Makes choosing and claiming one step: to be held from [`active`](Self::active) to [`try_claim`](Self::try_claim).
-    /// `None` where it cannot be had.
-    pub(crate) fn lock(&self) -> Option<Lock> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_micros(50);
-        loop {
-            if let Some(lock) = self.directory.try_lock().ok()? {
-                return Some(lock);
-            }
-            if Instant::now() >= deadline {
-                tracing::debug!("the claims' lock is held for too long; going on without it");
-                return None;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(2));
-        }
-    }
-
-    /// The claims that count now, this process's own surroundings left out: what it was started inside
-    /// of, and leases of its shell that end because the shell asks again.
-    pub(crate) fn active(&mut self) -> Vec<Claim> {
-        if let Err(error) = self.directory.refresh() {
-            tracing::debug!("the directory of claims is gone: {error}");
-        }
-        let names = self.directory.claims();
-        let others: Vec<&String> = names
-            .iter()
-            .filter(|name| !self.around.contains(name))
-            .collect();
-        let live: Vec<Claim> = others
-            .into_iter()
-            .filter_map(|name| self.read(name))
-            .collect();
-        self.judged = names.into_iter().collect();
-        self.seen
-            .retain(|name, _| live.iter().any(|claim| claim.name == *name));
-        live
-    }
-
-    /// A claim, if it counts.
-    fn read(&mut self, name: &str) -> Option<Claim> {
-        if let Some(record) = self
-            .directory
-            .own_text(name)
-            .and_then(|text| Record::parse(&text))
-        {
-            let end = End {
-                pids: vec![record.holder.pid],
-                at: None,
+    /// Tells the judge of this process's shell that the shell asks again: its leases end whose programs
+    /// have.
+    pub(crate) fn ask(&mut self, requester: Option<Requester>, claim_for: &ClaimFor) {
+        if let Some(requester) = &requester {
+            let form = claim_for.form();
+            judge::link::tell_asks(self.address(requester), requester.requester_pid, form);
+            // A shell becomes the last launch of its script.
+            let itself = Requester {
+                shell: requester.itself,
+                ..requester.clone()
             };
-            return Some(record.into_claim(name, rustix::process::geteuid().as_raw(), end));
+            judge::link::tell_asks(self.address(&itself), itself.shell.pid, form);
         }
-        let file = self.directory.open_file(name)?;
-        let uid = rustix::fs::fstat(&file).ok()?.st_uid;
-        let record = Record::read(&file)?;
-        let life = if record.boot == self.boot {
-            self.life(name, &file, &record)
+        self.requester = requester;
+    }
+
+    fn address(&self, requester: &Requester) -> Address<'_> {
+        let Self {
+            directory,
+            namespace,
+            ..
+        } = self;
+        Address {
+            shell: requester.shell,
+            namespace: *namespace,
+            directory,
+        }
+    }
+
+    /// Makes this process see the machine as the launches around it left it: those that `told` names,
+    /// which its environment does, or the lease that process `from` or one of its ancestors is a
+    /// program of. Returns the keys of the devices of the innermost one that still counts.
+    pub(crate) fn nest(&mut self, told: Option<&Ancestry>, from: Option<u32>) -> Option<&[String]> {
+        let own = OWN.lock();
+        let is_other =
+            |ancestor: &Ancestor| ancestor.token.is_none_or(|token| !own.contains(&token));
+        let told = told.cloned().unwrap_or_default().0;
+        let told = self.living(Ancestry(told.into_iter().take_while(is_other).collect()));
+        drop(own);
+        let lease =
+            from.and_then(|from| judge::ancestry_of_lease(from, self.namespace, &self.directory));
+        let lease = self.living(lease.unwrap_or_default());
+        self.ancestry = if lease.level() > told.level() {
+            lease
         } else {
-            Liveness::Unclear
+            told
         };
-        let (end, around) = match life {
-            Liveness::Counts(end) => (end, false),
-            Liveness::Around(end) => (end, true),
-            // Anybody's leftovers are harmless; to remove them only keeps the directory small.
-            Liveness::Ended => {
-                self.directory.remove_own(name, uid);
-                // It ends because its shell, which lives on, asks again.
-                if self
-                    .requester
-                    .as_ref()
-                    .is_some_and(|requester| requester.shell() == record.holder)
-                {
-                    queue::call_all(&self.directory);
-                }
-                return None;
-            }
-            // Those who see more may still count it.
-            Liveness::Unclear => {
-                let written = file.metadata().and_then(|meta| meta.modified()).ok()?;
-                if written.elapsed().is_ok_and(|age| age > UNCLEAR_FOR) {
-                    self.directory.remove_own(name, uid);
-                }
-                return None;
-            }
-        };
-        Some(Claim {
-            held_by_ancestor: around,
-            ..record.into_claim(name, uid, end)
-        })
+        self.ancestry.devices()
     }
 
-    fn life(&mut self, name: &str, file: &File, record: &Record) -> Liveness {
-        let same_namespace = record.namespace.is_some() && record.namespace == self.namespace;
-        match &record.kind {
-            Kind::Process => {
-                let pids = if same_namespace {
-                    vec![record.holder.pid]
-                } else {
-                    vec![]
-                };
-                let counts = Liveness::Counts(End { pids, at: None });
-                match same_namespace
-                    .then(|| proc::Stat::read(record.holder.pid))
-                    .flatten()
-                {
-                    Some(stat) if stat.id == record.holder && stat.runs() => counts,
-                    Some(_) => Liveness::Ended,
-                    None if same_namespace && !proc::exists(record.holder.pid) => Liveness::Ended,
-                    None if directory::is_locked(file) => counts,
-                    // It may have closed the file, as sudo does.
-                    None => Liveness::Unclear,
-                }
-            }
-            Kind::Lease(lease) => {
-                let seen = self.seen.get(name).or(lease.program.as_ref()).cloned();
-                let requester = self.requester.as_ref();
-                match lease::lease_state(
-                    lease,
-                    record.holder,
-                    same_namespace,
-                    seen.as_deref(),
-                    requester,
-                ) {
-                    LeaseState::Ended => Liveness::Ended,
-                    LeaseState::Unclear => Liveness::Unclear,
-                    LeaseState::Waiting(end) => Liveness::Counts(end),
-                    LeaseState::Running { program, end } => {
-                        let around = program.iter().any(|program| proc::is_ancestor(program.pid));
-                        if seen.as_ref() != Some(&program) {
-                            self.remember(name, record, &program);
-                            self.seen.insert(name.to_owned(), program);
-                        }
-                        if around {
-                            Liveness::Around(end)
-                        } else {
-                            Liveness::Counts(end)
-                        }
-                    }
-                }
+    /// The launches up to the innermost one whose claim still counts, or that made none.
+    fn living(&self, mut ancestry: Ancestry) -> Ancestry {
+        let has_ended = |last: &Ancestor| last.token.is_some() && !last.is_alive(&self.directory);
+        while ancestry.0.last().is_some_and(has_ended) {
+            ancestry.0.pop();
+        }
+        ancestry
+    }
+
+    /// Sees the claims around this process like all others.
+    pub(crate) fn ignore_ancestors(&mut self) {
+        self.ancestry = Ancestry::default();
+    }
+
+    /// The launches inside which this process was started.
+    pub(crate) fn ancestry(&self) -> &Ancestry {
+        &self.ancestry
+    }
+
+    /// Begins another look: the directory may have been removed and made anew meanwhile.
+    pub(crate) fn refresh(&mut self) {
+        if !self.directory.is_current() {
+            self.files.clear();
+            if let Err(error) = self.directory.refresh() {
+                tracing::debug!("the directory of claims is gone: {error}");
             }
         }
     }
 
-    /// Writes down that a lease's program was seen, for launches that come after it has ended.
-    fn remember(&self, name: &str, record: &Record, program: &[ProcessId]) {
-        let Kind::Lease(lease) = &record.kind else {
-            return;
+    /// The claims that stand against one on this device. Those around this process do not.
+    pub(crate) fn active(&mut self, key: &str) -> Vec<Claim> {
+        let Some(file) = self.file(key) else {
+            return Vec::new();
         };
-        let lease = lease::Lease {
-            program: Some(program.to_vec()),
-            ..lease.clone()
+        let range = Range::obstacles(self.ancestry.level());
+        let obstacle = match lock::conflict(&file, range, Mode::Exclusive) {
+            Ok(None) => None,
+            Ok(Some(obstacle)) => Some(obstacle),
+            Err(error) => {
+                tracing::debug!("the locks on {key} cannot be read: {error}");
+                None
+            }
         };
-        let record = Record {
-            kind: Kind::Lease(lease),
-            ..record.clone()
+        let mut claims = Vec::new();
+        if let Some(obstacle) = obstacle {
+            let tokens = lock::tokens(&file, MAX_TOLD)
+                .into_iter()
+                .map(Token::from_number);
+            let around = |token: &Token| {
+                self.ancestry
+                    .0
+                    .iter()
+                    .any(|ancestor| ancestor.token == Some(*token))
+            };
+            claims.extend(
+                tokens
+                    .filter(|token| !around(token))
+                    .map(|token| self.claim(key, token)),
+            );
+            if claims.is_empty() {
+                claims.push(Claim {
+                    pid: obstacle.pid,
+                    ..Claim::of_unknown(key, WakeHint::Unlock(key.to_owned(), None))
+                });
+            }
+        }
+        self.files.insert(key.to_owned(), file);
+        claims
+    }
+
+    /// What is published of a claim.
+    fn claim(&self, key: &str, token: Token) -> Claim {
+        let hint = WakeHint::Unlock(key.to_owned(), Some(token.number()));
+        let mut record = Holder::of(&self.directory, token);
+        // A judge that has just begun has not told yet.
+        while record.is_none() && self.patience.get() > 0 {
+            self.patience.set(self.patience.get() - 1);
+            std::thread::sleep(RECORD_PAUSE);
+            record = Holder::of(&self.directory, token);
+        }
+        let Some((uid, holder)) = record else {
+            return Claim::of_unknown(key, hint);
         };
-        // Only its owner: a file of another user's would be out of its owner's hands.
-        if let Err(error) = self.directory.replace_own(name, &record.to_text()) {
-            tracing::trace!("claim {name}: {error}");
+        let here = holder.namespace.is_some() && holder.namespace == self.namespace;
+        // It is only believed of processes of its own user.
+        let is_users = |pid: u32| proc::owner(pid).is_none_or(|owner| owner == uid);
+        let pid = holder.process.filter(|_| here).map(|process| process.pid);
+        let keeper = Some(holder.keeper).filter(|pid| here && is_users(*pid));
+        Claim {
+            kind: Some(holder.kind),
+            pid: pid.filter(|pid| is_users(*pid)),
+            uid: Some(uid),
+            since: Some(holder.since),
+            until: holder.until,
+            is_ending: holder.until.is_none()
+                && holder
+                    .process
+                    .is_some_and(|process| here && !process.is_alive()),
+            wake: keeper.map_or(hint, WakeHint::Exit),
+            device: key.to_owned(),
         }
     }
 
-    /// ClaimStore `devices`; `None` where another launch turns out to have claimed one of them since
-    /// [`active`](Self::active) was asked.
+    /// The device's lock file: to be put back. `None` where nobody has claimed it yet.
+    fn file(&mut self, key: &str) -> Option<OwnedFd> {
+        match self.files.remove(key) {
+            Some(file) => Some(file),
+            None => self.directory.find_lock_file(key).ok(),
+        }
+    }
+
+    /// Claims the devices, all or none; `None` where one of them is claimed.
     ///
     /// # Errors
-    /// Where the claim cannot be written.
+    /// Where a lock file cannot be made or opened.
     pub(crate) fn try_claim(
         &mut self,
-        devices: &[String],
-        holder: &Holder,
+        targets: &[Target],
+        claim_for: &ClaimFor,
     ) -> io::Result<Option<ClaimGuard>> {
-        let name = self.directory.new_name();
-        let record = self.record(devices, holder);
-        let (path, file) = match self.directory.create(&name) {
-            // A cleaner has removed the directory since the look.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.directory.refresh()?;
-                self.directory.create(&name)?
-            }
-            answer => answer?,
-        };
-        cleanup::CLAIM.set(&path);
-        let mut held = ClaimGuard {
-            name: name.clone(),
-            path,
-            file: None,
-            pid: std::process::id(),
-        };
-        if let Err(error) = self.write(&name, &record, file, &mut held) {
-            held.release();
-            self.directory.discard(&name);
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
-            }
-            // This process was stopped for so long that somebody took the unfinished file for abandoned.
-            self.directory.refresh()?;
+        let mut targets: Vec<&Target> = targets.iter().collect();
+        // All launches lock them in one order.
+        targets.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+        let token = Token::random()?;
+        let mut files = Vec::with_capacity(targets.len());
+        for target in &targets {
+            // Those that were locked already are closed, and so unlocked.
+            let Some(file) = self.lock_device(target, token)? else {
+                return Ok(None);
+            };
+            files.push(file);
+        }
+        let innermost = self
+            .ancestry
+            .0
+            .iter()
+            .rev()
+            .find(|ancestor| ancestor.token.is_some());
+        if innermost.is_some_and(|ancestor| !ancestor.is_alive(&self.directory)) {
+            let ancestry = std::mem::take(&mut self.ancestry);
+            self.ancestry = self.living(ancestry);
             return Ok(None);
         }
         if !self.directory.is_current() {
             // Nobody looks there any more.
-            self.directory.remove(&name);
-            held.release();
-            self.directory.refresh()?;
+            self.refresh();
             return Ok(None);
         }
-        let mut others = self.directory.claims();
-        others.retain(|other| *other != name && !self.judged.contains(other));
-        let rival = others
-            .iter()
-            .filter_map(|other| self.read(other))
-            .find(|other| other.devices.iter().any(|device| devices.contains(device)));
-        if let Some(rival) = rival {
-            tracing::debug!(
-                "claim {} by pid {} came first; choosing again",
-                rival.name,
-                rival.pid
-            );
-            held.release();
-            return Ok(None);
-        }
-        Ok(Some(held))
-    }
-
-    /// Fills and publishes the file of a claim.
-    fn write(
-        &self,
-        name: &str,
-        record: &Record,
-        mut file: File,
-        held: &mut ClaimGuard,
-    ) -> io::Result<()> {
-        let text = record.to_text();
-        if record.kind == Kind::Process {
-            let mut file = directory::out_of_the_way(file);
-            directory::lock(&file)?;
-            own::remember(&held.path, &text);
-            file.write_all(text.as_bytes())?;
-            held.file = Some(file);
-        } else {
-            // It is closed before it counts: waiters watch for claims' files being closed.
-            file.write_all(text.as_bytes())?;
-            drop(file);
-        }
-        self.directory.publish(name)
-    }
-
-    fn record(&self, devices: &[String], holder: &Holder) -> Record {
-        let (kind, process, command) = match holder {
-            Holder::Process { command } => {
-                let own = ProcessId::own().unwrap_or(ProcessId {
-                    pid: std::process::id(),
-                    start: 0,
-                });
-                let command = Some(command.clone()).filter(|command| !command.is_empty());
-                (
-                    Kind::Process,
-                    own,
-                    command
-                        .or_else(|| proc::command(own.pid))
-                        .unwrap_or_default(),
-                )
+        let mut guard = ClaimGuard {
+            pid: std::process::id(),
+            token,
+            ancestry: self.ancestry.clone(),
+            devices: targets
+                .into_iter()
+                .map(|target| target.key.clone())
+                .collect(),
+            directory: self.directory.clone(),
+            namespace: self.namespace,
+            requester: self.requester.clone(),
+            claim_for: claim_for.clone(),
+            files: Files::ToPassOn(Vec::new()),
+            persists: false,
+        };
+        guard.files = match claim_for {
+            ClaimFor::Process => {
+                OWN.lock().push(token);
+                guard.publish();
+                Files::OfProcess(files.into_iter().map(NotInherited::new).collect())
             }
-            Holder::Shell { hold, form } => {
-                let requester = self.requester.as_ref();
-                // Pid 0 is nobody.
-                let shell = requester.map_or(ProcessId { pid: 0, start: 0 }, Requester::shell);
-                let lease = lease::Lease::new(requester, *hold, form.clone());
-                let command = lease.shell.clone();
-                (Kind::Lease(lease), shell, command)
+            _ => {
+                cleanup::set_claim(&files);
+                Files::ToPassOn(files)
             }
         };
-        let since = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
-        Record {
-            kind,
-            devices: devices.to_vec(),
-            holder: process,
-            namespace: self.namespace,
-            boot: self.boot.clone(),
-            parent: self.around.last().cloned(),
-            command,
-            since,
+        Ok(Some(guard))
+    }
+
+    /// Locks what is wanted of a device, and the byte of the token; `None` where it is claimed.
+    fn lock_device(&mut self, target: &Target, token: Token) -> io::Result<Option<OwnedFd>> {
+        let key = &target.key;
+        // A cleaner may remove the file or the directory between two steps, but not for ever.
+        for _ in 0..8 {
+            let file = match self.files.remove(key) {
+                Some(file) => file,
+                None => match self.directory.lock_file(key) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        self.refresh();
+                        continue;
+                    }
+                    file => file?,
+                },
+            };
+            if !lock::try_lock(&file, token.range(), Mode::Exclusive)? {
+                return Ok(None);
+            }
+            if !self.lock_extent(&file, target.extent)? {
+                lock::unlock(&file, Range::ALL);
+                self.files.insert(key.clone(), file);
+                return Ok(None);
+            }
+            if self.directory.names_file(key, &file) {
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Of two launches of different levels, each locks first and then looks whether the other one has:
+    /// so at least one sees the other.
+    fn lock_extent(&self, file: &OwnedFd, extent: Extent) -> io::Result<bool> {
+        let level = self.ancestry.level();
+        let is_free = |range| -> io::Result<bool> {
+            Ok(lock::conflict(file, range, Mode::Exclusive)?.is_none())
+        };
+        match extent {
+            Extent::Whole => Ok(lock::try_lock(file, Range::level(level), Mode::Exclusive)?
+                && is_free(Range::nested(level))?),
+            Extent::Guest => lock::try_lock(file, Range::GUESTS, Mode::Shared),
         }
     }
 
-    /// Whether one of these claims of other processes, which counted because it was locked, is so no more.
-    pub(crate) fn has_let_go(&self, names: &[String]) -> bool {
-        names.iter().any(|name| {
-            self.directory
-                .open_file(name)
-                .is_none_or(|file| self.has_ended(&file))
-        })
+    /// What becomes readable once a claim has ended that lies out of sight.
+    pub(crate) fn watch_unlock(&mut self, hint: &WakeHint) -> Option<Arc<OwnedFd>> {
+        let WakeHint::Unlock(key, token) = hint else {
+            return None;
+        };
+        if let Some(known) = self.unlocked.get(hint) {
+            return Some(known.clone());
+        }
+        let file = self.directory.find_lock_file(key).ok()?;
+        let range = token.map_or(Range::level(self.ancestry.level()), |token| {
+            Token::from_number(token).range()
+        });
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let event = Arc::new(rustix::event::eventfd(0, flags).ok()?);
+        let told = event.clone();
+        let wait = move || {
+            // In a thread of its own, for the kernel tells of it by nothing else.
+            let _ = lock::wait_until_unlocked(&file, range);
+            let _ = rustix::io::write(&*told, &1_u64.to_ne_bytes());
+        };
+        std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(wait)
+            .ok()?;
+        self.unlocked.insert(hint.clone(), event.clone());
+        Some(event)
     }
 
-    /// A lease is not locked: its time tells.
-    fn has_ended(&self, file: &File) -> bool {
-        !directory::is_locked(file)
-            && Record::read(file).is_none_or(|record| record.kind == Kind::Process)
+    /// Forgets the claims that are not among these.
+    pub(crate) fn watch_only(&mut self, claims: &[Claim]) {
+        self.unlocked
+            .retain(|hint, _| claims.iter().any(|claim| claim.wake == *hint));
     }
 
-    /// Takes a place in the queue of those who wait.
+    /// Takes a position in the queue of those who wait.
     ///
     /// # Errors
-    /// Where the place cannot be written.
-    pub(crate) fn queue(
-        &mut self,
-        enqueued_at: Duration,
-        wants: &queue::Wants,
-    ) -> io::Result<Ticket> {
+    /// Where it cannot be made.
+    pub(crate) fn queue(&mut self, enqueued_at: Duration, demand: &Demand) -> io::Result<Ticket> {
         self.directory.refresh()?;
-        Ticket::take(
-            &self.directory,
-            self.namespace,
-            self.around.last().map(String::as_str),
-            enqueued_at,
-            wants,
-        )
+        Ticket::take(&self.directory, self.inside(), enqueued_at, demand)
     }
 
-    /// Those who wait for GPUs of the same ancestor_devices and came before `came`, the longest-waiting first.
-    pub(crate) fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<queue::Waiter> {
-        queue::before(
+    /// Those who wait inside the same launch and came before `enqueued_at`, the longest-waiting first.
+    pub(crate) fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<Waiter> {
+        let inside = self.inside();
+        queue::ahead(
             &self.directory,
             enqueued_at,
             self.namespace,
-            self.around.last().map(String::as_str),
+            inside.as_deref(),
         )
     }
 
-    /// The directory, whose files' being closed tells of claims that end out of sight: in another PID namespace.
-    pub(crate) fn path(&self) -> &Path {
-        self.directory.path()
+    /// Tells a waiter to look again.
+    pub(crate) fn call(&self, waiter: &Waiter) {
+        queue::call_waiter(&self.directory, waiter);
     }
 
-    /// The claims inside which this process was started, the outermost first.
-    pub(crate) fn ancestor_claims(&self) -> &[String] {
-        &self.around
-    }
-
-    /// The keys of the GPUs that surround this process: those of the innermost claim that still counts.
-    /// Claims that have ended are forgotten.
-    pub(crate) fn ancestor_devices(&mut self) -> Option<Vec<String>> {
-        while let Some(name) = self.around.last().cloned() {
-            if let Some(claim) = self.read(&name) {
-                return Some(claim.devices);
-            }
-            self.around.pop();
-        }
-        None
-    }
-
-    /// Heeds the claims around this process like all others.
-    pub(crate) fn ignore_ancestors(&mut self) {
-        self.around.clear();
+    fn inside(&self) -> Option<String> {
+        let tokens = self
+            .ancestry
+            .0
+            .iter()
+            .rev()
+            .find_map(|ancestor| ancestor.token);
+        tokens.map(|token| token.to_string())
     }
 }
 
-impl ClaimGuard {
-    /// What others call the claim, for processes started inside it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Ends the claim.
-    pub fn release(&mut self) {
-        if self.pid == std::process::id() {
-            let _ = std::fs::remove_file(&self.path);
-            own::forget(&self.path);
-            cleanup::CLAIM.clear();
-            // The process lives on, so that no exit tells those who wait.
-            if let Some(directory) = self
-                .path
-                .parent()
-                .and_then(|directory| Directory::open(directory).ok())
-            {
-                queue::call_all(&directory);
-            }
+impl Claim {
+    fn of_unknown(key: &str, wake: WakeHint) -> Self {
+        Self {
+            device: key.to_owned(),
+            kind: None,
+            pid: None,
+            uid: None,
+            since: None,
+            until: None,
+            is_ending: false,
+            wake,
         }
-        self.file = None;
+    }
+}
+
+/// Ends all claims that printed choices made for the shell that started this process; how many these
+/// were.
+///
+/// # Errors
+/// Where the directory of claims cannot be used.
+pub fn release_shell_claims(environment: &Environment) -> io::Result<usize> {
+    let claims = ClaimStore::open(&environment.claim_dir)?;
+    let requester = Requester::detect();
+    Ok(requester.map_or(0, |requester| {
+        judge::link::release(claims.address(&requester))
+    }))
+}
+
+impl ClaimGuard {
+    /// What a launch inside it is told.
+    pub fn inside(&self) -> Ancestry {
+        judge::inside(&self.ancestry, self.token, &self.devices)
     }
 
-    /// Lets the claim live on: it is now the shell's.
-    pub fn persist(mut self) {
-        cleanup::CLAIM.clear();
-        self.file = None;
-        std::mem::forget(self);
-    }
-
-    /// Lets the claim live on through exec: the locked file stays open, out of the way of the
-    /// descriptors that programs and shell scripts number themselves.
+    /// Lets the claim live on without this process, as long as what it is for. `label` is what people
+    /// call the devices. It can still be [released](Self::release).
     ///
     /// # Errors
-    /// Where the descriptor's flags cannot be changed.
-    pub fn keep_across_exec(&self) -> io::Result<()> {
-        if let Some(file) = &self.file {
-            rustix::io::fcntl_setfd(file.as_fd(), rustix::io::FdFlags::empty())?;
+    /// Where no process can be started that holds it.
+    pub fn persist(&mut self, label: &str) -> io::Result<()> {
+        let Files::ToPassOn(files) = &self.files else {
+            return Ok(());
+        };
+        let own = ProcessId::own();
+        let own = own.unwrap_or(ProcessId {
+            pid: std::process::id(),
+            start: 0,
+        });
+        let (purpose, hold) = match &self.claim_for {
+            ClaimFor::Process => return Ok(()),
+            ClaimFor::Command { .. } => (Purpose::Command(own), Duration::ZERO),
+            ClaimFor::Prefix { hold, ids } => (Purpose::Prefix(ids.clone()), *hold),
+            ClaimFor::Shell { hold, ids } => (Purpose::Shell(ids.clone()), *hold),
+            ClaimFor::Ids { hold } => (Purpose::Ids, *hold),
+        };
+        let files = files
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect::<io::Result<_>>()?;
+        let (ancestry, devices) = (self.ancestry.clone(), self.devices.clone());
+        let mut lease = Lease::new(self.token, ancestry, devices, files, purpose, hold);
+        lease.label = label.to_owned();
+        if let ClaimFor::Command { program } = &self.claim_for {
+            lease.program = program.clone();
         }
+        if let Some(requester) = &self.requester {
+            lease.requester_pid = requester.requester_pid;
+        }
+        let parent = match self.claim_for {
+            ClaimFor::Command { .. } => Parent::Execs,
+            _ => Parent::Ends,
+        };
+        judge::keep(lease, self.requester.as_ref(), &self.directory, parent)?;
+        self.persists = true;
         Ok(())
+    }
+
+    /// Lets the claim live on through exec without a judge, as long as the program keeps the files
+    /// open: they are put out of the way of the descriptors that scripts number themselves.
+    ///
+    /// # Errors
+    /// Where a descriptor cannot be had.
+    pub fn keep_across_exec(&mut self) -> io::Result<()> {
+        for file in self.files.iter() {
+            let high = rustix::io::fcntl_dupfd_cloexec(file, HIGH_DESCRIPTOR)?;
+            rustix::io::fcntl_setfd(&high, rustix::io::FdFlags::empty())?;
+            std::mem::forget(high);
+        }
+        self.persists = true;
+        Ok(())
+    }
+
+    /// Ends the claim, whoever else holds its files by now.
+    pub fn release(&mut self) {
+        if self.pid != std::process::id() {
+            return;
+        }
+        self.files
+            .iter()
+            .for_each(|file| lock::unlock(file, Range::ALL));
+        if self.claim_for == ClaimFor::Process {
+            OWN.lock().retain(|token| *token != self.token);
+        }
+        queue::notify(&self.directory, &self.devices, self.namespace);
+        holder::withdraw(&self.directory, self.token);
+        self.files = Files::ToPassOn(Vec::new());
+        self.persists = true;
+    }
+
+    /// Tells who holds it.
+    fn publish(&self) {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let holder = Holder {
+            kind: ClaimKind::Command,
+            process: ProcessId::own(),
+            keeper: std::process::id(),
+            namespace: self.namespace,
+            since,
+            until: None,
+            device: self.devices.first().cloned().unwrap_or_default(),
+        };
+        if let Err(error) = holder.publish(&self.directory, self.token) {
+            tracing::debug!("nobody is told who holds the claim: {error}");
+        }
     }
 }
 
 impl Drop for ClaimGuard {
     fn drop(&mut self) {
-        if self.file.is_some() {
+        if let Files::ToPassOn(_) = self.files {
+            cleanup::forget_claim();
+        }
+        if !self.persists {
             self.release();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn claims(directory: &tempfile::TempDir) -> ClaimStore {
-        ClaimStore::open(&directory.path().join("claims"), Vec::new())
-            .expect("a directory of our own")
-    }
-
-    fn hold(claims: &mut ClaimStore, device: &str) -> ClaimGuard {
-        let holder = Holder::Process {
-            command: "a test".into(),
-        };
-        claims
-            .try_claim(&[device.to_owned()], &holder)
-            .expect("it can be written")
-            .expect("nobody else is here")
-    }
-
-    /// Whether another process sees a lock on the file: in a process of its own, for one's own locks are not told.
-    fn is_locked_for_others(held: &ClaimGuard) -> bool {
-        let locks = std::fs::read_to_string("/proc/locks").expect("Linux has it");
-        let inode =
-            std::os::unix::fs::MetadataExt::ino(&held.path.metadata().expect("it is there"));
-        locks
-            .lines()
-            .any(|lock| lock.contains("POSIX") && lock.contains(&format!(":{inode} ")))
-    }
-
-    #[test]
-    fn a_claim_that_ends_while_its_process_lives_calls_those_who_wait() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut first = claims(&directory);
-        let mut held = hold(&mut first, "GPU-1");
-        let ticket = claims(&directory)
-            .queue(Duration::from_secs(1), &Wants::default())
-            .expect("a place");
-        let bell = ticket.bell().expect("it has one");
-        let mut call = [0; 8];
-        assert_eq!(
-            rustix::io::read(&bell, &mut call),
-            Err(rustix::io::Errno::AGAIN),
-            "nobody has called yet"
-        );
-        held.release();
-        assert_eq!(rustix::io::read(&bell, &mut call), Ok(1));
-    }
-
-    #[test]
-    fn a_claim_stays_locked_whatever_this_process_reads_and_claims_later() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut first = claims(&directory);
-        let held = hold(&mut first, "GPU-1");
-        assert!(is_locked_for_others(&held));
-        let mut second = claims(&directory);
-        assert_eq!(second.active().len(), 1);
-        let mut other = hold(&mut second, "GPU-2");
-        assert!(is_locked_for_others(&held) && is_locked_for_others(&other));
-        other.release();
-        assert_eq!(
-            second
-                .active()
-                .iter()
-                .map(|claim| &claim.devices[0])
-                .collect::<Vec<_>>(),
-            ["GPU-1"]
-        );
-        assert!(is_locked_for_others(&held));
-    }
-
-    #[test]
-    fn of_the_threads_of_a_process_only_one_gets_a_gpu() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let held = hold(&mut claims(&directory), "GPU-1");
-        let holder = Holder::Process {
-            command: String::new(),
-        };
-        assert!(
-            claims(&directory)
-                .try_claim(&["GPU-1".into()], &holder)
-                .expect("it can be written")
-                .is_none()
-        );
-        drop(held);
-        assert!(
-            claims(&directory)
-                .try_claim(&["GPU-1".into()], &holder)
-                .expect("it can be written")
-                .is_some()
-        );
-    }
-
-    #[test]
-    fn a_forked_child_does_not_end_its_parents_claim() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let held = hold(&mut claims(&directory), "GPU-1");
-        // What the child of a fork has: the same, under another pid.
-        let path = held.path.clone();
-        drop(ClaimGuard {
-            pid: held.pid + 1,
-            name: held.name.clone(),
-            path: path.clone(),
-            file: Some(tempfile::tempfile().expect("a file")),
-        });
-        assert!(path.exists() && is_locked_for_others(&held));
-        drop(held);
-        assert!(!path.exists());
     }
 }

@@ -1,5 +1,6 @@
 //! All that is read from environment variables, besides the options of the command line.
 
+use crate::claim::{self, Ancestry};
 use crate::site::SiteConfig;
 use std::env;
 use std::ffi::OsString;
@@ -11,8 +12,6 @@ const NVML_LIB: &str = "AUTOCVD_NVML_LIB";
 const CLAIM_DIR: &str = "AUTOCVD_CLAIM_DIR";
 /// Tells a nested autocvd what it was started inside of.
 pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
-/// The directory of claims where none is named: one for all users of the machine.
-const DEFAULT_CLAIM_DIR: &str = "/tmp/autocvd";
 /// What batch systems set in a job, next to `CUDA_VISIBLE_DEVICES`: Slurm, PBS, LSF, and Ray in its
 /// workers.
 const BATCH_JOBS: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RAYLET_PID"];
@@ -32,8 +31,8 @@ pub struct Environment {
     pub batch_job: Option<&'static str>,
     /// What the administrator sets for all users.
     pub site: SiteConfig,
-    /// The launch that this process was started inside of.
-    pub inside: Option<ParentLaunch>,
+    /// The launches that this process was started inside of, as far as its environment tells.
+    pub inside: Option<Ancestry>,
 }
 
 /// How CUDA counts GPUs.
@@ -44,15 +43,6 @@ pub enum DeviceOrder {
     FastestFirst,
     /// By their places on the bus.
     PciBusId,
-}
-
-/// `autocvd -n 4 -- …`, seen from within.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ParentLaunch {
-    /// The names of its claim and of those around it, the outermost first; empty if it made none.
-    pub claims: Vec<String>,
-    /// The keys of its GPUs.
-    pub devices: Vec<String>,
 }
 
 impl Environment {
@@ -73,7 +63,7 @@ impl Environment {
                 _ => DeviceOrder::FastestFirst,
             },
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
-            inside: set(INSIDE).and_then(|value| ParentLaunch::parse(value.to_str()?)),
+            inside: set(INSIDE).and_then(|value| value.to_str()?.parse().ok()),
         }
     }
 }
@@ -94,51 +84,6 @@ fn claim_dir(variable: Option<OsString>, site: &mut SiteConfig) -> PathBuf {
             agreed
         }
         (None, Some(named)) => named,
-        (None, None) => DEFAULT_CLAIM_DIR.into(),
-    }
-}
-
-impl ParentLaunch {
-    /// Reads `CLAIM/CLAIM:UNIT,UNIT`.
-    pub fn parse(value: &str) -> Option<Self> {
-        let (claims, devices) = value.split_once(':')?;
-        let list = |text: &str, by: char| {
-            text.split(by)
-                .filter(|part| !part.is_empty())
-                .map(str::to_owned)
-                .collect()
-        };
-        Some(Self {
-            claims: list(claims, '/'),
-            devices: list(devices, ','),
-        })
-    }
-}
-
-impl std::fmt::Display for ParentLaunch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.claims.join("/"), self.devices.join(","))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_told_to_a_nested_launch_is_read_back() {
-        for inside in [
-            ParentLaunch {
-                claims: vec!["1-2".into(), "3-4".into()],
-                devices: vec!["GPU-1".into(), "GPU-2".into()],
-            },
-            ParentLaunch {
-                claims: vec![],
-                devices: vec!["00000000:01:00.0".into()],
-            },
-        ] {
-            assert_eq!(ParentLaunch::parse(&inside.to_string()), Some(inside));
-        }
-        assert_eq!(ParentLaunch::parse("nonsense"), None);
+        (None, None) => claim::default_path(),
     }
 }

@@ -51,6 +51,13 @@ pub enum Error {
         matches: usize,
     },
 
+    /// The directory of claims is a relative path: each launch would mean another one.
+    #[error("AUTOCVD_CLAIM_DIR='{}' is a relative path; give the whole path", path.display())]
+    RelativeClaimDir {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+
     /// A file does not hold the state of a machine.
     #[error("'{}': {reason}", path.display())]
     UnreadableFile {
@@ -139,6 +146,7 @@ impl Error {
             | Self::UnknownDevice { .. }
             | Self::AmbiguousDevice { .. }
             | Self::AmbiguousOrder { .. }
+            | Self::RelativeClaimDir { .. }
             | Self::UnreadableFile { .. } => true,
             Self::UnusableUuid { recorded, .. } => *recorded,
             _ => false,

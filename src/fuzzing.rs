@@ -1,7 +1,7 @@
 //! What arbitrary bytes must not break: the bodies of the fuzz targets in `fuzz/`, and of the same
 //! tests with random bytes in the suite.
 
-use crate::environment::ParentLaunch;
+use crate::claim::Ancestry;
 use crate::error::IdList;
 use crate::gpu::Snapshot;
 use crate::ids::{for_cuda, parse_visible_devices, resolve};
@@ -44,7 +44,7 @@ pub fn ids(bytes: &[u8]) {
     if let Ok(ids) = resolve(&text, IdList::Only, snapshot) {
         assert!(ids.iter().all(|id| all.contains(id)), "{text:?}");
     }
-    let _ = ParentLaunch::parse(&text);
+    let _ = text.parse::<Ancestry>();
     let _ = crate::PciBusId::parse(&text);
     let _ = crate::text::parse_duration(&text);
     let _ = crate::text::parse_size(&text);

@@ -443,7 +443,13 @@ impl ProcessKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct ClaimInfo {
-    /// The process that holds it, or the shell whose lease it is, in its own PID namespace.
+    /// What it is for: `command`, `lease`, `shell` or `share`.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
+    pub kind: Option<String>,
+    /// The process that it is for, or the shell whose lease it is.
     #[cfg_attr(feature = "serde", serde(default))]
     pub pid: Option<u32>,
     /// The name of its user, or the number where it has none.
@@ -455,6 +461,22 @@ pub struct ClaimInfo {
     /// When it was made: Unix time in seconds.
     #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::time"))]
     pub since: Option<u64>,
+    /// When it ends unless a process is seen: Unix time in seconds.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "json::time"
+        )
+    )]
+    pub until: Option<u64>,
+    /// How many bytes a share is of.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "Option::is_none")
+    )]
+    pub memory: Option<u64>,
 }
 
 /// What can be done with a GPU.

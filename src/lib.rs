@@ -59,8 +59,8 @@ mod wait;
 
 pub use acquire::{Acquisition, acquire, try_acquire};
 pub use cancel::CancelToken;
-pub use claim::{ClaimGuard, remove_files};
-pub use environment::{DeviceOrder, Environment, ParentLaunch};
+pub use claim::{Ancestry, ClaimGuard, release_shell_claims, remove_files};
+pub use environment::{DeviceOrder, Environment};
 pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
 pub use fact::Fact;
 pub use gpu::{

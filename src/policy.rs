@@ -74,9 +74,10 @@ pub(crate) const IMMINENT: Duration = Duration::from_millis(30);
 /// How long a driver is left alone that has failed while a launch waits; each further failure
 /// doubles it, up to the interval.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// How often to look whether a claim in another PID namespace has ended, which no descriptor tells
-/// while a child of its holder still has the file open.
-pub(crate) const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(30);
+/// How often, and how soon again, the first look of a launch is taken at a claim that is about to end.
+pub(crate) const ENDING_LOOKS: u32 = 25;
+/// See [`ENDING_LOOKS`].
+pub(crate) const ENDING_PAUSE: Duration = Duration::from_millis(2);
 /// How long an earlier waiter may leave a free GPU unclaimed before it is passed over.
 pub(crate) const HANDOFF_GRACE: Duration = Duration::from_millis(250);
 /// The longest head start that a waiter gives to those before it in the queue.

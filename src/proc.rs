@@ -35,6 +35,25 @@ impl ProcessId {
     }
 }
 
+/// `PID:START`.
+impl std::fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.pid, self.start)
+    }
+}
+
+impl std::str::FromStr for ProcessId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (pid, start) = text.split_once(':').ok_or(())?;
+        Ok(Self {
+            pid: pid.parse().map_err(drop)?,
+            start: start.parse().map_err(drop)?,
+        })
+    }
+}
+
 /// The fields of /proc/PID/stat that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -46,6 +65,9 @@ pub(crate) struct Stat {
     pub state: char,
     /// The parent's pid.
     pub parent: u32,
+    /// Where its environment lies: another place after each exec, and the same in a fork. 0 where that
+    /// is hidden, for threads of the kernel, and in the midst of an exec.
+    pub image: u64,
     threads: u32,
 }
 
@@ -68,6 +90,7 @@ impl Stat {
         let parent = fields.next()?.parse().ok()?;
         let threads = fields.nth(15)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
+        let image = fields.nth(27).and_then(|field| field.trim().parse().ok());
         let id = ProcessId {
             pid: pid.parse().ok()?,
             start,
@@ -77,6 +100,7 @@ impl Stat {
             comm: comm.to_owned(),
             state,
             parent,
+            image: image.unwrap_or(0),
             threads,
         })
     }
@@ -84,6 +108,11 @@ impl Stat {
     /// Whether the process has not ended.
     pub(crate) fn runs(&self) -> bool {
         !matches!(self.state, 'Z' | 'X' | 'x') || self.threads > 1
+    }
+
+    /// Whether it is a fork of `parent` that has not become another program.
+    pub(crate) fn is_fork_of(&self, parent: &Self) -> bool {
+        self.image != 0 && self.image == parent.image
     }
 
     /// Whether it has been stopped by a signal or a debugger.
@@ -150,6 +179,13 @@ pub(crate) fn user(pid: u32) -> Option<String> {
     Some(user_name(status.st_uid))
 }
 
+/// The user id of a process.
+pub(crate) fn owner(pid: u32) -> Option<u32> {
+    rustix::fs::stat(format!("/proc/{pid}"))
+        .ok()
+        .map(|stat| stat.st_uid)
+}
+
 /// The name of a user id, or the number where it has none.
 pub(crate) fn user_name(uid: u32) -> String {
     match uzers::get_user_by_uid(uid) {
@@ -171,20 +207,52 @@ pub(crate) enum Environ {
     Hidden,
 }
 
-/// Whether the process was started with this variable set to this value.
-pub(crate) fn variable(pid: u32, name: &str, value: &str) -> Environ {
+/// The environment that a process was started with; what can be told of any variable where it
+/// cannot be read.
+fn environ(pid: u32) -> Result<Vec<u8>, Environ> {
+    match read_environ(pid) {
+        // In the midst of an exec, or without any variables: then the kernel knows where they would be.
+        Some(empty) if empty.is_empty() => {
+            let is_whole = Stat::read(pid).is_some_and(|stat| stat.image != 0);
+            match is_whole.then(|| read_environ(pid)).flatten() {
+                Some(environment) => Ok(environment),
+                None => Err(Environ::Execing),
+            }
+        }
+        Some(environment) => Ok(environment),
+        None => Err(Environ::Hidden),
+    }
+}
+
+fn read_environ(pid: u32) -> Option<Vec<u8>> {
     // Almost always in one call: between two, an exec would take the rest away.
     let mut environment = Vec::with_capacity(64 << 10);
-    let file = fs::File::open(format!("/proc/{pid}/environ"));
-    if file
-        .and_then(|mut file| file.read_to_end(&mut environment))
-        .is_err()
-    {
-        return Environ::Hidden;
+    let mut file = fs::File::open(format!("/proc/{pid}/environ")).ok()?;
+    file.read_to_end(&mut environment).ok()?;
+    Some(environment)
+}
+
+/// Whether these bytes stand in the environment that the process was started with.
+pub(crate) fn environ_holds(pid: u32, bytes: &[u8]) -> Environ {
+    match environ(pid) {
+        Ok(environment)
+            if environment
+                .windows(bytes.len())
+                .any(|window| window == bytes) =>
+        {
+            Environ::Set
+        }
+        Ok(_) => Environ::NotSet,
+        Err(unknown) => unknown,
     }
-    if environment.is_empty() {
-        return Environ::Execing;
-    }
+}
+
+/// Whether the process was started with this variable set to this value.
+pub(crate) fn variable(pid: u32, name: &str, value: &str) -> Environ {
+    let environment = match environ(pid) {
+        Ok(environment) => environment,
+        Err(unknown) => return unknown,
+    };
     let wanted = format!("{name}={value}");
     let whole = environment.strip_suffix(b"\0").unwrap_or(&environment);
     let mut entries = whole.split(|byte| *byte == 0);
@@ -243,7 +311,7 @@ fn add_children(path: &str, found: &mut Vec<u32>) -> Option<()> {
 }
 
 /// All processes that /proc shows.
-fn all() -> Vec<u32> {
+pub(crate) fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -258,21 +326,6 @@ fn children_by_scan(parent: u32) -> Vec<u32> {
         .into_iter()
         .filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent))
         .collect()
-}
-
-/// Whether `pid` is this process or one that it descends from.
-pub(crate) fn is_ancestor(pid: u32) -> bool {
-    let mut current = std::process::id();
-    while current > 0 {
-        if current == pid {
-            return true;
-        }
-        let Some(stat) = Stat::read(current) else {
-            return false;
-        };
-        current = stat.parent;
-    }
-    false
 }
 
 /// Whether /proc is there and its pids are those of this process's namespace.
@@ -295,7 +348,7 @@ pub(crate) fn pid_namespace() -> Option<u64> {
         .ok()
 }
 
-/// Names this boot of the machine: a file that outlives it tells of pids that mean nothing any more.
+/// Names this boot of the machine.
 pub(crate) fn boot_id() -> String {
     let id = read_start("/proc/sys/kernel/random/boot_id", 64).unwrap_or_default();
     printable(&id)
@@ -358,15 +411,6 @@ impl Pipe {
     }
 }
 
-/// Opens a file for reading unless it is a link, a device or a FIFO, all of which may be traps in a
-/// directory that everybody may write to.
-pub(crate) fn open_regular(directory: impl std::os::fd::AsFd, name: &str) -> Option<fs::File> {
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = fs::File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
-    file.metadata().ok()?.is_file().then_some(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,7 +450,7 @@ mod tests {
     fn this_process_lives_and_is_its_parents_child() {
         let own = Stat::read(std::process::id()).expect("/proc shows this process");
         assert!(own.id.is_alive() && own.runs() && !own.is_stopped());
-        assert!(is_ancestor(own.parent) && exists(own.parent));
+        assert!(exists(own.parent));
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .expect("after 1970")

@@ -169,16 +169,19 @@ impl Request {
 }
 
 /// Whether and for whom to claim what is found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClaimPolicy {
     /// Ignore existing claims and make none.
     No,
-    /// For this process and what it becomes by exec; the claim ends with the
-    /// [`Acquisition`](crate::Acquisition) or the process.
-    Process {
-        /// What others are told that it runs; empty for its present command line.
-        command: String,
+    /// For this process; the claim ends with the [`Acquisition`](crate::Acquisition) or the process.
+    #[default]
+    Process,
+    /// For the program that this process becomes by exec, and for what that leaves behind: see
+    /// [`ClaimGuard::persist`](crate::ClaimGuard::persist).
+    Command {
+        /// Its name.
+        program: String,
     },
     /// For the shell that started this process.
     Shell {
@@ -187,14 +190,6 @@ pub enum ClaimPolicy {
         /// What the shell will do with what is printed.
         form: OutputForm,
     },
-}
-
-impl Default for ClaimPolicy {
-    fn default() -> Self {
-        Self::Process {
-            command: String::new(),
-        }
-    }
 }
 
 /// What a shell does with a printed choice.

@@ -6,8 +6,7 @@ use crate::gpu::{ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Sn
 use crate::observer::Observer;
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::site::SiteConfig;
-use crate::{Result, proc};
-use std::path::Path;
+use crate::{Error, Result, proc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A machine to look at as a whole, once or again and again.
@@ -37,7 +36,7 @@ impl StatusReader {
         observer.probe_finished();
         let probe = probe?;
         // To show the machine is to show the claims around this process too.
-        let claims = open_claims(&environment.claim_dir, Vec::new(), &*probe, observer);
+        let claims = open_claims(environment, &*probe, observer)?;
         Ok(Self {
             probe,
             claims,
@@ -73,7 +72,7 @@ impl StatusReader {
         let mut snapshot = snapshot?;
         if self.is_live() {
             if let Some(claims) = &mut self.claims {
-                attach_claims(&mut snapshot, &claims.active());
+                attach_claims(&mut snapshot, claims);
             }
             resolve_processes(&mut snapshot, Scope::All);
             snapshot.recording = Some(Box::new(recording()));
@@ -131,49 +130,62 @@ pub fn status(
     StatusReader::open(choice, environment, observer)?.look(observer)
 }
 
-/// The claims in `directory`; those `around` this process are left out of what it sees.
+/// The claims in the directory that the environment names.
+///
+/// # Errors
+/// [`RelativeClaimDir`](Error::RelativeClaimDir): each launch would mean another directory.
 pub(crate) fn open_claims(
-    directory: &Path,
-    around: Vec<String>,
+    environment: &Environment,
     probe: &dyn Probe,
     observer: &mut dyn Observer,
-) -> Option<ClaimStore> {
+) -> Result<Option<ClaimStore>> {
     if !probe.is_live() {
-        return None;
+        return Ok(None);
     }
-    match ClaimStore::open(directory, around) {
-        Ok(claims) => Some(claims),
+    let path = &environment.claim_dir;
+    if path.is_relative() {
+        return Err(Error::RelativeClaimDir { path: path.clone() });
+    }
+    let shown = path.display();
+    Ok(match ClaimStore::open(path) {
+        Ok(claims) => {
+            if let Some(risk) = claims.secure() {
+                observer.warn(&format!("claims in '{shown}' are not safe: {risk}"));
+            }
+            Some(claims)
+        }
         Err(error) => {
-            let directory = directory.display();
             observer.warn(&format!(
-                "'{directory}' cannot be used for claims: {error}; other launches may pick the same GPUs \
-                 (name another directory in AUTOCVD_CLAIM_DIR)"
+                "'{shown}' cannot be used for claims: {error}; other launches may pick the same \
+                 GPUs (name another directory in AUTOCVD_CLAIM_DIR)"
             ));
             None
         }
-    }
+    })
 }
 
-/// Writes the claims onto the GPUs that they are on.
-pub(crate) fn attach_claims(snapshot: &mut Snapshot, claims: &[Claim]) {
+/// Writes the claims onto the GPUs that they are on; returns them all.
+pub(crate) fn attach_claims(snapshot: &mut Snapshot, claims: &mut ClaimStore) -> Vec<Claim> {
     forget_claims(snapshot);
-    if claims.is_empty() {
-        return;
-    }
+    claims.refresh();
+    let mut all = Vec::new();
     for id in snapshot.device_ids() {
-        let key = snapshot.device(id).key();
-        let on_it = claims.iter().filter(|claim| claim.devices.contains(&key));
-        *snapshot.claims_mut(id) = on_it.map(claim_info).collect();
+        let on_it = claims.active(&snapshot.device(id).key());
+        *snapshot.claims_mut(id) = on_it.iter().map(claim_info).collect();
+        all.extend(on_it);
     }
+    all
 }
 
 fn claim_info(claim: &Claim) -> ClaimInfo {
     ClaimInfo {
-        // The shell of a lease may be out of sight.
-        pid: Some(claim.pid).filter(|pid| *pid > 0),
-        user: Some(claim.uid.to_string()),
-        command: Some(claim.command.clone()).filter(|command| !command.is_empty()),
-        since: Some(claim.since),
+        kind: claim.kind.map(|kind| kind.name().to_owned()),
+        pid: claim.pid,
+        user: claim.uid.map(|uid| uid.to_string()),
+        command: claim.pid.and_then(proc::command),
+        since: claim.since,
+        until: claim.until,
+        memory: None,
     }
 }
 

@@ -2,34 +2,36 @@
 //!
 //! # Design
 //! One poll over everything that can free a GPU: the exits of processes (pidfd), descriptors that
-//! others make readable, claims that end out of sight (inotify on the directory of claims, where
-//! there are such), and the time. Nothing else is done in between. Where the kernel refuses a pidfd
+//! others make readable, claims that end out of sight (a thread that waits for their locks), and the
+//! time. Nothing else is done in between. Where the kernel refuses a pidfd
 //! (before Linux 5.3, in some sandboxes), the process is asked for once a second.
 
 use crate::policy::EXIT_POLL_INTERVAL;
 use crate::proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{HashMap, HashSet};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// More processes than this are asked for once a second: descriptors are few.
 const MAX_PIDFDS: usize = 256;
+/// So many calls are answered in this time: whoever calls without end holds nobody up.
+const MAX_CALLS: usize = 20;
+const CALL_PERIOD: Duration = Duration::from_millis(200);
 
 /// What may free a GPU.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct WakeSources {
     /// Processes whose exit may.
     pub(crate) pids: Vec<u32>,
     /// The time at which something may have ended.
     pub(crate) at: Option<Instant>,
-    /// The names of claims that may end out of sight: in another PID namespace.
-    pub(crate) out_of_sight: Vec<String>,
+    /// What becomes readable when a claim ends that lies out of sight.
+    pub(crate) events: Vec<Arc<OwnedFd>>,
 }
 
 impl WakeSources {
@@ -44,7 +46,7 @@ impl WakeSources {
 pub(crate) enum WakeReason {
     /// These processes have exited.
     Exited(Vec<u32>),
-    /// A descriptor became readable, or the directory of claims has changed.
+    /// A descriptor became readable.
     Called,
     /// The time of the sources has come.
     Time,
@@ -59,31 +61,32 @@ pub(crate) struct WakeLoop {
     polled: HashSet<u32>,
     /// Processes that have exited, or live in another namespace.
     exited: HashSet<u32>,
-    /// The directory of claims.
-    claims: Option<PathBuf>,
-    notify: Option<OwnedFd>,
-    bell: Option<OwnedFd>,
+    /// The socket by which others call this waiter to look again.
+    calls: Option<OwnedFd>,
+    /// When the first of the calls came that are counted, and how many they are.
+    called: (Instant, usize),
+    /// Until when no call is listened to, for too many came.
+    deaf_until: Option<Instant>,
     /// What others than this process read, or nobody.
     unread: Vec<OwnedFd>,
 }
 
 impl WakeLoop {
-    /// One that can also watch the directory of claims, where there is one.
-    pub(crate) fn new(claims: Option<&Path>) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             exits: HashMap::new(),
             polled: HashSet::new(),
             exited: HashSet::new(),
-            claims: claims.map(Path::to_owned),
-            notify: None,
-            bell: None,
+            calls: None,
+            called: (Instant::now(), 0),
+            deaf_until: None,
             unread: Vec::new(),
         }
     }
 
-    /// Also wakes when this descriptor becomes readable, and reads it.
-    pub(crate) fn listen(&mut self, bell: OwnedFd) {
-        self.bell = Some(bell);
+    /// Also wakes when a message comes to this socket.
+    pub(crate) fn listen(&mut self, calls: OwnedFd) {
+        self.calls = Some(calls);
     }
 
     /// Also wakes for as long as this descriptor is readable; it is never read.
@@ -94,7 +97,19 @@ impl WakeLoop {
     /// Forgets what ended the sleeps so far: to be called before a look, so that what happens
     /// during the look ends the next sleep.
     pub(crate) fn drain(&mut self) {
-        self.drain_descriptors();
+        let Some(calls) = &self.calls else { return };
+        let receive =
+            |_: &usize| rustix::net::recv(calls, &mut [0; 1], RecvFlags::DONTWAIT).is_ok();
+        let any = (0..MAX_CALLS).take_while(receive).count() > 0;
+        let now = Instant::now();
+        let (since, count) = self.called;
+        self.called = match now.duration_since(since) < CALL_PERIOD {
+            true => (since, count + usize::from(any)),
+            false => (now, usize::from(any)),
+        };
+        if self.called.1 > MAX_CALLS {
+            self.deaf_until = Some(self.called.0 + CALL_PERIOD);
+        }
     }
 
     /// Whether the exit of this process has been seen.
@@ -108,17 +123,12 @@ impl WakeLoop {
         if !exited.is_empty() {
             return WakeReason::Exited(exited);
         }
-        if !sources.out_of_sight.is_empty() && self.notify.is_none() && self.claims.is_some() {
-            self.notify = self.claims.take().as_deref().and_then(watch_directory);
-            if self.notify.is_some() {
-                // What happened before is seen by another look.
-                return WakeReason::Called;
-            }
-        }
         loop {
             let ask = (!self.polled.is_empty()).then(|| Instant::now() + EXIT_POLL_INTERVAL);
-            let end = [sources.at, until, ask].into_iter().flatten().min();
-            if let Some(reason) = self.poll(end) {
+            let now = Instant::now();
+            self.deaf_until = self.deaf_until.filter(|until| *until > now);
+            let ends = [sources.at, until, ask, self.deaf_until];
+            if let Some(reason) = self.poll(&sources.events, ends.into_iter().flatten().min()) {
                 return reason;
             }
             let exited: Vec<u32> = self
@@ -138,18 +148,21 @@ impl WakeLoop {
                 return WakeReason::Time;
             }
             // A signal ends the sleep too, unless it is one of those that ask for exits.
-            if has_come(until) || ask.is_none_or(|ask| ask > now) {
+            let only_deaf = has_come(self.deaf_until);
+            if has_come(until) || !only_deaf && ask.is_none_or(|ask| ask > now) {
                 return WakeReason::Tick;
             }
         }
     }
 
     /// One poll; `None` where only time has passed or a signal has come.
-    fn poll(&mut self, end: Option<Instant>) -> Option<WakeReason> {
+    fn poll(&mut self, events: &[Arc<OwnedFd>], end: Option<Instant>) -> Option<WakeReason> {
         let limit = end.map(|end| end.saturating_duration_since(Instant::now()));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let pids: Vec<u32> = self.exits.keys().copied().collect();
-        let others = self.notify.iter().chain(&self.bell).chain(&self.unread);
+        let calls = self.calls.iter().filter(|_| self.deaf_until.is_none());
+        let events = events.iter().map(|event| &**event);
+        let others = calls.chain(&self.unread).chain(events);
         let mut fds: Vec<PollFd> = pids
             .iter()
             .map(|pid| &self.exits[pid])
@@ -167,11 +180,8 @@ impl WakeLoop {
             self.exits.remove(pid);
             self.exited.insert(*pid);
         }
-        // What calls is left for the next look to read, if a process has exited too: it is then
-        // read by `drain`, before that look.
-        let own = ready[pids.len()..].iter().any(|ready| *ready);
-        let cancelled = ready[ready.len() - self.unread.len()..].contains(&true);
-        if own && (self.drain_descriptors() || cancelled) {
+        // What calls is left for the next look to read: by `drain`, before that look.
+        if ready[pids.len()..].contains(&true) {
             return Some(WakeReason::Called);
         }
         (!exited.is_empty()).then_some(WakeReason::Exited(exited))
@@ -212,29 +222,6 @@ impl WakeLoop {
         }
         exited
     }
-
-    /// Reads what the bell and inotify have to tell; whether any of it matters.
-    fn drain_descriptors(&mut self) -> bool {
-        let mut matters = false;
-        if let Some(bell) = &self.bell {
-            while rustix::io::read(bell, &mut [0; 256]).is_ok_and(|read| read > 0) {
-                matters = true;
-            }
-        }
-        let Some(notify) = &self.notify else {
-            return matters;
-        };
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(notify, &mut buffer);
-        while let Ok(event) = reader.next() {
-            let name = event
-                .file_name()
-                .map(|name| name.to_bytes())
-                .unwrap_or_default();
-            matters |= !name.starts_with(b".") && !event.events().contains(ReadFlags::ISDIR);
-        }
-        matters
-    }
 }
 
 fn is_readable(pidfd: &OwnedFd) -> bool {
@@ -243,11 +230,4 @@ fn is_readable(pidfd: &OwnedFd) -> bool {
         tv_nsec: 0,
     };
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) == Ok(1)
-}
-
-fn watch_directory(path: &Path) -> Option<OwnedFd> {
-    let notify =
-        inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).ok()?;
-    inotify::add_watch(&notify, path, WatchFlags::CLOSE_WRITE | WatchFlags::DELETE).ok()?;
-    Some(notify)
 }

@@ -27,13 +27,15 @@ fn command_line(pid: u32) -> String {
 }
 
 #[test]
-fn a_command_in_another_namespace_ends_its_claim_though_a_child_of_its_lives_on() {
+fn a_claim_made_in_another_namespace_wakes_who_waits_for_it() {
     let machine = Machine::gpus(1);
     if !has_namespaces(&machine) {
         return;
     }
-    let script = "autocvd -q -- sh -c 'setsid sleep 60 & echo; read line'; sleep 60";
-    let mut inside = in_namespace(&machine, &["sh", "-c", script]);
+    // What it leaves behind carries nothing of the claim.
+    let command = "env -i sleep 60 & echo; read line";
+    let script = format!("autocvd -q -- sh -c '{command}'; sleep 60");
+    let mut inside = in_namespace(&machine, &["sh", "-c", &script]);
     let (input, output) = common::pipe();
     let inside = start(inside.stdin(input));
     wait_until("the COMMAND runs", || inside.stdout() == "\n");
@@ -201,20 +203,43 @@ fn a_namespace_that_shows_the_pids_of_another_one_claims_all_the_same() {
 }
 
 #[test]
-fn a_child_that_the_command_leaves_behind_does_not_keep_the_claim() {
-    let machine = Machine::gpus(1);
-    let script = "sleep 8 >/dev/null 2>&1 & echo $!";
-    let child: u32 = run(machine.autocvd().args(["--", "sh", "-c", script]))
-        .success()
-        .trim()
-        .parse()
-        .expect("a pid");
-    wait_until("it has become sleep", || command_line(child) == "sleep 8");
-    assert!(is_free(&machine));
-    if has_namespaces(&machine) {
-        let own = [AUTOCVD, "-q", "-t", "0", "--", "true"];
-        assert_eq!(run(&mut in_namespace(&machine, &own)).code, Some(0));
+fn what_a_command_leaves_behind_keeps_the_claim_as_long_as_it_carries_the_choice() {
+    for (left, keeps) in [
+        ("setsid sleep 81 &", true),
+        ("(sleep 81 &)", true),
+        ("env -u AUTOCVD_INSIDE sleep 81 &", false),
+    ] {
+        let machine = Machine::gpus(1);
+        let script = format!("exec >/dev/null 2>&1; {left}\nsleep 0.3");
+        run(machine.autocvd().args(["--", "sh", "-c", &script])).success();
+        assert_eq!(is_free(&machine), !keeps, "{left}");
+        if has_namespaces(&machine) {
+            let own = [AUTOCVD, "-q", "-t", "0", "--", "true"];
+            let inside = || run(&mut in_namespace(&machine, &own)).code;
+            match keeps {
+                true => assert_eq!(inside(), Some(4), "{left}"),
+                false => wait_until("the claim has ended", || inside() == Some(0)),
+            }
+        }
+        let waiting = start(machine.autocvd().args(["-q", "-i", "600s", "--", "true"]));
+        for pid in processes("sleep 81", &machine) {
+            let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+            rustix::process::kill_process(pid, Signal::KILL).expect("it runs");
+        }
+        waiting.finish().success();
     }
+}
+
+/// The processes with this command line that belong to the machine.
+fn processes(line: &str, machine: &Machine) -> Vec<i32> {
+    let all = fs::read_dir("/proc").expect("it is there").flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mark = machine.path().to_string_lossy().into_owned();
+    let is_ours = |pid: &u32| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        command_line(*pid) == line && String::from_utf8_lossy(&environ).contains(&mark)
+    };
+    pids.filter(is_ours).map(|pid| pid as i32).collect()
 }
 
 #[test]
@@ -263,16 +288,7 @@ fn a_command_that_cannot_be_run_leaves_no_claim() {
         run(machine.autocvd().args(["--", "broken"])).code,
         Some(127)
     );
-    assert_eq!(claim_files(&machine), [] as [String; 0]);
-}
-
-/// The files of claims.
-fn claim_files(machine: &Machine) -> Vec<String> {
-    let entries = fs::read_dir(machine.claims())
-        .expect("the directory is there")
-        .flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name != "queue").collect()
+    assert!(is_free(&machine));
 }
 
 // Options.
@@ -322,18 +338,19 @@ fn without_claims_none_are_heeded_or_made() {
 #[test]
 fn a_nested_autocvd_chooses_among_the_gpus_around_it() {
     let machine = Machine::gpus(8);
-    let nested = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -o -t 0; autocvd -q -o -n 4 -t 0; autocvd -q -o -n 5; echo $?";
+    let print = "-- printenv CUDA_VISIBLE_DEVICES";
+    let nested = format!(
+        "printenv CUDA_VISIBLE_DEVICES; autocvd -q -t 0 {print}; autocvd -q -n 4 -t 0 {print}; \
+         autocvd -q -n 5 {print}; echo $?"
+    );
     let told = run(machine
         .autocvd()
-        .args(["-q", "-n", "4", "--", "sh", "-c", nested]))
+        .args(["-q", "-n", "4", "--", "sh", "-c", &nested]))
     .success();
     let lines: Vec<&str> = told.lines().collect();
     let around: Vec<&str> = lines[0].split(',').collect();
     assert!(around.contains(&lines[1]), "{told}");
-    assert_eq!(
-        lines[2], lines[0],
-        "a lease ends when the shell asks again: {told}"
-    );
+    assert_eq!(lines[2], lines[0], "a claim ends with its COMMAND: {told}");
     assert_eq!(lines[3], "3", "five of four can never be had: {told}");
 }
 
@@ -416,29 +433,39 @@ fn nesting_may_go_deeper() {
 }
 
 #[test]
-fn what_outlives_an_inner_launch_is_still_inside_the_outer_one() {
+fn what_outlives_an_inner_launch_is_still_inside_it_and_the_outer_one_keeps_the_rest() {
     let machine = Machine::gpus(8);
-    let survivor = "sleep 0.5; autocvd -q -o -n 4 -t 0; autocvd -q -o -n 5 -t 0; echo $?; meet 2";
-    machine.install("survivor", &format!("#!/bin/sh\n{survivor}\n"));
-    let outer = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -t 0 -- sh -c 'survivor &'; meet 2";
+    let print = "-- printenv CUDA_VISIBLE_DEVICES";
+    let survivor =
+        format!("sleep 0.5; autocvd -q -t 0 {print}; autocvd -q -n 2 -t 0 {print}; echo $?");
+    machine.install("survivor", &format!("#!/bin/sh\n{survivor}\nmeet 2\n"));
+    let outer = format!(
+        "autocvd -q -t 0 -- sh -c 'printenv CUDA_VISIBLE_DEVICES; survivor &'; \
+         autocvd -q -n 3 -t 0 {print}; autocvd -q -n 4 -t 0 {print}; echo $?; meet 2; wait"
+    );
     let told = run(machine
         .autocvd()
-        .args(["-q", "-n", "4", "--", "sh", "-c", outer]))
+        .args(["-q", "-n", "4", "--", "sh", "-c", &outer]))
     .success();
     let lines: Vec<&str> = told.lines().collect();
-    assert_eq!((lines[1], lines[2]), (lines[0], "3"), "{told}");
+    let inner = lines[0];
+    assert!(
+        lines[1].split(',').count() == 3 && !lines[1].contains(inner),
+        "{told}"
+    );
+    assert_eq!(lines[2..], ["4", inner, "3"], "{told}");
 }
 
 #[test]
 fn surroundings_that_are_not_here_are_ignored() {
     let machine = Machine::gpus(2);
     let _holder = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
-    let claim = claim_files(&machine).remove(0);
     let device = "GPU-00000000-0000-0000-0000-000000000000";
     for inside in [
-        format!("1-1:{device}"),
+        format!("0000000000000001:{device}"),
+        format!("0000000000000001:{device};0000000000000002:GPU-elsewhere"),
         ":GPU-elsewhere".into(),
-        "1-1/2-2:GPU-elsewhere".into(),
+        "0000000000000001:GPU-elsewhere".into(),
         "nonsense".into(),
         "::::".into(),
         "/:,".into(),
@@ -446,7 +473,7 @@ fn surroundings_that_are_not_here_are_ignored() {
     ] {
         // By a shell of its own: what other tests start is none of its business.
         let among = |n: &str| {
-            let script = format!("autocvd -q -o -t 0 -n {n}; exit $?");
+            let script = format!("autocvd -q -o --hold 0 -t 0 -n {n}; exit $?");
             run(machine.shell("sh", &script).env("AUTOCVD_INSIDE", &inside))
         };
         assert_eq!(among("1").success(), "0\n", "{inside}");
@@ -456,8 +483,4 @@ fn surroundings_that_are_not_here_are_ignored() {
             "the claim on GPU 1 is heeded: {inside}"
         );
     }
-    // A claim that stands tells itself what it is on.
-    let inside = format!("{claim}:{device}");
-    let mut within = machine.shell("sh", "autocvd -q -o -t 0; exit $?");
-    assert_eq!(run(within.env("AUTOCVD_INSIDE", inside)).success(), "1\n");
 }

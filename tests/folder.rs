@@ -26,16 +26,6 @@ fn holder(mut command: Command) -> Running {
     running
 }
 
-fn claim_files(machine: &Machine) -> Vec<PathBuf> {
-    let entries = fs::read_dir(machine.claims())
-        .expect("the directory is there")
-        .flatten();
-    entries
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file())
-        .collect()
-}
-
 // Users.
 
 /// A machine that every user may see, with the program and the library in it; `None`, and a line that says
@@ -268,147 +258,301 @@ fn a_folder_that_may_not_be_written_costs_a_warning_not_the_job() {
 }
 
 #[test]
-fn a_full_disk_costs_a_warning_not_the_job() {
+fn a_full_disk_and_a_limit_of_0_bytes_a_file_cost_no_claim() {
     let machine = Machine::gpus(1);
     fs::create_dir(machine.claims()).expect("our own directory");
     let mounted = run(machine
         .command("mount")
         .args(["-t", "tmpfs", "-o", "size=4k,mode=1777", "tmpfs"])
         .arg(machine.claims()));
+    if mounted.code == Some(0) {
+        let filled = fs::write(machine.claims().join("filler"), vec![0; 1 << 20]);
+        let held = only_one_gets_it(&machine, "");
+        run(machine.command("umount").arg("-l").arg(machine.claims()));
+        assert!(filled.is_err());
+        assert_eq!(held, "");
+    } else {
+        common::skip("nothing may be mounted here");
+    }
+    let machine = Machine::gpus(1);
+    assert_eq!(only_one_gets_it(&machine, "ulimit -f 0; "), "");
+    let machine = Machine::gpus(1);
+    let script = "ulimit -f 0; eval \"$(autocvd -q -s)\"; sleep 60; :";
+    let shell = start(&mut machine.shell("sh", script));
+    wait_until("it is claimed", || look(&machine).code == Some(4));
+    drop(shell);
+    wait_until("it has ended", || look(&machine).code == Some(0));
+}
+
+/// Holds a GPU that no other launch gets, and for which one waits; returns what was said of it.
+fn only_one_gets_it(machine: &Machine, before: &str) -> String {
+    let script = format!("{before}exec autocvd -- sh -c 'sleep 60 & echo $! >&2; wait'");
+    let mut held = start(&mut machine.shell("bash", &script));
+    wait_until("the COMMAND runs", || {
+        held.stderr().contains('\n') || !held.is_running()
+    });
+    assert_eq!(look(machine).code, Some(4));
+    let waiting = start(machine.autocvd().args(["-q", "-i", "600s", "--", "true"]));
+    wait_until("it waits", || {
+        fs::read_dir(machine.claims().join("queue")).is_ok_and(|entries| entries.count() > 1)
+    });
+    let said = held.stderr();
+    let said: Vec<&str> = said
+        .lines()
+        .filter(|line| line.parse::<u32>().is_err())
+        .collect();
+    let said = said.join("\n");
+    drop(held);
+    waiting.finish().success();
+    said
+}
+
+#[test]
+fn a_read_only_file_system_costs_a_warning_not_the_job() {
+    let machine = Machine::gpus(1);
+    fs::create_dir(machine.claims()).expect("our own directory");
+    let mounted = run(machine
+        .command("mount")
+        .args(["-t", "tmpfs", "-o", "ro", "tmpfs"])
+        .arg(machine.claims()));
     if mounted.code != Some(0) {
         common::skip("nothing may be mounted here");
         return;
     }
-    let filled = fs::write(machine.claims().join("filler"), vec![0; 1 << 20]);
     let outcome = run(machine
         .autocvd()
         .args(["--", "printenv", "CUDA_VISIBLE_DEVICES"]));
-    let job = machine.job(0);
-    let waiting = run(machine.autocvd().args(["-t", "300ms", "--", "true"]));
-    drop(job);
-    let left = claim_files(&machine).len();
     run(machine.command("umount").arg("-l").arg(machine.claims()));
-    assert!(filled.is_err());
-    assert_eq!(
-        (outcome.code, outcome.stdout.as_str()),
-        (Some(0), "0\n"),
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "0\n"));
+    assert!(
+        outcome.stderr.contains("cannot be used for claims"),
         "{outcome:#?}"
     );
-    assert!(outcome.stderr.contains("warning"), "{outcome:#?}");
-    assert_eq!(waiting.code, Some(4), "{waiting:#?}");
-    assert_eq!(left, 1, "nothing but what fills it");
+}
+
+#[test]
+fn a_relative_directory_is_a_wrong_value() {
+    let machine = Machine::gpus(1);
+    for arguments in [&["-o"][..], &["status"], &["--", "true"]] {
+        let mut command = machine.autocvd();
+        let outcome = run(command.args(arguments).env("AUTOCVD_CLAIM_DIR", "claims"));
+        assert_eq!(outcome.code, Some(2), "{outcome:#?}");
+        assert!(
+            outcome.stderr.contains("AUTOCVD_CLAIM_DIR='claims'"),
+            "{outcome:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_empty_is_told_of_and_repaired_by_root() {
+    let Some(machine) = shared_machine(1) else {
+        return;
+    };
+    let said = |uid: u32| {
+        // The claim before it is another user's, whose judge takes a moment.
+        let mut taken = user_takes(&machine, uid);
+        wait_until("the GPU is free", || {
+            let free = taken.code == Some(0);
+            taken = if free {
+                taken.clone()
+            } else {
+                user_takes(&machine, uid)
+            };
+            free
+        });
+        taken.stderr
+    };
+    assert_eq!(said(NOBODY), "");
+    assert!(
+        said(DAEMON).contains("nobody can remove"),
+        "{}",
+        said(DAEMON)
+    );
+    assert_eq!(said(0), "");
+    assert_eq!(said(DAEMON), "");
+    fs::set_permissions(shared(&machine), PermissionsExt::from_mode(0o777)).expect("root may");
+    assert!(said(DAEMON).contains("not sticky"), "{}", said(DAEMON));
+    assert_eq!(said(0), "");
+    assert_eq!(said(DAEMON), "");
 }
 
 // What others put there.
 
+/// The lock file of the machine's first GPU.
+const LOCK_FILE: &str = "GPU-00000000-0000-0000-0000-000000000000.lock";
+
 #[test]
 fn nothing_that_lies_in_the_folder_blocks_or_hangs() {
-    let machine = Machine::gpus(1);
-    let holding = holder({
+    type Make = fn(&std::path::Path);
+    let kinds: [Make; 5] = [
+        |path| fs::create_dir(path).expect("our own directory"),
+        |path| symlink("/etc/passwd", path).expect("our own directory"),
+        |path| symlink("/nonexistent", path).expect("our own directory"),
+        |path| {
+            let made = Command::new("mkfifo").arg(path).status();
+            assert!(made.expect("it is everywhere").success());
+        },
+        |path| drop(std::os::unix::net::UnixListener::bind(path).expect("our own directory")),
+    ];
+    for make in kinds {
+        let machine = Machine::gpus(1);
+        for directory in ["", "queue", "holders"] {
+            let directory = machine.claims().join(directory);
+            fs::create_dir_all(&directory).expect("our own directory");
+            for name in [
+                "1-1",
+                "00000000000000000001-1",
+                "00000000000000000001-1.socket",
+            ] {
+                make(&directory.join(name));
+            }
+        }
+        make(&machine.claims().join(LOCK_FILE));
+        let had =
+            run(machine
+                .autocvd()
+                .args(["-t", "20", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+        assert_eq!(
+            (had.code, had.stdout.as_str()),
+            (Some(0), "0\n"),
+            "{had:#?}"
+        );
+        assert!(had.stderr.contains("not claimed"), "{had:#?}");
+        run(machine.autocvd().args(["-q", "-t", "20", "-o"])).success();
+        run(machine.autocvd().arg("status")).success();
+    }
+}
+
+#[test]
+fn thousands_of_hostile_positions_cost_a_moment_and_keep_nothing_from_any_launch() {
+    let Some(machine) = shared_machine(1) else {
+        return;
+    };
+    assert_eq!(user_takes(&machine, 0).code, Some(0));
+    // Positions of a process that lives and never acts, older than all others.
+    let script = r#"import os, socket, sys, time
+stat = open('/proc/self/stat').read().rsplit(') ', 1)[1].split()
+me = f"{os.getpid()}:{stat[19]}"
+namespace = os.readlink('/proc/self/ns/pid')[5:-1]
+os.setuid(int(sys.argv[2]))
+os.makedirs(sys.argv[1] + '/queue', mode=0o1777, exist_ok=True)
+os.chdir(sys.argv[1] + '/queue')
+key = 0x811c9dc5
+for byte in b'GPU-00000000-0000-0000-0000-000000000000':
+    key = ((key ^ byte) * 0x01000193) & 0xffffffff
+since = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+kept = []
+for number in range(5000):
+    name = f'{since + number:020}-{os.getpid()}'
+    os.symlink(f'num_gpus=1 process={me} namespace={namespace} devices={key:x}', name)
+    if number < 200:
+        kept.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        kept[-1].bind(name + '.socket')
+print(flush=True)
+time.sleep(60)"#;
+    let directory = shared(&machine);
+    let directory = directory.to_str().expect("a plain path");
+    let mut hostile = machine.command("python3");
+    let mut hostile = start(hostile.args(["-c", script, directory, &NOBODY.to_string()]));
+    wait_until("they are there", || {
+        hostile.stdout() == "\n" || !hostile.is_running()
+    });
+    assert!(hostile.is_running(), "{}", hostile.stderr());
+    let program = machine.path().join("autocvd");
+    let program = program.to_str().expect("a plain path");
+    for arguments in [&["-q", "-t", "0"][..], &["-q", "-t", "50"]] {
+        let began = Instant::now();
+        let mut user = as_user(&machine, DAEMON, &[program]);
+        let had = run(user.args(arguments).args(["--", "true"]));
+        assert_eq!(had.code, Some(0), "{had:#?}");
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[test]
+fn a_lock_of_another_program_counts_and_wakes_who_waits_for_it() {
+    if !common::has("python3") {
+        return;
+    }
+    let machine = Machine::gpus(2);
+    run(machine.autocvd().args(["-n", "2", "--", "true"])).success();
+    // Ten lines are enough to be part of it.
+    let script = "import fcntl, os, sys, time
+file = open(os.environ['AUTOCVD_CLAIM_DIR'] + '/' + sys.argv[1], 'r+')
+fcntl.lockf(file, fcntl.LOCK_EX | int(sys.argv[2]))
+print(flush=True)
+time.sleep(60)";
+    let lock = |flags: &str| {
+        let arguments = ["-c", script, LOCK_FILE, flags];
+        start(machine.command("python3").args(arguments))
+    };
+    let other = lock("0");
+    wait_until("it is locked", || other.stdout() == "\n");
+    let refused = run(machine
+        .autocvd()
+        .args(["-t", "0", "--only", "0", "--", "true"]));
+    assert_eq!(refused.code, Some(4));
+    assert!(
+        refused.stderr.contains(&format!("pid {}", other.pid())),
+        "{refused:#?}"
+    );
+    let waiting = start(
+        machine
+            .autocvd()
+            .args(["-q", "-i", "600s", "-n", "2", "--", "true"]),
+    );
+    wait_until("it waits", || {
+        fs::read_dir(machine.claims().join("queue")).is_ok_and(|entries| entries.count() > 1)
+    });
+    drop(other);
+    waiting.finish().success();
+    // It sees the claims too.
+    let _holder = holder({
         let mut command = machine.autocvd();
-        command.args(["-q", "--"]);
+        command.args(["-q", "--only", "0", "--"]);
         command
     });
-    let model = fs::read_to_string(&claim_files(&machine)[0]).expect("its claim");
-    drop(holding);
-    let process = model
-        .lines()
-        .find(|line| line.starts_with("process="))
-        .expect("it says which")
-        .to_owned();
-    let boot = model
-        .lines()
-        .find(|line| line.starts_with("boot="))
-        .expect("it says when")
-        .to_owned();
-    assert_eq!(look(&machine).success(), "0\n");
-    let own = format!("process={}:1", std::process::id());
-    let stat = fs::read_to_string("/proc/self/stat").expect("it runs");
-    let start = stat
-        .rsplit_once(") ")
-        .and_then(|(_, fields)| fields.split(' ').nth(19))
-        .expect("field 22");
-    let alive = format!("process={}:{start}", std::process::id());
-    let queue = machine.claims().join("queue");
-    fs::create_dir(&queue).expect("our own directory");
-    let ended = [
-        model.clone(),
-        // This process lives, but started at another time.
-        model.replace(&process, &own),
-        // This process, in another life of the machine.
-        model
-            .replace(&process, &alive)
-            .replace(&boot, "boot=00000000-0000-0000-0000-000000000000"),
-        model.replace(&process, "process=4194304:1"),
-        model.replace(&process, "process=99999999999999999999:1"),
-        model.replace(&process, "process=0:0"),
-        model[..model.len() / 2].to_owned(),
-        String::new(),
-        "autocvd claim 2\nunits=all\nend=\n".into(),
-        "\u{0}".repeat(1 << 20),
-    ];
-    // Above the pids of living processes.
-    for (number, text) in ended.iter().enumerate() {
-        fs::write(machine.claims().join(format!("50000{number}-1")), text)
-            .expect("our own directory");
-        fs::write(queue.join(format!("0000000000000000000{number}-1")), text)
-            .expect("our own directory");
-    }
-    let huge = fs::File::create(machine.claims().join("500010-1")).expect("our own directory");
-    huge.set_len(1 << 40).expect("a sparse file");
-    fs::write(machine.claims().join("500011-1"), [0xff, 0xfe, 0x80]).expect("our own directory");
-    for directory in [machine.claims(), queue.clone()] {
-        let path = |name: &str| directory.join(name);
-        assert!(
-            Command::new("mkfifo")
-                .arg(path("1-1"))
-                .status()
-                .expect("it is everywhere")
-                .success()
-        );
-        fs::create_dir(path("1-2")).expect("our own directory");
-        symlink("/nonexistent", path("1-3")).expect("our own directory");
-        symlink("/dev/zero", path("1-4")).expect("our own directory");
-        symlink(&directory, path("1-5")).expect("our own directory");
-        let _ = Command::new("mknod")
-            .arg(path("1-6"))
-            .args(["c", "1", "5"])
-            .status();
-        let _socket =
-            std::os::unix::net::UnixListener::bind(path("1-7")).expect("our own directory");
-        fs::write(path("1-8"), &model).expect("our own directory");
-        fs::set_permissions(path("1-8"), PermissionsExt::from_mode(0o000)).expect("our own");
-        fs::write(path(".new-1-9"), "").expect("our own directory");
-    }
-    // Places in the queue of a living process that never acts, and of absurd wishes.
-    let own = fs::read_to_string("/proc/self/stat").expect("it runs");
-    let start = own.rsplit(' ').nth(30).expect("field 22").to_owned();
-    let namespace = model
-        .lines()
-        .find(|line| line.starts_with("namespace="))
-        .expect("it says where")
-        .to_owned();
-    for (number, constraints) in ["0", "1", "18446744073709551615", "-1"].iter().enumerate() {
-        let text = format!(
-            "autocvd waits 1\nnum_gpus={constraints}\nprocess={}:{start}\n{namespace}\nparent=\nend=\n",
-            std::process::id()
-        );
-        fs::write(queue.join(format!("0000000000000000009{number}-1")), text)
-            .expect("our own directory");
-    }
-    let began = Instant::now();
-    let had =
-        run(machine
-            .autocvd()
-            .args(["-q", "-t", "20", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
-    assert_eq!(had.success(), "0\n");
+    let not_blocking = "4";
     assert!(
-        began.elapsed() < Duration::from_secs(19),
+        lock(not_blocking)
+            .finish()
+            .stderr
+            .contains("BlockingIOError")
+    );
+}
+
+#[test]
+fn a_neighbour_that_calls_without_end_keeps_nobody_past_the_timeout() {
+    if !common::has("python3") {
+        return;
+    }
+    let machine = Machine::gpus(1);
+    let _job = machine.job(0);
+    let script = "import os, socket, time
+os.chdir(os.environ['AUTOCVD_CLAIM_DIR'] + '/queue')
+caller = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+caller.setblocking(False)
+print(flush=True)
+while True:
+    for name in os.listdir('.'):
+        try: caller.sendto(b'x', name)
+        except OSError: pass";
+    fs::create_dir_all(machine.claims().join("queue")).expect("our own directory");
+    let caller = start(machine.command("python3").args(["-c", script]));
+    wait_until("it calls", || caller.stdout() == "\n");
+    let began = Instant::now();
+    let waited = run(machine.autocvd().args(["-q", "-t", "2", "--", "true"]));
+    assert_eq!(waited.code, Some(4));
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
         "{:?}",
         began.elapsed()
     );
-    let leased = run(machine.autocvd().args(["-q", "-t", "20", "-o"]));
-    assert_eq!(leased.success(), "0\n");
 }
 
 #[test]
@@ -439,11 +583,6 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
         command.args(["-q", "--only", "2", "--"]);
         command
     });
-    assert_eq!(
-        claim_files(&machine).len(),
-        1,
-        "the directory is there again"
-    );
     job.kill();
     wait_until("the waiter has it", || waiting.stdout() == "1\n");
     assert_eq!(

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    AUTOCVD, Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until,
+    Machine, Running, has_namespaces, in_namespace, is_free, look, run, start, wait_until,
 };
 use rustix::process::Signal;
 
@@ -190,7 +190,7 @@ fn a_shell_that_becomes_the_program_keeps_its_gpu() {
     thread::sleep(Duration::from_millis(600));
     assert!(!is_free(&machine));
     drop(shell);
-    assert!(is_free(&machine));
+    wait_until("its claim has ended", || is_free(&machine));
 }
 
 #[test]
@@ -220,8 +220,7 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
     for source in [
         "eval $(autocvd -q) true; autocvd -q -t 20 -- true",
         ". <(autocvd -q -s -t 20); true",
-        "x=$(autocvd -q -o -t 20 || true); [ \"$x\" ]",
-        "autocvd -q -o -t 20",
+        "eval \"$(autocvd -q -s -t 20)\"; sleep 0.02",
     ] {
         let script = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {source} || exit 9; done");
         run(&mut machine.shell("bash", &script)).success();
@@ -233,7 +232,8 @@ fn the_end_of_a_lease_because_its_shell_asks_again_wakes_who_waits_for_it() {
     let machine = Machine::gpus(2);
     let _job = machine.job(0);
     // In vain, so that no new claim wakes them.
-    let script = "autocvd -q -o --only 1 --hold 600s; pause; autocvd -q -o -n 2 -t 0; pause";
+    let script =
+        "eval $(autocvd -q --only 1 --hold 600s); echo; pause; autocvd -q -n 2 -t 0 -- true; pause";
     let shell = shell_that_asked(&machine, "bash", script);
     let waiting = start(
         machine
@@ -246,19 +246,6 @@ fn the_end_of_a_lease_because_its_shell_asks_again_wakes_who_waits_for_it() {
     fs::write(machine.path().join("fifo"), "\n").expect("the shell reads it");
     waiting.finish().success();
     drop(shell);
-}
-
-#[test]
-fn inside_a_leases_program_only_a_wait_without_end_gets_what_it_holds() {
-    let machine = Machine::gpus(1);
-    machine.install("inner", "#!/bin/sh\nautocvd -q -o \"$@\"\necho $?\n");
-    for (options, told) in [("-t 1", "4\n"), ("", "0\n0\n")] {
-        assert_eq!(
-            run(&mut machine.shell("bash", &format!("eval $(autocvd -q) inner {options}; :")))
-                .success(),
-            told
-        );
-    }
 }
 
 #[test]
@@ -290,63 +277,32 @@ fn a_program_that_rewrites_its_title_keeps_its_gpu() {
 }
 
 #[test]
-fn what_a_shell_starts_after_the_hold_counts_while_a_program_of_the_lease_runs() {
-    for (one_runs, asks) in [
-        (true, "eval \"$(autocvd -q --hold 3s -s)\""),
-        (false, "eval \"$(autocvd -q --hold 3s -s)\""),
-        (true, "autocvd -q -o --hold 3s"),
-    ] {
-        let machine = Machine::gpus(1);
-        let first = if one_runs { "sleep 600 & " } else { "" };
-        let script =
-            format!("{asks}; {first}echo; read -r _ <>\"$FAKE_NVML/fifo\"; sleep 60 & echo; pause");
-        let shell = shell_that_asked(&machine, "bash", &script);
-        let is = |pid: &u32, line: &str| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words == line.as_bytes())
-        };
-        let child = |line: &str| children(shell.pid()).into_iter().find(|pid| is(pid, line));
-        if one_runs {
-            wait_until("the first one runs", || child("sleep\x00600\0").is_some());
-        }
-        assert!(!one_runs || !is_free(&machine), "{asks}");
-        thread::sleep(Duration::from_millis(3300));
-        fs::write(machine.path().join("fifo"), "\n").expect("the shell reads it");
-        wait_until("the second one runs", || child("sleep\x0060\0").is_some());
-        assert_eq!(is_free(&machine), !one_runs, "{asks}");
-        if let Some(first) = child("sleep\x00600\0") {
-            let first = rustix::process::Pid::from_raw(first as i32).expect("a pid");
-            rustix::process::kill_process(first, Signal::KILL).expect("it runs");
-            wait_until("it has ended", || child("sleep\x00600\0").is_none());
-            assert_eq!(is_free(&machine), asks.contains("-o"), "{asks}");
-        }
-    }
-}
-
-#[test]
 fn a_lease_that_is_over_does_not_come_back() {
-    for script in [
-        "export CUDA_VISIBLE_DEVICES=0; eval $(autocvd -q --hold 1s) true; sleep 2; sleep 30 & autocvd -q -o -t 1",
-        "eval \"$(autocvd -q -s --hold 1s)\"; sleep 2; sleep 30 & autocvd -q -o -t 1",
-        "eval $(autocvd -q --hold 1s) true; sleep 2; env -i sleep 30 & sleep 0.3; bash -c 'autocvd -q -o -t 1; exit $?'",
-    ] {
-        let machine = Machine::gpus(1);
-        assert_eq!(
-            run(&mut machine.shell("bash", script)).success(),
-            "0\n",
-            "{script}"
-        );
-    }
+    let machine = Machine::gpus(1);
+    let script = "eval $(autocvd -q --hold 1s) true; sleep 2; env -i sleep 30 & sleep 0.3; \
+                  bash -c 'autocvd -q -o -t 1; exit $?'";
+    assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n");
 }
 
 #[test]
-fn a_shell_with_exported_ids_keeps_them_while_it_runs_programs() {
-    let machine = Machine::gpus(2);
-    let script = ". <(autocvd -q -s --hold 500ms); echo; sleep 60";
-    let shell = shell_that_asked(&machine, "bash", script);
-    thread::sleep(Duration::from_millis(900));
-    assert_eq!(look(&machine).success(), "0\n");
-    drop(shell);
-    assert_eq!(look(&machine).success(), "1\n");
+fn exported_variables_are_the_shells_until_it_ends() {
+    for (shell, ask) in [
+        ("bash", ". <(autocvd -q -s --hold 500ms)"),
+        ("bash", "eval \"$(autocvd -q -s --hold 500ms)\""),
+        ("dash", "eval \"$(autocvd -q -s --hold 500ms)\""),
+        ("zsh", "eval \"$(autocvd -q -s --hold 500ms)\""),
+        ("mksh", "eval \"$(autocvd -q -s --hold 500ms)\""),
+    ] {
+        if !common::has(shell) {
+            continue;
+        }
+        let machine = Machine::gpus(2);
+        let shell = shell_that_asked(&machine, shell, &format!("{ask}; sleep 0.1; echo; pause"));
+        thread::sleep(Duration::from_millis(900));
+        assert_eq!(look(&machine).success(), "0\n", "{ask}");
+        drop(shell);
+        wait_until("its claim has ended", || look(&machine).stdout == "1\n");
+    }
 }
 
 #[test]
@@ -399,27 +355,22 @@ print(*sorted(p.communicate()[0].strip() for p in all))";
 }
 
 #[test]
-fn a_shell_that_cannot_be_seen_holds_for_its_hold_alone() {
+fn a_lease_made_in_another_namespace_counts_and_wakes_who_waits_for_it() {
     let machine = Machine::gpus(1);
     if !has_namespaces(&machine) {
         return;
     }
-    let script = "autocvd -q -o --hold 2s; sleep 60";
+    install_told(&machine);
+    let script = "eval $(autocvd -q --hold 2s) told sleep 3; sleep 60";
     let inside = start(&mut in_namespace(&machine, &["bash", "-c", script]));
     wait_until("it has asked", || inside.stdout() == "0\n");
     assert!(!is_free(&machine));
+    let asked = Instant::now();
     waiter(&machine).finish().success();
-    // Those who see its program still heed it.
-    let bash = children(inside.pid())[0].to_string();
-    let among = |command: &[&str]| {
-        run(machine
-            .command("nsenter")
-            .args(["-t", &bash, "-p", "-m"])
-            .args(command))
-    };
-    assert_eq!(
-        among(&[AUTOCVD, "-q", "-t", "0", "--", "true"]).code,
-        Some(4)
+    assert!(
+        asked.elapsed() > Duration::from_secs(2),
+        "{:?}",
+        asked.elapsed()
     );
 }
 
@@ -471,38 +422,32 @@ fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
 }
 
 #[test]
-fn inside_a_leases_own_program_its_gpu_is_given_rather_than_waited_for_without_end_and_others_go_first()
- {
-    let inner = "eval $(autocvd -q --hold 0) printenv CUDA_VISIBLE_DEVICES; :";
-    for (gpus, given) in [(1, "0\n"), (2, "0\n")] {
-        let machine = Machine::gpus(gpus);
-        machine.install("inner", &format!("#!/bin/bash\n{inner}\n"));
-        // On two GPUs the shell itself has the higher one.
-        for outer in [
-            ". <(autocvd -q -s --hold 1); inner; :",
-            "eval $(autocvd -q --hold 1) inner; :",
-            "autocvd -o --hold 1 >/dev/null; inner; :",
-        ] {
-            assert_eq!(
-                run(&mut machine.shell("bash", outer)).success(),
-                given,
-                "{gpus} GPUs: {outer}"
-            );
-        }
-        machine.install("bounded", "#!/bin/sh\nautocvd -q -o -t 0 --only 0\n");
-        assert_eq!(
-            run(&mut machine.shell("bash", "eval $(autocvd -q --only 0) bounded")).code,
-            Some(4)
-        );
+fn a_program_of_a_lease_chooses_among_what_the_lease_holds() {
+    let nested = "autocvd -q -t 0 -- printenv CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; echo $?; \
+                  eval $(autocvd -q -t 0) printenv CUDA_VISIBLE_DEVICES";
+    for outer in [
+        "eval $(autocvd -q) inner; :",
+        "eval $(autocvd -q) exec inner",
+        "eval $(autocvd -q) sh -c 'inner; :'; :",
+        "eval \"$(autocvd -q -s)\"; inner; :",
+        ". <(autocvd -q -s); sh -c 'inner; :'",
+    ] {
+        let machine = Machine::gpus(3);
+        machine.install("inner", &format!("#!/bin/bash\n{nested}\n"));
+        let told = run(&mut machine.shell("bash", outer)).success();
+        assert_eq!(told, "2\n3\n2\n", "{outer}");
     }
+    // The shell itself is not a program of its lease.
+    let machine = Machine::gpus(2);
+    let script = "eval \"$(autocvd -q -s)\"; autocvd -q -t 0 -- printenv CUDA_VISIBLE_DEVICES";
+    assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n");
 }
 
 #[test]
 fn a_launch_of_a_command_does_not_wait_for_its_own_shells_idle_lease() {
     let machine = Machine::gpus(1);
-    let script = "eval $(autocvd -q) true; autocvd -q -t 0 -- echo ran; autocvd -o >/dev/null; autocvd -q -t 0 -- echo again";
-    assert_eq!(
-        run(&mut machine.shell("bash", script)).success(),
-        "ran\nagain\n"
-    );
+    let script =
+        "eval $(autocvd -q) true; autocvd -q -t 0 -- echo ran; autocvd -q -t 0 -- echo again";
+    let told = run(&mut machine.shell("bash", script)).success();
+    assert_eq!(told, "ran\nagain\n");
 }

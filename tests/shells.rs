@@ -135,9 +135,9 @@ fn ids_alone_go_where_the_script_puts_them() {
     let machine = machine(3);
     for shell in shells() {
         let text = match shell.name {
-            "fish" => "set ids (autocvd -o -n 2); echo ids=$ids",
-            "tcsh" => "set ids = `autocvd -o -n 2`; echo ids=$ids",
-            _ => "ids=$(autocvd -o -n 2); echo ids=$ids",
+            "fish" => "set ids (autocvd -o --hold 0 -n 2); echo ids=$ids",
+            "tcsh" => "set ids = `autocvd -o --hold 0 -n 2`; echo ids=$ids",
+            _ => "ids=$(autocvd -o --hold 0 -n 2); echo ids=$ids",
         };
         assert_eq!(
             run(&mut script(&machine, shell, text, "")).success(),

@@ -651,11 +651,11 @@ fn a_request_that_cannot_be_met_holds_up_no_other() {
 fn a_newcomer_does_not_overtake_a_waiter_that_sleeps() {
     let machine = Machine::gpus(1);
     let job = machine.job(0);
-    let waiting = waiter(&machine, &[], &["sleep", "60"]);
+    let waiting = waiter(&machine, &["-i", "600s"], &["sleep", "60"]);
     destroy_context(&machine, 0, &job);
-    let newcomer = run(machine.autocvd().args(["-q", "-t", "0", "--", "true"]));
-    assert_eq!(newcomer.code, Some(4), "{newcomer:#?}");
+    let newcomer = start(machine.autocvd().args(["-q", "-t", "60", "--", "true"]));
     wait_until("the waiter was called", || runs(&waiting, "sleep"));
+    drop(newcomer);
 }
 
 #[test]

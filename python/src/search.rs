@@ -5,8 +5,7 @@ use crate::worker::{Checks, Event, Wait, Worker};
 use crate::{GpuTimeoutError, exception};
 use autocvd::text::duration;
 use autocvd::{
-    Acquisition, CancelToken, Device, Environment, Observer, ParentLaunch, ProbeChoice, Request,
-    State, acquire,
+    Acquisition, CancelToken, Device, Environment, Observer, ProbeChoice, Request, State, acquire,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -174,7 +173,7 @@ pub(crate) fn status(
 
 /// The environment of this process, as it was before autocvd set anything in it.
 pub(crate) fn environment(visible: Option<String>, inside: Option<String>) -> Environment {
-    let inside = inside.as_deref().and_then(ParentLaunch::parse);
+    let inside = inside.and_then(|inside| inside.parse().ok());
     Environment {
         cuda_visible_devices: visible,
         inside,

@@ -1,13 +1,13 @@
 //! The devices that a request may have.
 
-use crate::claim::ClaimStore;
+use crate::claim::{Ancestry, ClaimStore};
 use crate::environment::{DeviceOrder, Environment};
 use crate::error::{Error, IdList, Restriction, Result};
 use crate::gpu::{Gpu, Snapshot};
 use crate::ids::{self, Device, DeviceId};
 use crate::observer::{NoObserver, Observer};
 use crate::pci::PciBusId;
-use crate::request::Request;
+use crate::request::{ClaimPolicy, Request};
 
 /// The devices that a request may have, and what narrowed the choice.
 pub(super) struct Candidates {
@@ -29,7 +29,7 @@ impl Candidates {
             devices: all,
             restrictions: Vec::new(),
         };
-        let held = ancestor_devices(environment, snapshot, claims);
+        let held = ancestor_devices(request, environment, snapshot, claims);
         candidates.keep(Restriction::Ancestor, |device| held.contains(device));
         if let Some(visible) = visible(request, environment, snapshot)? {
             candidates.keep(Restriction::VisibleDevices, |device| {
@@ -89,17 +89,25 @@ impl Candidates {
 
 /// What the launch around this process holds; all devices where there is none.
 fn ancestor_devices(
+    request: &Request,
     environment: &Environment,
     snapshot: &Snapshot,
     mut claims: Option<&mut ClaimStore>,
 ) -> Vec<DeviceId> {
-    let Some(inside) = &environment.inside else {
-        return snapshot.device_ids();
-    };
+    let told = environment.inside.as_ref();
+    // A program of a lease carries its choice. A launch is not one: it asks for its shell.
+    let from = environment.cuda_visible_devices.as_ref();
+    let from = from.and_then(|_| match request.claim {
+        ClaimPolicy::Process => Some(std::process::id()),
+        _ => Some(rustix::process::getppid()?.as_raw_pid().unsigned_abs()),
+    });
     // Variables travel to other machines and outlive what they tell of: the claims themselves count.
     let keys = match &mut claims {
-        Some(claims) if !inside.claims.is_empty() => claims.ancestor_devices().unwrap_or_default(),
-        _ => inside.devices.clone(),
+        Some(claims) => claims.nest(told, from).map(<[String]>::to_vec),
+        None => told.and_then(Ancestry::devices).map(<[String]>::to_vec),
+    };
+    let Some(keys) = keys else {
+        return snapshot.device_ids();
     };
     let is_held = |device: &Device| keys.contains(&device.key());
     let held: Vec<DeviceId> = snapshot.devices().filter(is_held).map(Device::id).collect();

@@ -1,8 +1,8 @@
 //! What may free a GPU for a request, as little of it as tells.
 
+use super::Attempt;
 use super::rechecks::Pace;
-use super::{Attempt, keys_of};
-use crate::claim::Claim;
+use crate::claim::{Claim, WakeHint};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::Device;
 use crate::policy::{HIDDEN_POLL_INTERVAL, OLDEST_OF};
@@ -27,7 +27,7 @@ impl Attempt<'_> {
     /// process of each GPU is watched, the oldest.
     pub(super) fn wake_sources(&mut self, snapshot: &Snapshot, known: &[Claim]) -> WakeSources {
         let mut sources = WakeSources::default();
-        self.watch_claims(snapshot, known, &mut sources);
+        self.watch_claims(known, &mut sources);
         let watched = std::mem::take(&mut self.watched);
         let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
         gpus.dedup();
@@ -69,18 +69,17 @@ impl Attempt<'_> {
         sources
     }
 
-    fn watch_claims(&self, snapshot: &Snapshot, known: &[Claim], sources: &mut WakeSources) {
-        let keys = keys_of(&self.constraints.devices, snapshot);
-        let is_in_the_way = |claim: &&Claim| claim.devices.iter().any(|key| keys.contains(key));
-        for claim in known.iter().filter(is_in_the_way) {
-            sources.pids.extend(&claim.end.pids);
-            if claim.end.pids.is_empty() {
-                sources.out_of_sight.push(claim.name.clone());
-            }
-            if let Some(at) = claim.end.at {
-                sources.add_time(at);
+    fn watch_claims(&mut self, known: &[Claim], sources: &mut WakeSources) {
+        let Some(claims) = &mut self.claims else {
+            return;
+        };
+        for claim in known {
+            match &claim.wake {
+                WakeHint::Exit(pid) => sources.pids.push(*pid),
+                WakeHint::Unlock(..) => sources.events.extend(claims.watch_unlock(&claim.wake)),
             }
         }
+        claims.watch_only(known);
     }
 
     /// What is in the way of giving this device, given the processes that were watched before.

@@ -1,30 +1,50 @@
 //! The directory of claims: made for everybody, and never trusted for what others put into it.
+//!
+//! Everything inside is reached through an open descriptor, one name at a time and never through a
+//! symbolic link, so that whoever moves or replaces the directory moves nobody's files.
 
-use super::own;
-use crate::proc;
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
-use std::fs::File;
+use std::fmt::Write as _;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-/// Where the queue of waiters lives, inside the directory.
-const QUEUE: &str = "queue";
-/// Files that are being written; a name that is not a claim's.
-pub(crate) const UNFINISHED: &str = ".new-";
-/// Descriptors from here on are left alone by programs and scripts that number theirs.
-pub(super) const HIGH_DESCRIPTOR: i32 = 200;
-/// A writer that has not finished its file in this time was killed between two system calls.
-const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+/// Where the package has made a directory of claims that nobody but root can empty.
+const SYSTEM: &str = "/run/autocvd";
+/// Where there is none.
+const FALLBACK: &str = "/tmp/autocvd";
 
-/// The directory, open. Not to be shared: a listing moves the descriptor's place in it.
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+const LOCK_FILE: OFlags = OFlags::RDWR
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
+/// How often another user may be found in the midst of opening to all what it has just made.
+const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
+
+/// The directory of claims where none is named: /run/autocvd if it is root's, sticky and everybody's,
+/// else /tmp/autocvd.
+pub(crate) fn default_path() -> PathBuf {
+    let trusted = rustix::fs::lstat(SYSTEM).is_ok_and(|stat| {
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        is_directory && stat.st_uid == 0 && stat.st_mode & 0o1777 == 0o1777
+    });
+    PathBuf::from(if trusted { SYSTEM } else { FALLBACK })
+}
+
+/// The directory, open.
+#[derive(Debug, Clone)]
 pub(crate) struct Directory {
     path: PathBuf,
-    directory: Arc<OwnedFd>,
+    descriptor: Arc<OwnedFd>,
 }
 
 impl Directory {
@@ -40,22 +60,15 @@ impl Directory {
         }
     }
 
-    /// Opens, or makes, the directory that `name` is in the directory `at`, and that is called `path` from elsewhere.
+    /// Opens or creates directory `name` relative to `at`; `path` is its full path.
     fn open_in(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
-        for pause in [2, 20] {
-            match Self::try_open(&at, name, path) {
-                // Another user may be about to open to all what it has just made.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    std::thread::sleep(Duration::from_millis(pause));
-                }
-                answer => return answer,
-            }
-        }
-        Self::try_open(at, name, path)
-    }
-
-    fn try_open(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
-        let directory = make_directory(at, name).map_err(|error| {
+        let descriptor = patiently(|| {
+            let descriptor = make_directory(&at, name)?;
+            let access = Access::WRITE_OK | Access::EXEC_OK;
+            rustix::fs::accessat(&descriptor, ".", access, AtFlags::EACCESS)?;
+            Ok(descriptor)
+        });
+        let descriptor = descriptor.map_err(|error| {
             let link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
             let why = if link {
                 "it is a symbolic link".to_owned()
@@ -64,23 +77,48 @@ impl Directory {
             };
             io::Error::new(error.kind(), why)
         })?;
-        rustix::fs::accessat(
-            &directory,
-            ".",
-            Access::WRITE_OK | Access::EXEC_OK,
-            AtFlags::EACCESS,
-        )?;
         Ok(Self {
             path: path.to_owned(),
-            directory: Arc::new(directory),
+            descriptor: Arc::new(descriptor),
         })
     }
 
-    /// Whether the path still leads here: a cleaner may have removed the directory, or somebody moved it.
+    /// Makes the directory safe if this process may, and says what is wrong with it otherwise.
+    pub(crate) fn secure(&self) -> Option<String> {
+        let stat = rustix::fs::fstat(&self.descriptor).ok()?;
+        let user = rustix::process::geteuid();
+        let writable = stat.st_mode & 0o022 != 0;
+        let sticky = stat.st_mode & 0o1000 != 0;
+        let ours = stat.st_uid == 0 || stat.st_uid == user.as_raw();
+        if ours && (sticky || !writable) {
+            return None;
+        }
+        let may_repair = user.is_root() || stat.st_uid == user.as_raw();
+        if may_repair && self.repair(&stat).is_ok() {
+            return None;
+        }
+        let remedy = "have root run autocvd once, or make /run/autocvd (mode 1777)";
+        Some(if ours {
+            format!("every user can remove the claims of others: it is not sticky; {remedy}")
+        } else {
+            let owner = crate::proc::user_name(stat.st_uid);
+            format!("its owner {owner} can remove the claims of others; {remedy}")
+        })
+    }
+
+    fn repair(&self, stat: &Stat) -> io::Result<()> {
+        if rustix::process::geteuid().is_root() {
+            let root = rustix::fs::Uid::ROOT;
+            rustix::fs::fchown(&self.descriptor, Some(root), None)?;
+        }
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o777 | 0o1000);
+        Ok(rustix::fs::fchmod(&self.descriptor, mode)?)
+    }
+
+    /// Whether the path still leads here: a cleaner may have removed the directory.
     pub(super) fn is_current(&self) -> bool {
-        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
         let named = rustix::fs::lstat(&self.path).map(identity);
-        named.is_ok() && named == rustix::fs::fstat(&self.directory).map(identity)
+        named.is_ok() && named == rustix::fs::fstat(&self.descriptor).map(identity)
     }
 
     /// Follows the path again if it leads elsewhere by now.
@@ -91,191 +129,148 @@ impl Directory {
         Ok(())
     }
 
-    /// The directory of the queue, if anybody has waited yet.
-    pub(super) fn queue(&self) -> io::Result<Self> {
-        let directory = rustix::fs::openat(&self.directory, QUEUE, DIRECTORY_FLAGS, Mode::empty())?;
+    /// What no other directory of this machine has.
+    pub(super) fn id(&self) -> Option<String> {
+        let (device, inode) = rustix::fs::fstat(&self.descriptor).map(identity).ok()?;
+        Some(format!("{device:x}.{inode:x}"))
+    }
+
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        &self.descriptor
+    }
+
+    /// The directory `name` in this one, if it is there.
+    pub(super) fn inner(&self, name: &str) -> io::Result<Self> {
+        let descriptor = rustix::fs::openat(&self.descriptor, name, DIRECTORY, Mode::empty())?;
         Ok(Self {
-            path: self.path.join(QUEUE),
-            directory: Arc::new(directory),
+            path: self.path.join(name),
+            descriptor: Arc::new(descriptor),
         })
     }
 
-    /// The directory of the queue, made if it is not there.
-    pub(super) fn make_queue(&self) -> io::Result<Self> {
-        Self::open_in(&self.directory, Path::new(QUEUE), &self.path.join(QUEUE))
+    /// The directory `name` in this one, made if it is not there.
+    pub(super) fn make_inner(&self, name: &str) -> io::Result<Self> {
+        Self::open_in(&self.descriptor, Path::new(name), &self.path.join(name))
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Takes the directory's own lock; `None` where somebody else has it.
-    pub(super) fn try_lock(&self) -> io::Result<Option<Lock>> {
-        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Lock(self.directory.clone()))),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// The lock file of a device, if it is there.
+    pub(super) fn find_lock_file(&self, key: &str) -> io::Result<OwnedFd> {
+        let file = rustix::fs::openat(&self.descriptor, file_name(key), LOCK_FILE, Mode::empty())?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+            FileType::RegularFile => Ok(file),
+            _ => Err(io::Error::other("its lock file is no regular file")),
         }
     }
 
-    /// The names of all claims.
-    pub(super) fn claims(&self) -> Vec<String> {
-        let mut names = self.names();
-        names.retain(|name| match name.strip_prefix(UNFINISHED) {
-            Some(_) => {
-                self.remove_if_abandoned(name);
-                false
-            }
-            None => is_claim_name(name),
-        });
-        names
+    /// The lock file of a device, made for everybody if it is not there.
+    pub(super) fn lock_file(&self, key: &str) -> io::Result<OwnedFd> {
+        patiently(|| match self.find_lock_file(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.make_lock_file(key)
+            {
+                // Another launch was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.find_lock_file(key)
+                }
+                made => made,
+            },
+            found => found,
+        })
+    }
+
+    fn make_lock_file(&self, key: &str) -> io::Result<OwnedFd> {
+        let everybody = Mode::from_raw_mode(0o666);
+        let flags = LOCK_FILE | OFlags::CREATE | OFlags::EXCL;
+        let file = rustix::fs::openat(&self.descriptor, file_name(key), flags, everybody)?;
+        // The umask took its share.
+        rustix::fs::fchmod(&file, everybody)?;
+        Ok(file)
+    }
+
+    /// Whether the name of the device's lock file still leads to this open file.
+    pub(super) fn names_file(&self, key: &str, file: &OwnedFd) -> bool {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let named = rustix::fs::statat(&self.descriptor, file_name(key), flags).map(identity);
+        named.is_ok() && named == rustix::fs::fstat(file).map(identity)
     }
 
     /// The names of all files but those that are not in UTF-8, which are not ours.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
-        if rustix::fs::seek(&self.directory, rustix::fs::SeekFrom::Start(0)).is_err() {
+        // Its own descriptor, for a listing moves the position in it.
+        let flags = DIRECTORY;
+        let Ok(listing) = rustix::fs::openat(&self.descriptor, ".", flags, Mode::empty()) else {
             return names;
-        }
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut entries = RawDir::new(&self.directory, &mut buffer);
+        };
+        let mut buffer = [MaybeUninit::uninit(); 8192];
+        let mut entries = RawDir::new(&listing, &mut buffer);
         while let Some(Ok(entry)) = entries.next() {
+            let name = entry.file_name().to_str().ok();
             names.extend(
-                entry
-                    .file_name()
-                    .to_str()
-                    .ok()
-                    .filter(|name| !matches!(*name, "." | ".."))
+                name.filter(|name| !name.starts_with('.'))
                     .map(str::to_owned),
             );
         }
         names
     }
 
-    /// What this process's own claim says, which must not be opened: it may have been made before an exec.
-    pub(super) fn own_text(&self, name: &str) -> Option<String> {
-        own::text(&self.path.join(name)).or_else(|| own::inherited(&self.directory, name))
+    /// Publishes a text under a name that is not taken: a symbolic link that leads nowhere. It takes
+    /// no file of any size, so that neither a full disk nor `ulimit -f` keeps it from being written;
+    /// it appears whole, and to read it cannot block.
+    pub(super) fn publish(&self, name: &str, text: &str) -> io::Result<()> {
+        Ok(rustix::fs::symlinkat(text, &self.descriptor, name)?)
     }
 
-    /// Opens a file for reading, unless it is a trap: a link, a FIFO, a device.
-    pub(super) fn open_file(&self, name: &str) -> Option<File> {
-        proc::open_regular(&self.directory, name)
+    /// A published text and the user who published it.
+    pub(super) fn published(&self, name: &str) -> Option<(u32, String)> {
+        let stat = self.stat(name)?;
+        let text = rustix::fs::readlinkat(&self.descriptor, name, Vec::new()).ok()?;
+        Some((stat.st_uid, text.into_string().ok()?))
     }
 
-    pub(super) fn new_name(&self) -> String {
-        format!("{}-{}", std::process::id(), proc::since_boot().as_nanos())
-    }
-
-    /// Makes the unfinished file of `name`, which all may read; returns the path it will have.
-    pub(super) fn create(&self, name: &str) -> io::Result<(PathBuf, File)> {
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let readable = Mode::from_raw_mode(0o644);
-        let file = rustix::fs::openat(
-            &self.directory,
-            format!("{UNFINISHED}{name}"),
-            flags,
-            readable,
-        )?;
-        // The umask took its share.
-        rustix::fs::fchmod(&file, readable)?;
-        Ok((self.path.join(name), File::from(file)))
-    }
-
-    /// Gives the file its name, by which it counts.
-    pub(super) fn publish(&self, name: &str) -> io::Result<()> {
-        self.rename(name, name)
-    }
-
-    fn rename(&self, unfinished: &str, name: &str) -> io::Result<()> {
-        let unfinished = format!("{UNFINISHED}{unfinished}");
-        Ok(rustix::fs::renameat(
-            &self.directory,
-            unfinished,
-            &self.directory,
-            name,
-        )?)
-    }
-
-    /// Removes the unfinished file of `name`.
-    pub(super) fn discard(&self, name: &str) {
-        self.remove(&format!("{UNFINISHED}{name}"));
+    pub(super) fn stat(&self, name: &str) -> Option<Stat> {
+        rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW).ok()
     }
 
     /// Removes a file.
     pub(super) fn remove(&self, name: &str) {
-        let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
+        let _ = rustix::fs::unlinkat(&self.descriptor, name, AtFlags::empty());
     }
 
-    /// Removes a file if it is this user's.
+    /// Removes a file of `owner` if that is this user, or this is root.
     pub(super) fn remove_own(&self, name: &str, owner: u32) {
         let user = rustix::process::geteuid();
         if user.as_raw() == owner || user.is_root() {
             self.remove(name);
         }
     }
+}
 
-    /// Replaces the text of a file if it is this user's.
-    pub(super) fn replace_own(&self, name: &str, text: &str) -> io::Result<()> {
-        let owner = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW)?.st_uid;
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
-        let draft = format!("{name}-{}", std::process::id());
-        let (_, mut file) = self.create(&draft)?;
-        io::Write::write_all(&mut file, text.as_bytes())?;
-        self.rename(&draft, name)
-    }
-
-    fn remove_if_abandoned(&self, name: &str) {
-        let Ok(stat) = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
-            return;
-        };
-        let written = UNIX_EPOCH + Duration::from_secs(stat.st_mtime.unsigned_abs());
-        if SystemTime::now()
-            .duration_since(written)
-            .is_ok_and(|age| age > ABANDONED_AFTER)
-        {
-            self.remove(name);
+/// Tries once more, and once more after that, what another user may be about to allow.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for pause in PAUSES {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                std::thread::sleep(pause);
+            }
+            answer => return answer,
         }
     }
+    attempt()
 }
 
-/// The directory's lock; dropped, it is free, whoever else has the descriptor by a fork.
-pub(crate) struct Lock(Arc<OwnedFd>);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
-    }
+fn identity(stat: Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
 }
-
-/// Moves a file's descriptor out of the way of those that programs and shell scripts number themselves.
-pub(super) fn out_of_the_way(file: File) -> File {
-    rustix::io::fcntl_dupfd_cloexec(&file, HIGH_DESCRIPTOR).map_or(file, File::from)
-}
-
-/// `PID-NANOSECONDS`.
-fn is_claim_name(name: &str) -> bool {
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    name.split_once('-')
-        .is_some_and(|(pid, time)| digits(pid) && digits(time))
-}
-
-const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
 
 /// Opens a directory, making it for everybody if it is not there.
 fn make_directory(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
-    match rustix::fs::openat(&at, path, DIRECTORY_FLAGS, Mode::empty()) {
+    match rustix::fs::openat(&at, path, DIRECTORY, Mode::empty()) {
         Err(Errno::NOENT) => {}
         answer => return Ok(answer?),
     }
     let everybody = Mode::from_raw_mode(0o1777);
     let made = rustix::fs::mkdirat(&at, path, everybody);
-    let directory = rustix::fs::openat(&at, path, DIRECTORY_FLAGS, Mode::empty())?;
+    let directory = rustix::fs::openat(&at, path, DIRECTORY, Mode::empty())?;
     if made.is_ok() {
         // The umask took its share.
         rustix::fs::fchmod(&directory, everybody)?;
@@ -283,23 +278,43 @@ fn make_directory(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Locks a file for this process alone until it ends or closes the file.
-pub(super) fn lock(file: &File) -> io::Result<()> {
-    Ok(rustix::fs::fcntl_lock(
-        file,
-        FlockOperation::NonBlockingLockExclusive,
-    )?)
+/// The name of a device's lock file. UUIDs and bus ids stand in it as they are.
+fn file_name(key: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b':' | b'.');
+    let mut name = String::with_capacity(key.len() + 5);
+    for byte in key.bytes() {
+        if is_plain(byte) && !(name.is_empty() && byte == b'.') {
+            name.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(name, "_{byte:02x}");
+        }
+    }
+    name.truncate(200);
+    name + ".lock"
 }
 
-/// Whether another process, of whatever namespace, has locked the file.
-pub(super) fn is_locked(file: &File) -> bool {
-    use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
-    let whole = Flock {
-        start: 0,
-        length: 0,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    matches!(fcntl_getlk(file, &whole), Ok(Some(_)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_leads_out_of_the_directory_and_no_two_share_a_file() {
+        assert_eq!(file_name("GPU-0a-b"), "GPU-0a-b.lock");
+        assert_eq!(file_name("00000000:3B:00.0"), "00000000:3B:00.0.lock");
+        assert_eq!(file_name("../../x"), "_2e._2f.._2fx.lock");
+        assert_ne!(file_name("a/b"), file_name("a_2fb"));
+    }
+
+    #[test]
+    fn a_removed_lock_file_is_made_anew_and_told_from_the_old_one() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let file = directory.lock_file("GPU-1").expect("it can be made");
+        assert!(directory.names_file("GPU-1", &file));
+        directory.remove("GPU-1.lock");
+        assert!(!directory.names_file("GPU-1", &file));
+        let fresh = directory.lock_file("GPU-1").expect("it can be made");
+        assert!(directory.names_file("GPU-1", &fresh) && !directory.names_file("GPU-1", &file));
+    }
 }

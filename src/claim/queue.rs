@@ -1,122 +1,127 @@
-//! The queue: of the requests that a freed GPU satisfies, the longest-waiting one gets it.
+//! The queue: of the requests that a freed device satisfies, the longest-waiting one gets it.
 //!
-//! # Design
-//! Each waiter has a file that says since when it waits and for what; its name sorts by age. Whoever finds
-//! enough free GPUs for itself reads the files of those who came before, and leaves alone what they would
-//! take, and calls them ([`bell`]). One that has ended or
-//! is stopped does not count, and one that does not take what it could is passed over after a while.
+//! A position is a pair of files in `queue/` whose name sorts by age: a symbolic link that leads
+//! nowhere and says for what its owner waits, and a socket by which others tell it to look again.
+//! The socket is bound as long as its process lives, which the kernel tells every sender, in
+//! whatever namespace. A message has no content; more than a few of them are dropped.
 
-use super::directory::{self, Directory};
-use super::record::{read_process, write_process};
-use super::{bell, cleanup, own};
-use crate::proc::{self, ProcessId};
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use super::cleanup;
+use super::directory::Directory;
+use crate::proc::{self, ProcessId, Stat};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-const HEADER: &str = "autocvd waits 1";
-const MAX_BYTES: u64 = 64 << 10;
+const DIRECTORY: &str = "queue";
+const SOCKET: &str = ".socket";
+/// Of one user so many positions count: more can only be meant to slow down others.
+const POSITIONS_PER_USER: usize = 1024;
 
-/// What a waiter would take.
+/// For what a request waits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Wants {
-    /// How many GPUs.
+pub(crate) struct Demand {
+    /// How many devices.
     pub num_gpus: usize,
     /// How much free memory each needs, in bytes.
     pub min_free_memory: Option<u64>,
-    /// The keys of the GPUs it may have; `None` is all.
-    pub devices: Option<Vec<String>>,
+    /// The keys of the devices it may have.
+    pub devices: Vec<String>,
 }
 
-/// Somebody who waits.
+/// A request that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waiter {
-    /// The name of its file.
+    /// The name of its position.
     pub name: String,
-    /// What it would take.
-    pub wants: Wants,
+    /// How many devices it waits for.
+    pub num_gpus: usize,
+    /// How much free memory each needs, in bytes.
+    pub min_free_memory: Option<u64>,
+    devices: Vec<u32>,
 }
 
-/// A place in the queue; dropped, it is given up.
+impl Waiter {
+    /// Whether it would take the device of this key.
+    pub(crate) fn wants(&self, key: &str) -> bool {
+        self.devices.contains(&hash(key))
+    }
+}
+
+/// A position in the queue. It is given up when dropped.
+#[must_use = "the position is given up when this is dropped"]
 pub(crate) struct Ticket {
     name: String,
-    path: PathBuf,
     directory: Directory,
-    /// Its lock tells processes of other PID namespaces that this one lives.
-    _file: File,
-    bell: Option<OwnedFd>,
+    socket: OwnedFd,
 }
 
 impl Ticket {
     pub(super) fn take(
         directory: &Directory,
-        namespace: Option<u64>,
-        parent: Option<&str>,
+        inside: Option<String>,
         enqueued_at: Duration,
-        wants: &Wants,
+        demand: &Demand,
     ) -> io::Result<Self> {
-        let directory = directory.make_queue()?;
+        let directory = directory.make_inner(DIRECTORY)?;
         let name = name(enqueued_at);
-        let (path, file) = directory.create(&name)?;
-        let mut file = directory::out_of_the_way(file);
-        cleanup::TICKET.set(&path);
-        directory::lock(&file)?;
-        let text = write(ProcessId::own(), namespace, parent, wants);
-        own::remember(&path, &text);
-        file.write_all(text.as_bytes())?;
-        directory.publish(&name)?;
-        let place = bell::path(&directory, &name);
-        cleanup::BELL.set(&place);
-        let bell = bell::hang(&place);
-        Ok(Self {
+        let socket_name = format!("{name}{SOCKET}");
+        let socket = datagram_socket()?;
+        let address = format!(
+            "/proc/self/fd/{}/{socket_name}",
+            directory.descriptor().as_raw_fd()
+        );
+        rustix::net::bind(&socket, &SocketAddrUnix::new(address)?)?;
+        cleanup::set(&directory, [&name, &socket_name]);
+        let ticket = Self {
             name,
-            path,
             directory,
-            _file: file,
-            bell,
-        })
+            socket,
+        };
+        // The umask took its share. Nobody but this user or the directory's owner can have put
+        // another file there since.
+        let mode = Mode::from_raw_mode(0o666);
+        let flags = rustix::fs::AtFlags::empty();
+        rustix::fs::chmodat(ticket.directory.descriptor(), &socket_name, mode, flags)?;
+        ticket
+            .directory
+            .publish(&ticket.name, &describe(inside, demand))?;
+        Ok(ticket)
     }
 
     /// What becomes readable when somebody calls this waiter to look again.
-    pub(crate) fn bell(&self) -> Option<OwnedFd> {
-        self.bell.as_ref()?.try_clone().ok()
+    pub(crate) fn calls(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
     }
 
-    /// How many files are before this one in the queue, those of ended waiters included.
+    /// How many positions are before this one, those of ended waiters included.
     pub(crate) fn position(&self) -> usize {
-        places(&self.directory)
+        let names = self.directory.names();
+        names
             .iter()
-            .filter(|name| **name < self.name)
+            .filter(|name| is_position(name) && **name < self.name)
             .count()
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        let _ = std::fs::remove_file(bell::path(&self.directory, &self.name));
-        own::forget(&self.path);
-        cleanup::TICKET.clear();
-        cleanup::BELL.clear();
+        cleanup::clear();
+        self.directory.remove(&self.name);
+        self.directory.remove(&format!("{}{SOCKET}", self.name));
     }
 }
 
-/// The names of all places.
-fn places(directory: &Directory) -> Vec<String> {
-    let mut names = directory.names();
-    names.retain(|name| !name.starts_with('.'));
-    names
-}
-
-/// Calls all who wait, where something has ended that no process's exit tells of.
-pub(super) fn call_all(directory: &Directory) {
-    if let Ok(directory) = directory.queue() {
-        places(&directory)
-            .iter()
-            .for_each(|name| bell::ring(&bell::path(&directory, name)));
-    }
+fn datagram_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        flags,
+        None,
+    )?)
 }
 
 /// Sorts by age.
@@ -124,99 +129,276 @@ fn name(enqueued_at: Duration) -> String {
     format!("{:020}-{}", enqueued_at.as_nanos(), std::process::id())
 }
 
-fn write(
-    own: Option<ProcessId>,
-    namespace: Option<u64>,
-    parent: Option<&str>,
-    wants: &Wants,
-) -> String {
-    let mut text = format!("{HEADER}\nnum_gpus={}\n", wants.num_gpus);
-    if let (Some(own), Some(namespace)) = (own, namespace) {
-        text += &format!("process={}\nnamespace={namespace}\n", write_process(own));
-    }
-    if let Some(bytes) = wants.min_free_memory {
-        text += &format!("min_free_memory={bytes}\n");
-    }
-    if let Some(devices) = &wants.devices {
-        text += &format!("units={}\n", devices.join(","));
-    }
-    text + &format!("parent={}\nend=\n", parent.unwrap_or_default())
+fn is_position(name: &str) -> bool {
+    !name.ends_with(SOCKET)
 }
 
-/// Those of the same parent who came before `came`, can act, and hold their place.
-pub(super) fn before(
+fn describe(inside: Option<String>, demand: &Demand) -> String {
+    let mut text = format!("num_gpus={}", demand.num_gpus);
+    let namespace = proc::pid_namespace();
+    if let (Some(own), Some(namespace)) = (ProcessId::own(), namespace) {
+        text += &format!(" process={own} namespace={namespace}");
+    }
+    if let Some(bytes) = demand.min_free_memory {
+        text += &format!(" min_free_memory={bytes}");
+    }
+    if let Some(inside) = inside {
+        text += &format!(" inside={inside}");
+    }
+    let devices: Vec<String> = demand
+        .devices
+        .iter()
+        .map(|key| format!("{:x}", hash(key)))
+        .collect();
+    text + " devices=" + &devices.join(",")
+}
+
+/// A short name for a key: what has the same one by chance gets a courtesy too many.
+fn hash(key: &str) -> u32 {
+    key.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// Those inside the same claim who came before `enqueued_at` and can act, the longest-waiting first.
+pub(super) fn ahead(
     directory: &Directory,
     enqueued_at: Duration,
     namespace: Option<u64>,
-    parent: Option<&str>,
+    inside: Option<&str>,
 ) -> Vec<Waiter> {
-    let Ok(directory) = directory.queue() else {
+    let own = name(enqueued_at);
+    waiters(directory, namespace, |waiter, parent| {
+        (waiter.name < own && parent == inside.unwrap_or_default()).then_some(waiter)
+    })
+}
+
+/// Calls all who may want one of these devices.
+pub(super) fn notify(directory: &Directory, devices: &[String], namespace: Option<u64>) {
+    let queue = directory.inner(DIRECTORY);
+    waiters(directory, namespace, |waiter, _| {
+        if let (true, Ok(queue)) = (devices.iter().any(|key| waiter.wants(key)), &queue) {
+            call(queue, &waiter.name);
+        }
+        None::<()>
+    });
+}
+
+/// Tells a waiter to look again.
+pub(super) fn call_waiter(directory: &Directory, waiter: &Waiter) {
+    if let Ok(queue) = directory.inner(DIRECTORY) {
+        call(&queue, &waiter.name);
+    }
+}
+
+/// What `choose` makes of those who can act, in their order; it is also told what they are inside of.
+fn waiters<T>(
+    directory: &Directory,
+    namespace: Option<u64>,
+    choose: impl Fn(Waiter, &str) -> Option<T>,
+) -> Vec<T> {
+    let Ok(queue) = directory.inner(DIRECTORY) else {
         return Vec::new();
     };
-    let own = name(enqueued_at);
-    let mut names = places(&directory);
-    names.retain(|name| *name < own);
+    let mut names = queue.names();
+    names.retain(|name| is_position(name));
     names.sort_unstable();
-    names
-        .into_iter()
-        .filter_map(|name| waiter(&directory, name, namespace, parent.unwrap_or_default()))
-        .collect()
-}
-
-fn waiter(
-    directory: &Directory,
-    name: String,
-    namespace: Option<u64>,
-    parent: &str,
-) -> Option<Waiter> {
-    let path = directory.path().join(&name);
-    let text = own::text(&path).or_else(|| read_of_another(directory, &name, namespace))?;
-    let field = |wanted: &str| field(&text, wanted);
-    if field("parent") != Some(parent) {
-        return None;
-    }
-    let wants = Wants {
-        num_gpus: field("num_gpus")?.parse().ok()?,
-        min_free_memory: field("min_free_memory").and_then(|bytes| bytes.parse().ok()),
-        devices: field("units").map(|devices| devices.split(',').map(str::to_owned).collect()),
-    };
-    bell::ring(&bell::path(directory, &name));
-    Some(Waiter { name, wants })
-}
-
-/// What another process's file says, if that process can act.
-fn read_of_another(directory: &Directory, name: &str, namespace: Option<u64>) -> Option<String> {
-    let file = directory.open_file(name)?;
-    let mut bytes = Vec::new();
-    (&file).take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    let body = text.strip_prefix(HEADER)?.strip_suffix("end=\n")?;
-    let same_namespace = namespace.is_some()
-        && field(body, "namespace").and_then(|number| number.parse().ok()) == namespace;
-    let process = field(body, "process")
-        .and_then(read_process)
-        .filter(|_| same_namespace);
-    let stat =
-        process.and_then(|process| proc::Stat::read(process.pid).filter(|stat| stat.id == process));
-    let (ended, can_act) = match (process, stat) {
-        (_, Some(stat)) => (!stat.runs(), !stat.is_stopped()),
-        (Some(process), None) if !proc::exists(process.pid) => (true, false),
-        _ => {
-            let locked = directory::is_locked(&file);
-            (!locked, locked)
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    let read = |name: String| {
+        let (owner, text) = queue.published(&name)?;
+        let count = counts.entry(owner).or_default();
+        *count += 1;
+        if *count > POSITIONS_PER_USER {
+            return None;
         }
+        let (waiter, inside) = parse(&text, name)?;
+        can_act(&queue, &waiter.name, &text, owner, namespace)?;
+        choose(waiter, &inside)
     };
-    if ended {
-        let owner = rustix::fs::fstat(&file).ok()?.st_uid;
-        directory.remove_own(name, owner);
-        if let Ok(stat) = rustix::fs::lstat(bell::path(directory, name)) {
-            directory.remove_own(&bell::file_name(name), stat.st_uid);
-        }
-    }
-    can_act.then_some(text)
+    names.into_iter().filter_map(read).collect()
 }
 
 fn field<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(wanted)?.strip_prefix('='))
+    text.split(' ')
+        .find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='))
+}
+
+fn parse(text: &str, name: String) -> Option<(Waiter, String)> {
+    let devices = field(text, "devices")?
+        .split(',')
+        .filter(|hash| !hash.is_empty());
+    let waiter = Waiter {
+        name,
+        num_gpus: field(text, "num_gpus")?.parse().ok()?,
+        min_free_memory: field(text, "min_free_memory").and_then(|bytes| bytes.parse().ok()),
+        devices: devices
+            .filter_map(|hash| u32::from_str_radix(hash, 16).ok())
+            .collect(),
+    };
+    Some((waiter, field(text, "inside").unwrap_or_default().to_owned()))
+}
+
+/// Whether the position is one of a process that waits and is not stopped. One that has ended is
+/// cleared away.
+fn can_act(
+    queue: &Directory,
+    name: &str,
+    text: &str,
+    owner: u32,
+    namespace: Option<u64>,
+) -> Option<()> {
+    let same_namespace = namespace.is_some()
+        && field(text, "namespace").and_then(|number| number.parse().ok()) == namespace;
+    let process: Option<ProcessId> = field(text, "process")
+        .filter(|_| same_namespace)
+        .and_then(|text| text.parse().ok());
+    if let Some(process) = process {
+        if let Some(stat) = Stat::read(process.pid) {
+            let is_owners =
+                stat.id == process && stat.runs() && proc::owner(process.pid) == Some(owner);
+            let age: u128 = name.split_once('-')?.0.parse().ok()?;
+            let came_alive = u128::from(process.start) * 1_000_000_000
+                / u128::from(rustix::param::clock_ticks_per_second())
+                <= age;
+            if is_owners && came_alive {
+                return (!stat.is_stopped()).then_some(());
+            }
+            discard(queue, name, owner);
+            return None;
+        }
+        if !proc::exists(process.pid) {
+            discard(queue, name, owner);
+            return None;
+        }
+    }
+    // Out of sight: its socket tells whether it lives.
+    match connect(queue, name, owner) {
+        Some(()) => Some(()),
+        None => {
+            discard(queue, name, owner);
+            None
+        }
+    }
+}
+
+fn discard(queue: &Directory, name: &str, owner: u32) {
+    queue.remove_own(name, owner);
+    let socket = format!("{name}{SOCKET}");
+    if let Some(stat) = queue.stat(&socket) {
+        queue.remove_own(&socket, stat.st_uid);
+    }
+}
+
+/// The address of a waiter's socket: of that file itself, whatever takes its name meanwhile.
+fn address(queue: &Directory, name: &str) -> Option<(OwnedFd, SocketAddrUnix, u32)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = format!("{name}{SOCKET}");
+    let file = rustix::fs::openat(queue.descriptor(), socket, flags, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    is_socket.then_some((file, address, stat.st_uid))
+}
+
+fn connect(queue: &Directory, name: &str, owner: u32) -> Option<()> {
+    let (_file, address, socket_owner) = address(queue, name)?;
+    let socket = datagram_socket().ok()?;
+    (socket_owner == owner).then_some(())?;
+    rustix::net::connect(&socket, &address).ok()
+}
+
+fn call(queue: &Directory, name: &str) {
+    let Some((_file, address, _)) = address(queue, name) else {
+        return;
+    };
+    let Ok(socket) = datagram_socket() else {
+        return;
+    };
+    // It may be gone, or have calls enough: neither matters.
+    let _ = rustix::net::sendto(
+        &socket,
+        b"",
+        SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+        &address,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand() -> Demand {
+        let devices = vec!["GPU-1".into(), "GPU-2".into()];
+        Demand {
+            num_gpus: 2,
+            min_free_memory: Some(3),
+            devices,
+        }
+    }
+
+    #[test]
+    fn a_waiter_is_read_with_what_it_waits_for_and_can_be_called() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let now = proc::since_boot();
+        let namespace = proc::pid_namespace();
+        let ticket = Ticket::take(&directory, None, now, &demand()).expect("a position");
+        let later = now + Duration::from_secs(1);
+        for namespace in [namespace, None] {
+            let found = ahead(&directory, later, namespace, None);
+            assert_eq!(found.len(), 1);
+            assert_eq!((found[0].num_gpus, found[0].min_free_memory), (2, Some(3)));
+            assert!(found[0].wants("GPU-1") && !found[0].wants("GPU-3"));
+            assert!(ahead(&directory, now, namespace, None).is_empty());
+            assert!(ahead(&directory, later, namespace, Some("x")).is_empty());
+        }
+        let calls = ticket.calls().expect("a descriptor");
+        let mut buffer = [0; 8];
+        let heard = |buffer: &mut [u8; 8]| {
+            rustix::net::recv(&calls, buffer, rustix::net::RecvFlags::DONTWAIT).is_ok()
+        };
+        notify(&directory, &["GPU-3".into()], namespace);
+        assert!(!heard(&mut buffer));
+        // More than it can hold.
+        (0..1000).for_each(|_| notify(&directory, &["GPU-2".into()], namespace));
+        assert!(heard(&mut buffer));
+        drop(ticket);
+        assert!(ahead(&directory, later, namespace, None).is_empty());
+        assert_eq!(
+            directory.inner(DIRECTORY).expect("made").names(),
+            [] as [&str; 0]
+        );
+    }
+
+    #[test]
+    fn a_position_whose_process_has_ended_or_is_anothers_is_none() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let queue = directory.make_inner(DIRECTORY).expect("our own");
+        let namespace = proc::pid_namespace().expect("tests run where /proc is");
+        let own = ProcessId::own().expect("it runs");
+        let later = proc::since_boot();
+        let name = format!("{:020}-1", later.as_nanos());
+        for process in [
+            "1:7".into(),
+            format!("{}:1", own.pid),
+            "4194304:5".into(),
+            "x".into(),
+        ] {
+            let text = format!("num_gpus=1 process={process} namespace={namespace} devices=1");
+            queue.publish(&name, &text).expect("our own");
+            let later = later + Duration::from_secs(1);
+            assert!(
+                ahead(&directory, later, Some(namespace), None).is_empty(),
+                "{process}"
+            );
+            queue.remove(&name);
+        }
+        // Older than its process.
+        let text = format!("num_gpus=1 process={own} namespace={namespace} devices=1");
+        queue
+            .publish("00000000000000000001-1", &text)
+            .expect("our own");
+        assert!(ahead(&directory, later, Some(namespace), None).is_empty());
+    }
 }

@@ -190,6 +190,9 @@ pub(super) enum Subcommand {
     /// Show what is found here, and what to do about what is not well
     #[command(disable_help_flag = true)]
     Doctor,
+    /// End the claims that this shell holds
+    #[command(disable_help_flag = true)]
+    Release,
     /// Print completions for a shell
     #[command(disable_help_flag = true)]
     Completions {
@@ -203,7 +206,8 @@ pub(super) enum Subcommand {
 }
 
 /// The words that begin a line that is not the main job's.
-pub(super) const SUBCOMMANDS: [&str; 5] = ["status", "doctor", "completions", "man", "help"];
+pub(super) const SUBCOMMANDS: [&str; 6] =
+    ["status", "doctor", "release", "completions", "man", "help"];
 
 /// Whether a first word names a subcommand.
 pub(super) fn is_subcommand(word: &[u8]) -> bool {

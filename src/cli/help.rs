@@ -87,7 +87,7 @@ pub(super) const ON_FAILURE: &str = "On every failure the printed forms start no
      'export CUDA_VISIBLE_DEVICES=' in the profile or the image makes that see no GPU.";
 
 /// The manual's first lines, and the help's.
-const USAGE: [(&str, &str); 6] = [
+const USAGE: [(&str, &str); 7] = [
     (
         "eval $(autocvd [OPTIONS]) COMMAND",
         "run COMMAND on free GPUs",
@@ -105,6 +105,7 @@ const USAGE: [(&str, &str); 6] = [
         "show all GPUs and who is on them",
     ),
     ("autocvd doctor", "what is found, and what to do"),
+    ("autocvd release", "end this shell's claims"),
     (
         "autocvd completions SHELL | man",
         "print completions, or the manual",

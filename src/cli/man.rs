@@ -5,11 +5,12 @@ use super::help::{self, explained, names};
 use super::{exit_code, variables};
 use clap::{Arg, CommandFactory};
 
-const SYNOPSIS: [&str; 6] = [
+const SYNOPSIS: [&str; 7] = [
     "eval $(autocvd [OPTIONS]) COMMAND",
     "eval \"$(autocvd -s [OPTIONS])\"",
     "autocvd [OPTIONS] -- COMMAND [ARG...]",
     "autocvd status [OPTIONS]",
+    "autocvd release",
     "autocvd completions SHELL",
     "autocvd man",
 ];

@@ -390,9 +390,9 @@ fn output(
 fn claim(output: &Output, hold: Duration) -> ClaimPolicy {
     let form = match output {
         Output::Command { words, .. } => {
-            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-            return ClaimPolicy::Process {
-                command: words.join(" "),
+            let name = words.first().and_then(|word| Path::new(word).file_name());
+            return ClaimPolicy::Command {
+                program: name.unwrap_or_default().to_string_lossy().into_owned(),
             };
         }
         Output::Prefix(_) => OutputForm::Prefix,

@@ -10,8 +10,7 @@ use super::variables::Variables;
 use super::{
     completions, doctor, exec, format, help, man, report, signals, standard_output, status, usage,
 };
-use autocvd::Environment;
-use autocvd::{Acquisition, acquire};
+use autocvd::{Acquisition, Environment, acquire, release_shell_claims};
 use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::io::Write;
@@ -96,6 +95,14 @@ fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), F
         Subcommand::Status(args) => status::run(Status::settle(args, variables)?),
         Subcommand::Doctor => doctor::run(),
         Subcommand::Completions { shell } => print(&completions::script(shell)),
+        Subcommand::Release => release_shell_claims(&Environment::read())
+            .map(drop)
+            .map_err(|error| {
+                Failure::new(
+                    ExitCode::Unexpected,
+                    format!("the directory of claims cannot be used: {error}"),
+                )
+            }),
         Subcommand::Man => print(&man::page()),
     }
 }
@@ -132,23 +139,27 @@ fn launch(written: MainArgs, variables: &Variables) -> Result<(), Failure> {
         Output::Docker => format::docker(&found.ids),
         Output::Cdi => format::cdi(&found.ids),
     };
-    print_choice(&text, found)
+    print_choice(&text, launch.verbosity, found)
 }
 
-fn print_choice(text: &str, mut found: Acquisition) -> Result<(), Failure> {
-    match print(text) {
-        Ok(()) => {
-            if let Some(claim) = found.claim.take() {
-                claim.persist();
-            }
-            Ok(())
+fn print_choice(text: &str, verbosity: Verbosity, mut found: Acquisition) -> Result<(), Failure> {
+    let label = found.label();
+    if let Some(claim) = &mut found.claim {
+        warn_unclaimed(verbosity, claim.persist(&label));
+    }
+    print(text).inspect_err(|_| {
+        if let Some(claim) = &mut found.claim {
+            claim.release();
         }
-        Err(failure) => {
-            if let Some(claim) = &mut found.claim {
-                claim.release();
-            }
-            Err(failure)
-        }
+    })
+}
+
+/// The job runs all the same where its claim cannot live on without this process.
+fn warn_unclaimed(verbosity: Verbosity, kept: std::io::Result<()>) {
+    if let Some(error) = kept.err().filter(|_| verbosity > Verbosity::Quiet) {
+        warn(&format!(
+            "the GPUs are not claimed any more: {error}; other launches may pick the same ones"
+        ));
     }
 }
 
@@ -165,13 +176,10 @@ fn start(
     if let Some(why) = bound.err().filter(|_| verbosity > Verbosity::Quiet) {
         warn(&format!("--bind: {why}; the command runs unbound"));
     }
-    if let Some(claim) = &found.claim {
-        claim.keep_across_exec().map_err(|error| {
-            Failure::new(
-                ExitCode::Unexpected,
-                format!("the claim cannot be passed on: {error}"),
-            )
-        })?;
+    let label = found.label();
+    if let Some(claim) = &mut found.claim {
+        let kept = claim.persist(&label);
+        warn_unclaimed(verbosity, kept.or_else(|_| claim.keep_across_exec()));
     }
     let [order, ids] = found.variables();
     let failure = exec::become_command(command, &[order, ids, found.inside()]);

@@ -27,6 +27,9 @@ fn claim() -> ClaimInfo {
         user: Some("audio".into()),
         command: Some("python train.py".into()),
         since: None,
+        kind: None,
+        until: None,
+        memory: None,
     }
 }
 

@@ -47,14 +47,14 @@ _autocvd() {
             _autocvd_words '--json --short --watch --from --probe --help' "$current"
             return
             ;;
-        completions | doctor | man | help) return ;;
+        completions | doctor | release | man | help) return ;;
     esac
     if [[ $current == -* ]]; then
         _autocvd_words '-- --num-gpus --exclude --only --min-free-memory --tolerate --inherit --least-used
             --timeout --interval --source --export --id-only --json --format --uuid --bind --quiet
             --verbose --hold --no-claim --probe --from --help --version' "$current"
     elif ((COMP_CWORD == 1)); then
-        _autocvd_words 'status doctor completions man help --' "$current"
+        _autocvd_words 'status doctor release completions man help --' "$current"
     fi
 }
 

@@ -8,7 +8,7 @@ end
 # Whether no subcommand and no COMMAND has begun.
 function __autocvd_main
     not __autocvd_in_command
-    and not __autocvd_sub status doctor completions man help
+    and not __autocvd_sub status doctor release completions man help
 end
 
 function __autocvd_sub
@@ -57,6 +57,7 @@ complete -c autocvd -n __autocvd_wants_id -a '(__autocvd_ids)'
 complete -c autocvd -n '__autocvd_main; and test (count (commandline -opc)) -eq 1' -a status -d 'Show which GPUs are free'
 complete -c autocvd -n '__autocvd_main; and test (count (commandline -opc)) -eq 1' -a completions -d 'Print completions for a shell'
 complete -c autocvd -n '__autocvd_main; and test (count (commandline -opc)) -eq 1' -a doctor -d 'Show what is found here, and what is not well'
+complete -c autocvd -n '__autocvd_main; and test (count (commandline -opc)) -eq 1' -a release -d 'End the claims that this shell holds'
 complete -c autocvd -n '__autocvd_main; and test (count (commandline -opc)) -eq 1' -a man -d 'Print the manual page'
 complete -c autocvd -n '__autocvd_main; and test (count (commandline -opc)) -eq 1' -a help -d 'Print help'
 complete -c autocvd -n __autocvd_main -a -- -d 'Become the command that follows'

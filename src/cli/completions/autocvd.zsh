@@ -31,7 +31,7 @@ _autocvd() {
                 return
             fi
             ;;
-        doctor | man | help)
+        doctor | release | man | help)
             if (( CURRENT > 2 )); then
                 return 1
             fi
@@ -74,6 +74,7 @@ _autocvd() {
 _autocvd_first() {
     local -a commands=(
         'status:show which GPUs are free, and who is on the others'
+        'release:end the claims that this shell holds'
         'completions:print completions for a shell'
         'doctor:show what is found here, and what is not well'
         'man:print the manual page'

@@ -1,0 +1,175 @@
+//! Who holds a claim, for people to read and for waiters to watch. No decision rests on it: a claim
+//! without such a record counts like any other.
+//!
+//! The record is a symbolic link `holders/TOKEN` that leads nowhere. It is shown only while the
+//! kernel says that the token's byte is locked, as its owner's, and no command line stands in it:
+//! who may know that asks /proc.
+
+use super::ancestry::{self, Token};
+use super::directory::Directory;
+use crate::proc::ProcessId;
+use std::fmt;
+use std::io;
+
+const DIRECTORY: &str = "holders";
+/// Old records that one look clears away at most.
+const SWEEP_LIMIT: usize = 256;
+
+/// What a claim is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClaimKind {
+    /// A program that autocvd became, or a process that claims for itself.
+    Command,
+    /// What a shell does with a printed choice.
+    Lease,
+    /// A shell whose variables were set.
+    Shell,
+}
+
+impl ClaimKind {
+    /// The word for it in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Lease => "lease",
+            Self::Shell => "shell",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Command, Self::Lease, Self::Shell]
+            .into_iter()
+            .find(|kind| kind.name() == text)
+    }
+}
+
+/// What is published of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) kind: ClaimKind,
+    /// The process that it is for: COMMAND, or the shell.
+    pub(super) process: Option<ProcessId>,
+    /// The process that holds the lock.
+    pub(super) keeper: u32,
+    /// The PID namespace of both.
+    pub(super) namespace: Option<u64>,
+    /// Unix time in seconds.
+    pub(super) since: u64,
+    /// Unix time in seconds.
+    pub(super) until: Option<u64>,
+    /// The first of its devices.
+    pub(super) device: String,
+}
+
+impl Holder {
+    pub(super) fn publish(&self, directory: &Directory, token: Token) -> io::Result<()> {
+        directory
+            .make_inner(DIRECTORY)?
+            .publish(&token.to_string(), &self.to_string())
+    }
+
+    /// The record of a claim, and the user whose it is.
+    pub(super) fn of(directory: &Directory, token: Token) -> Option<(u32, Self)> {
+        let (uid, text) = directory
+            .inner(DIRECTORY)
+            .ok()?
+            .published(&token.to_string())?;
+        Some((uid, Self::parse(&text)?))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| {
+            text.split(' ')
+                .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+        };
+        let number = |name| field(name).and_then(|text| text.parse::<u64>().ok());
+        Some(Self {
+            kind: field("kind").and_then(ClaimKind::parse)?,
+            process: field("process").and_then(|text| text.parse().ok()),
+            keeper: number("keeper")?.try_into().ok()?,
+            namespace: number("namespace"),
+            since: number("since")?,
+            until: number("until"),
+            device: field("device")?.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kind,
+            keeper,
+            since,
+            device,
+            ..
+        } = self;
+        write!(
+            f,
+            "kind={} keeper={keeper} since={since} device={device}",
+            kind.name()
+        )?;
+        if let Some(process) = self.process {
+            write!(f, " process={process}")?;
+        }
+        if let Some(namespace) = self.namespace {
+            write!(f, " namespace={namespace}")?;
+        }
+        match self.until {
+            Some(until) => write!(f, " until={until}"),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn withdraw(directory: &Directory, token: Token) {
+    if let Ok(holders) = directory.inner(DIRECTORY) {
+        holders.remove(&token.to_string());
+    }
+}
+
+/// Clears away records of claims that have ended, which their holders left behind.
+pub(super) fn sweep(directory: &Directory) {
+    let Ok(holders) = directory.inner(DIRECTORY) else {
+        return;
+    };
+    for name in holders.names().into_iter().take(SWEEP_LIMIT) {
+        let Some((uid, text)) = holders.published(&name) else {
+            continue;
+        };
+        let record = Holder::parse(&text).zip(name.parse().ok());
+        let ended =
+            |(holder, token): (Holder, Token)| !ancestry::is_held(directory, &holder.device, token);
+        if record.is_some_and(ended) {
+            holders.remove_own(&name, uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_read_back_and_unknown_words_are_passed_over() {
+        let full = Holder {
+            kind: ClaimKind::Shell,
+            process: Some(ProcessId { pid: 1, start: 2 }),
+            keeper: 3,
+            namespace: Some(4),
+            since: 5,
+            until: Some(6),
+            device: "GPU-1".into(),
+        };
+        let bare = Holder {
+            process: None,
+            namespace: None,
+            until: None,
+            ..full.clone()
+        };
+        for holder in [full, bare] {
+            assert_eq!(Holder::parse(&format!("new=1 {holder} x")), Some(holder));
+        }
+        assert_eq!(Holder::parse("kind=lease"), None);
+    }
+}

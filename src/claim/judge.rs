@@ -1,0 +1,466 @@
+//! The judge of a shell: a small process of autocvd's own that holds the locks of what the shell was
+//! given, and lets go of each when its work is over.
+//!
+//! It begins as a fork of the launch that has just locked the devices, and so inherits the locks
+//! without a gap. It is detached from the terminal and closes everything else, stdout first, for a
+//! command substitution waits for that. One judge serves all launches of a shell: a later one hands
+//! its locked files over by a socket. When a judge is killed, its locks go with it.
+
+pub(super) mod link;
+mod rules;
+mod title;
+
+use super::ancestry::{self, Ancestor, Ancestry, Token};
+use super::directory::Directory;
+use super::holder::{self, ClaimKind, Holder};
+use super::lock;
+use super::queue;
+use super::requester::Requester;
+use crate::proc::{self, ProcessId};
+use link::{Address, Listener, Message};
+pub(super) use rules::{Lease, Purpose};
+use rules::{Shell, State};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long a judge stays that has nothing to hold: a loop of launches gets one judge, not one each.
+const LINGER: Duration = Duration::from_secs(60);
+/// How often, and how soon again, a judge looks whether a COMMAND is over when its shell asks again.
+const SETTLING_LOOKS: u32 = 8;
+const SETTLING_PAUSE: Duration = Duration::from_micros(500);
+/// How often a judge tells cleaners of old files that its lock files are in use.
+const UPKEEP: Duration = Duration::from_secs(3600);
+
+/// What becomes of the launch that starts a judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parent {
+    /// It ends at once, and its children are init's.
+    Ends,
+    /// It becomes a program, which is to have no children that it has not started.
+    Execs,
+}
+
+/// Lets `lease` live on without this process: with the judge of the shell, or one of its own.
+pub(super) fn keep(
+    lease: Lease,
+    requester: Option<&Requester>,
+    directory: &Directory,
+    parent: Parent,
+) -> io::Result<()> {
+    let namespace = proc::pid_namespace();
+    let address = |requester: &Requester| Address {
+        shell: requester.shell,
+        namespace,
+        directory,
+    };
+    let address = requester.map(address);
+    let hand_over = || address.is_some_and(|address| link::hand_over(address, &lease));
+    if hand_over() {
+        return Ok(());
+    }
+    // Before the fork: the shell's next launch may come before the judge has done anything.
+    let listener = address.and_then(Listener::bind);
+    // Another judge of this shell may have come up at the same time: one of them is enough.
+    if listener.is_none() && hand_over() {
+        return Ok(());
+    }
+    if fork(parent)? == Fork::Judge {
+        // Nothing may get out of here: what lies above on the stack is the launch's.
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Judge::begin(lease, requester, listener, directory.clone()).run();
+        }));
+        // SAFETY: it ends the process without running what the launch has registered for its end.
+        unsafe { libc::_exit(judged.is_err().into()) };
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fork {
+    Launch,
+    Judge,
+}
+
+fn fork(parent: Parent) -> io::Result<Fork> {
+    // SAFETY: the child goes on in this thread alone, with memory and locks as they are; the C
+    // library sees to its own.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 if parent == Parent::Ends => Ok(Fork::Judge),
+        // SAFETY: as above; the process in between ends at once.
+        0 => match unsafe { libc::fork() } {
+            0 => Ok(Fork::Judge),
+            // SAFETY: it ends this process.
+            answer => unsafe { libc::_exit((answer < 0).into()) },
+        },
+        _ if parent == Parent::Ends => Ok(Fork::Launch),
+        child => {
+            let mut status = 0;
+            // SAFETY: the kernel writes the status.
+            let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+            // Where SIGCHLD is ignored, nobody tells.
+            match waited == child && status != 0 {
+                true => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                false => Ok(Fork::Launch),
+            }
+        }
+    }
+}
+
+struct Judge {
+    shell: Option<Shell>,
+    /// Whether all leases have been judged since the shell ended.
+    shell_end_seen: bool,
+    leases: Vec<Lease>,
+    directory: Directory,
+    namespace: Option<u64>,
+    listener: Option<Listener>,
+    connections: Vec<OwnedFd>,
+    /// Since when it has had nothing to hold.
+    idle_since: Option<Duration>,
+    next_upkeep: Duration,
+}
+
+impl Judge {
+    /// Makes a judge of a freshly forked process.
+    fn begin(
+        lease: Lease,
+        requester: Option<&Requester>,
+        listener: Option<Listener>,
+        directory: Directory,
+    ) -> Self {
+        std::panic::set_hook(Box::new(|_| {}));
+        let mut kept: Vec<RawFd> = lease.files.iter().map(AsRawFd::as_raw_fd).collect();
+        kept.push(directory.descriptor().as_raw_fd());
+        kept.extend(listener.iter().map(|listener| listener.as_fd().as_raw_fd()));
+        close_all_but(kept);
+        detach();
+        listener.iter().for_each(Listener::adopt);
+        let namespace = proc::pid_namespace();
+        let shell = requester.map(Shell::new);
+        let mut judge = Self {
+            shell,
+            shell_end_seen: false,
+            leases: Vec::new(),
+            directory,
+            namespace,
+            listener,
+            connections: Vec::new(),
+            idle_since: None,
+            next_upkeep: proc::since_boot() + UPKEEP,
+        };
+        judge.accept_lease(lease);
+        holder::sweep(&judge.directory);
+        judge
+    }
+
+    fn accept_lease(&mut self, mut lease: Lease) {
+        lease.begin();
+        self.publish(&lease);
+        let first = lease.devices.first();
+        if first.is_some_and(|key| !ancestry::is_held(&self.directory, key, lease.token)) {
+            // The launch has ended it: what it printed could not be written.
+            holder::withdraw(&self.directory, lease.token);
+            return;
+        }
+        self.leases.push(lease);
+        self.describe();
+    }
+
+    fn run(mut self) {
+        loop {
+            let now = proc::since_boot();
+            let shell_ended = self.shell.as_ref().is_none_or(Shell::has_ended);
+            self.update(now);
+            self.shell_end_seen = shell_ended;
+            if now >= self.next_upkeep {
+                self.leases
+                    .iter_mut()
+                    .for_each(|lease| lease.keep_locked(&self.directory));
+                self.next_upkeep = now + UPKEEP;
+            }
+            match (self.leases.is_empty(), self.idle_since) {
+                (true, _) if shell_ended || self.listener.is_none() => return,
+                (true, Some(since)) if now >= since + LINGER => return,
+                (true, None) => self.idle_since = Some(now),
+                (true, Some(_)) => {}
+                (false, _) => self.idle_since = None,
+            }
+            self.sleep(now);
+            self.serve();
+        }
+    }
+
+    /// Ends what is over.
+    fn update(&mut self, now: Duration) {
+        let shell = self.shell.as_ref();
+        let ended =
+            |lease: &mut Lease| lease.is_due(shell, now) && lease.update(shell) == State::Ended;
+        let over = take_out(&mut self.leases, ended);
+        self.end(over);
+    }
+
+    fn end(&mut self, over: Vec<Lease>) {
+        if over.is_empty() {
+            return;
+        }
+        for lease in over {
+            lease
+                .files
+                .iter()
+                .for_each(|file| lock::unlock(file, lock::Range::ALL));
+            queue::notify(&self.directory, &lease.devices, self.namespace);
+            holder::withdraw(&self.directory, lease.token);
+        }
+        self.describe();
+    }
+
+    fn sleep(&self, now: Duration) {
+        let idle_end = self.idle_since.map(|since| since + LINGER);
+        let times = self.leases.iter().filter_map(|lease| lease.due);
+        let next = times.chain(idle_end).chain([self.next_upkeep]).min();
+        let limit = next.map(|next| next.saturating_sub(now));
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let watched = self.leases.iter().flat_map(Lease::descriptors);
+        let shell = self.shell.iter().filter(|_| !self.shell_end_seen);
+        let shell = shell.filter_map(|shell| shell.descriptor());
+        let listener = self.listener.iter().map(AsFd::as_fd);
+        let connections = self.connections.iter().map(AsFd::as_fd);
+        let all = watched.chain(shell).chain(listener).chain(connections);
+        let mut all: Vec<PollFd> = all
+            .map(|fd: BorrowedFd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        let _ = poll(&mut all, limit.as_ref());
+    }
+
+    /// Answers who asks.
+    fn serve(&mut self) {
+        if let Some(listener) = &self.listener {
+            self.connections.extend(listener.accept());
+        }
+        for connection in std::mem::take(&mut self.connections) {
+            match link::receive(&connection) {
+                Ok(Some(message)) => {
+                    let answer = self.answer(message);
+                    link::reply(&connection, &answer);
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.connections.push(connection);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn answer(&mut self, message: Message) -> String {
+        let now = proc::since_boot();
+        let shell = self.shell.as_ref();
+        match message {
+            Message::Asks(asks) => {
+                // What has ended already must not stand in the way. One look sees that a COMMAND has
+                // ended, and the next ones that it has left nothing behind.
+                for _ in 0..SETTLING_LOOKS {
+                    self.update(proc::since_boot());
+                    if !self.leases.iter().any(Lease::is_settling) {
+                        break;
+                    }
+                    std::thread::sleep(SETTLING_PAUSE);
+                }
+                let shell = self.shell.as_ref();
+                let is_over = |lease: &mut Lease| lease.ends_when_asked(&asks, shell, now);
+                let over = take_out(&mut self.leases, is_over);
+                self.end(over);
+                String::new()
+            }
+            Message::Keep(lease) => {
+                self.accept_lease(*lease);
+                String::new()
+            }
+            Message::Inside(chain) => {
+                let mut around = self
+                    .leases
+                    .iter()
+                    .filter(|lease| lease.is_around(&chain, shell));
+                // The last one is what the variables are from.
+                around
+                    .next_back()
+                    .map(|lease| lease.inside().to_string())
+                    .unwrap_or_default()
+            }
+            Message::Release => {
+                let is_shells = |lease: &mut Lease| !matches!(lease.purpose, Purpose::Command(_));
+                let over = take_out(&mut self.leases, is_shells);
+                let count = over.len();
+                self.end(over);
+                count.to_string()
+            }
+        }
+    }
+
+    fn publish(&self, lease: &Lease) {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let (kind, process) = match &lease.purpose {
+            Purpose::Command(id) => (ClaimKind::Command, Some(*id)),
+            Purpose::Shell(_) => (ClaimKind::Shell, self.shell.as_ref().map(|shell| shell.id)),
+            Purpose::Prefix(_) | Purpose::Ids => {
+                (ClaimKind::Lease, self.shell.as_ref().map(|shell| shell.id))
+            }
+        };
+        let left = lease.until.saturating_sub(proc::since_boot());
+        let until = wall.saturating_add(left).as_secs();
+        let holder = Holder {
+            kind,
+            process: process.filter(|process| process.start > 0),
+            keeper: std::process::id(),
+            namespace: self.namespace,
+            since: wall.as_secs(),
+            until: matches!(lease.purpose, Purpose::Ids).then_some(until),
+            device: lease.devices.first().cloned().unwrap_or_default(),
+        };
+        // It is only for show.
+        let _ = holder.publish(&self.directory, lease.token);
+    }
+
+    /// Tells in the list of processes what this one is for.
+    fn describe(&self) {
+        let labels: Vec<&str> = self.leases.iter().map(|lease| &*lease.label).collect();
+        let shell = self
+            .shell
+            .as_ref()
+            .and_then(|shell| proc::Stat::read(shell.id.pid));
+        let command = self.leases.iter().find_map(|lease| match &lease.purpose {
+            Purpose::Command(id) => Some(format!("{} {}", lease.program, id.pid)),
+            _ => None,
+        });
+        let whom = shell.map(|shell| format!("{} {}", shell.comm, shell.id.pid));
+        let whom = command.or(whom).unwrap_or_else(|| "a shell".into());
+        let what = if labels.is_empty() {
+            "nothing".into()
+        } else {
+            labels.join(", ")
+        };
+        title::set(&format!("autocvd: {what} for {whom}"));
+    }
+}
+
+/// What a launch made for `ancestry` with this token and these devices is to others.
+pub(super) fn inside(ancestry: &Ancestry, token: Token, devices: &[String]) -> Ancestry {
+    ancestry.with(Ancestor {
+        token: Some(token),
+        devices: devices.to_vec(),
+    })
+}
+
+/// Takes those out of `leases` that are `over`.
+fn take_out(leases: &mut Vec<Lease>, over: impl Fn(&mut Lease) -> bool) -> Vec<Lease> {
+    let all = std::mem::take(leases);
+    let (out, kept) = all
+        .into_iter()
+        .map(|mut lease| (over(&mut lease), lease))
+        .partition::<Vec<_>, _>(|(over, _)| *over);
+    leases.extend(kept.into_iter().map(|(_, lease)| lease));
+    out.into_iter().map(|(_, lease)| lease).collect()
+}
+
+/// Closes stdin, stdout and stderr, and then all descriptors but these.
+fn close_all_but(mut kept: Vec<RawFd>) {
+    for standard in 0..=2 {
+        // SAFETY: the launch's use of them ended with the fork.
+        unsafe { libc::close(standard) };
+    }
+    // Whatever is opened next must not take their numbers.
+    let flags = OFlags::RDWR;
+    for _ in 0..=2 {
+        if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) {
+            std::mem::forget(null);
+        }
+    }
+    kept.sort_unstable();
+    let mut next = 3;
+    for descriptor in kept.into_iter().filter(|descriptor| *descriptor > 2) {
+        close_range(next, descriptor - 1);
+        next = descriptor + 1;
+    }
+    close_range(next, RawFd::MAX);
+}
+
+fn close_range(first: RawFd, last: RawFd) {
+    if first > last {
+        return;
+    }
+    // SAFETY: nothing in this process uses what it closes.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if closed != 0 {
+        // Before Linux 5.9.
+        for descriptor in first..=last.min(4096) {
+            // SAFETY: as above.
+            unsafe { libc::close(descriptor) };
+        }
+    }
+}
+
+/// Leaves the terminal, the working directory and all signals of the launch.
+fn detach() {
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
+    let ignored = [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGPIPE,
+        libc::SIGXFSZ,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGALRM,
+    ];
+    for signal in 1..=libc::SIGRTMAX() {
+        let action = if ignored.contains(&signal) {
+            libc::SIG_IGN
+        } else {
+            libc::SIG_DFL
+        };
+        // SAFETY: no handler of the launch runs any more, and none is installed.
+        unsafe { libc::signal(signal, action) };
+    }
+    // SAFETY: the set is plain memory that sigemptyset fills.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// The claim that surrounds the process `from` as a program of a shell's lease: the judges of the
+/// shells that it descends from are asked, the nearest first.
+pub(super) fn ancestry_of_lease(
+    from: u32,
+    namespace: Option<u64>,
+    directory: &Directory,
+) -> Option<Ancestry> {
+    let mut chain: Vec<ProcessId> = Vec::new();
+    let mut next = from;
+    while next > 0 && chain.len() < 64 {
+        let stat = proc::Stat::read(next)?;
+        chain.push(stat.id);
+        // A shell that has become the program is inside its own lease.
+        if let Some(ancestry) = link::ask_inside(
+            Address {
+                shell: stat.id,
+                namespace,
+                directory,
+            },
+            &chain,
+        ) {
+            return Some(ancestry);
+        }
+        next = stat.parent;
+    }
+    None
+}

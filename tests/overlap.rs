@@ -1,0 +1,235 @@
+//! Two launches never run on one GPU at the same time, whatever a shell does with what it was given.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Machine, Running, is_free, look, run, start, wait_until};
+use rustix::process::Signal;
+
+/// `alone SECONDS`: a program that tells when another one is on its GPU: each GPU has a lock that ends with
+/// the process that holds it. It shows up at the driver for nobody.
+const ALONE: &str = r#"#!/bin/bash
+exec 9>>"$FAKE_NVML/locks/$CUDA_VISIBLE_DEVICES"
+flock -n 9 || { echo "GPU $CUDA_VISIBLE_DEVICES" >>"$FAKE_NVML/overlaps"; exit 70; }
+echo "$CUDA_VISIBLE_DEVICES" >>"$FAKE_NVML/ran"
+exec sleep "$1"
+"#;
+
+fn machine(gpus: usize) -> Machine {
+    let machine = Machine::gpus(gpus);
+    machine.install("alone", ALONE);
+    fs::create_dir(machine.path().join("locks")).expect("our own directory");
+    let fifo = machine.path().join("fifo");
+    let made = Command::new("mkfifo").arg(fifo).status();
+    assert!(made.expect("it is everywhere").success());
+    machine
+}
+
+fn overlaps(machine: &Machine) -> String {
+    fs::read_to_string(machine.path().join("overlaps")).unwrap_or_default()
+}
+
+/// How many programs have run or run.
+fn runs(machine: &Machine) -> usize {
+    let ran = fs::read_to_string(machine.path().join("ran")).unwrap_or_default();
+    ran.lines().count()
+}
+
+/// A launch that takes the GPU as soon as it is to be had.
+fn waiter(machine: &Machine) -> Running {
+    start(
+        machine
+            .autocvd()
+            .args(["-q", "-i", "600s", "--", "alone", "0.4"]),
+    )
+}
+
+#[test]
+fn a_shell_with_several_programs_keeps_its_gpu_between_them() {
+    for script in [
+        ". <(autocvd -q -s); alone 0.2; alone 0.2",
+        "eval \"$(autocvd -q -s)\"; alone 0.2; alone 0.2",
+        "eval $(autocvd -q -s); alone 0.2; nap 0.005; alone 0.2; nap 0.3; alone 0.2",
+        "eval \"$(autocvd -q -s)\"; for i in 1 2 3; do alone 0.1; nap 0.02; done",
+        "f() { alone 0.2; alone 0.2; }; eval $(autocvd -q) f",
+        "f() { alone 0.2; nap 0.05; alone 0.2; }; eval $(autocvd -q) f",
+        "export CUDA_VISIBLE_DEVICES=$(autocvd -q -o --hold 3s); alone 0.2; alone 0.2",
+        "autocvd -q -- bash -c 'setsid alone 0.4 &'",
+        "autocvd -q -- bash -c 'alone 0.2; alone 0.2'",
+        "f() { alone 0.2; alone 0.2; }; eval \"$(autocvd -q) f &\"; wait",
+    ] {
+        let machine = machine(1);
+        let nap = "nap() { read -r -t \"$1\" _ <>\"$FAKE_NVML/fifo\" || :; }";
+        let shell = start(&mut machine.shell("bash", &format!("{nap}; {script}; :")));
+        wait_until("the first program runs", || runs(&machine) > 0);
+        let waiting = waiter(&machine);
+        shell.finish().success();
+        waiting.finish().success();
+        assert_eq!(overlaps(&machine), "", "{script}");
+    }
+}
+
+#[test]
+fn background_jobs_that_take_their_time_to_start_keep_their_gpus() {
+    // A fork that has not yet become the program, as it is on a machine with much to do.
+    let job = "slow() { read -r -t 0.4 _ <>\"$FAKE_NVML/fifo\"; exec alone 0.5; }";
+    for (shell, job) in [
+        ("bash", job),
+        ("zsh", "slow() { sleep 0.4; exec alone 0.5; }"),
+    ] {
+        if !common::has(shell) {
+            continue;
+        }
+        let machine = machine(2);
+        let script =
+            format!("{job}; for i in 1 2 3 4; do eval \"$(autocvd -q -t 50) slow &\"; done; wait");
+        run(&mut machine.shell(shell, &script)).success();
+        assert_eq!(overlaps(&machine), "", "{shell}");
+        assert_eq!(runs(&machine), 4, "{shell}");
+    }
+}
+
+#[test]
+fn ids_that_are_printed_twice_are_of_two_gpus() {
+    let machine = machine(2);
+    let script =
+        "a=$(autocvd -q -o -t 0); b=$(autocvd -q -o -t 0); echo $a $b; autocvd -q -o -t 0; echo $?";
+    let told = run(&mut machine.shell("bash", script)).success();
+    assert_eq!(told, "1 0\n4\n");
+}
+
+#[test]
+fn a_gpu_is_nobodys_soon_after_the_last_program_of_the_choice_whatever_the_shell_does() {
+    for script in [
+        "eval $(autocvd -q) alone 0.2; sleep 60",
+        "eval $(autocvd -q) alone 0.2 && sleep 60",
+        "eval $(autocvd -q) sh -c 'alone 0.2; exit 1'; exec sleep 60",
+        "eval $(autocvd -q) alone 0.2; env CUDA_VISIBLE_DEVICES=7 sleep 60",
+    ] {
+        let machine = machine(1);
+        let shell = start(&mut machine.shell("bash", script));
+        wait_until("the program runs", || runs(&machine) > 0);
+        let began = Instant::now();
+        waiter(&machine).finish().success();
+        // Far less than the hold, and than what the shell goes on to.
+        assert!(began.elapsed() < Duration::from_secs(30), "{script}");
+        drop(shell);
+    }
+}
+
+#[test]
+fn claims_end_when_the_shell_releases_them() {
+    for ask in [
+        "eval \"$(autocvd -q -s)\"",
+        "eval $(autocvd -q)",
+        "autocvd -q -o >/dev/null",
+    ] {
+        let machine = machine(1);
+        let check = "bash -c 'autocvd -q -t 0 -- true; echo $?'";
+        let script =
+            format!("{ask}; unset CUDA_VISIBLE_DEVICES; {check}; autocvd release; {check}");
+        let told = run(&mut machine.shell("bash", &script)).success();
+        assert_eq!(told, "4\n0\n", "{ask}");
+    }
+    let machine = machine(1);
+    run(machine.autocvd().arg("release")).success();
+}
+
+#[test]
+fn exported_variables_are_kept_on_a_new_request_only_while_programs_with_them_run() {
+    let machine = machine(2);
+    let ask = "eval \"$(autocvd -q -s -t 0)\"; echo $CUDA_VISIBLE_DEVICES";
+    let script = format!("{ask}; {ask}; alone 5 & sleep 0.3; {ask}; kill $!; wait; {ask}");
+    let told = run(&mut machine.shell("bash", &script)).success();
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["1", "1", "0", "1"]);
+}
+
+#[test]
+fn a_claim_is_shown_with_who_holds_it_and_ends_with_its_judge() {
+    let machine = machine(1);
+    let shell = start(&mut machine.shell("bash", "eval $(autocvd -q) alone 60; :"));
+    wait_until("the program runs", || runs(&machine) > 0);
+    let claims = || {
+        let json = run(machine.autocvd().args(["status", "--json"])).success();
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        json["gpus"][0]["claims"]
+            .as_array()
+            .expect("an array")
+            .clone()
+    };
+    wait_until("it is told", || {
+        claims().iter().any(|claim| claim["kind"] == "lease")
+    });
+    let claim = claims().remove(0);
+    assert_eq!(claim["pid"], shell.pid());
+    assert!(
+        claim["command"]
+            .as_str()
+            .is_some_and(|command| command.contains("alone")),
+        "{claim}"
+    );
+    let title = format!("autocvd: GPU 0 for bash {}", shell.pid());
+    let judges: Vec<i32> = fs::read_dir("/proc")
+        .expect("it is there")
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with(title.as_bytes()))
+        })
+        .collect();
+    assert_eq!(judges.len(), 1);
+    let judge = rustix::process::Pid::from_raw(judges[0]).expect("a pid");
+    assert!(!is_free(&machine));
+    let waiting = start(machine.autocvd().args(["-q", "-i", "600s", "--", "true"]));
+    rustix::process::kill_process(judge, Signal::KILL).expect("it runs");
+    waiting.finish().success();
+    assert!(is_free(&machine));
+}
+
+#[test]
+fn a_stopped_judge_holds_up_nobody_and_keeps_what_it_holds() {
+    let machine = machine(2);
+    let script = "eval $(autocvd -q) true; kill -STOP $(pgrep -f \"for bash $$\\$\"); \
+                  eval $(autocvd -q -t 0) printenv CUDA_VISIBLE_DEVICES; \
+                  kill -CONT $(pgrep -f \"for bash $$\\$\")";
+    let began = Instant::now();
+    assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    wait_until("both have ended", || look(&machine).stdout == "1\n");
+}
+
+#[test]
+fn a_command_substitution_does_not_wait_for_the_judge() {
+    let machine = machine(1);
+    let script =
+        "x=$(autocvd -q -o --hold 600s); echo \"$x\"; autocvd -q -o --hold 600s -t 0 | cat";
+    let began = Instant::now();
+    assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n");
+    assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn a_thousand_launches_under_a_pid_1_that_does_not_reap_leave_a_zombie_or_two() {
+    let machine = machine(1);
+    if !common::has_namespaces(&machine) || !common::has("python3") {
+        return;
+    }
+    // Far fewer here: the number of zombies does not grow with them.
+    let script = "import subprocess, os
+loop = 'for i in $(seq 60); do eval $(autocvd -q -t 50) true; autocvd -q -t 50 -- true; done'
+subprocess.run(['bash', '-c', loop], check=True)
+stats = [open(f'/proc/{p}/stat').read() for p in os.listdir('/proc') if p.isdigit()]
+print(sum(') Z ' in stat for stat in stats))";
+    let mut inside = common::in_namespace(&machine, &["python3", "-c", script]);
+    let zombies: u32 = run(&mut inside).success().trim().parse().expect("a number");
+    assert!(zombies <= 3, "{zombies} zombies");
+}
