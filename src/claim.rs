@@ -273,6 +273,42 @@ impl ClaimStore {
         self.ancestry.devices()
     }
 
+    /// Makes this process see the machine as the process around it left it that has claimed just these
+    /// devices for itself: which of its claims a program was given, its environment may not tell.
+    /// Returns whether there is such a process.
+    pub(crate) fn nest_in_process(&mut self, devices: &[String]) -> bool {
+        let Some(namespace) = self.namespace else {
+            return false;
+        };
+        let (mut around, mut next) = (Vec::new(), rustix::process::getppid());
+        while let Some(stat) =
+            next.and_then(|pid| proc::Stat::read(pid.as_raw_pid().unsigned_abs()))
+        {
+            around.push(stat.id);
+            let parent = i32::try_from(stat.parent).ok();
+            next = parent
+                .filter(|_| around.len() < 64)
+                .and_then(rustix::process::Pid::from_raw);
+        }
+        let found = Holder::find(&self.directory, Some(namespace), &around, devices);
+        let Some((process, token)) = found else {
+            return false;
+        };
+        // What the environment tells may be another claim of the same process.
+        while let Some(last) = self.ancestry.0.last().and_then(|last| last.token) {
+            let of_last = Holder::of(&self.directory, last).and_then(|(_, holder)| holder.process);
+            if of_last != Some(process) {
+                break;
+            }
+            self.ancestry.0.pop();
+        }
+        self.ancestry.0.push(Ancestor {
+            token: Some(token),
+            devices: devices.to_vec(),
+        });
+        true
+    }
+
     /// The launches up to the innermost one whose claim still counts, or that made none.
     fn living(&self, mut ancestry: Ancestry) -> Ancestry {
         let has_ended = |last: &Ancestor| last.token.is_some() && !last.is_alive(&self.directory);
@@ -686,7 +722,7 @@ impl ClaimGuard {
             namespace: self.namespace,
             since,
             until: None,
-            device: self.devices.first().cloned().unwrap_or_default(),
+            devices: self.devices.clone(),
         };
         if let Err(error) = holder.publish(&self.directory, self.token) {
             tracing::debug!("nobody is told who holds the claim: {error}");

@@ -46,6 +46,7 @@ class Allocation(list[int]):
         self._label = ""
         self._claim: Claim | None = None
         self._is_released = False
+        self._is_kept_across_exec = False
         #: The request that it was the answer to.
         self._wanted: Mapping[str, Any] | None = None
         self._role: Role = "task"
@@ -111,6 +112,12 @@ class Allocation(list[int]):
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, in another process too, tells of the same GPUs; the claim stays with this one.
         return Allocation, (list(self), self.uuids, self._variables())
+
+    def _keep_across_exec(self) -> None:
+        # A search along PATH is several attempts.
+        if self._claim and not self._is_kept_across_exec:
+            self._is_kept_across_exec = True
+            self._claim.keep_across_exec()
 
     def _disown(self) -> None:
         """In a forked child: the claim is the parent's."""

@@ -51,6 +51,7 @@ _settings: list[Setting] = []
 _thread = _Thread()
 #: All that is claimed: claims last until they are released, whoever forgets them.
 _claimed: dict[int, Allocation] = {}
+_watches_exec = False
 #: What this process was started inside of. What autocvd sets later is for its children.
 _inside: str | None = os.environ.get(INSIDE)
 
@@ -176,6 +177,10 @@ def held() -> list[Allocation]:
 
 def remember(allocation: Allocation) -> None:
     """Note what this thread has taken."""
+    global _watches_exec
+    if not _watches_exec:
+        _watches_exec = True
+        sys.addaudithook(_before_exec)
     held().append(allocation)
     _claimed[id(allocation)] = allocation
 
@@ -183,6 +188,13 @@ def remember(allocation: Allocation) -> None:
 def forget(allocation: Allocation) -> None:
     """Note that it was released, by whatever thread."""
     _claimed.pop(id(allocation), None)
+
+
+def _before_exec(event: str, _: object) -> None:
+    """A program that this process becomes keeps its claims; programs that it starts do not."""
+    if event == "os.exec":
+        for allocation in list(_claimed.values()):
+            allocation._keep_across_exec()
 
 
 def _after_fork() -> None:

@@ -40,6 +40,15 @@ impl Claim {
             .is_some()
     }
 
+    /// Lets the program keep it that this process is about to become.
+    fn keep_across_exec(&self) {
+        let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guard) = &mut *guard {
+            // Without a descriptor to spare the claim ends with this program.
+            let _ = guard.keep_across_exec();
+        }
+    }
+
     /// In a forked child: lets go of what is its parent's. Another thread may have been at it when the child was made.
     fn forget(&self) {
         let guard = self

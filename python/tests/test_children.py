@@ -38,6 +38,21 @@ class Children(MachineTest):
         """
         self.assertEqual(self.run_script(script), ["[0]", "0", "0", "[0]"])
 
+    def test_a_program_that_has_the_environment_of_an_allocation(self):
+        script = f"""
+            import subprocess
+            from autocvd import autocvd
+            g = autocvd(set_env=False)
+            environment = {{**os.environ, **g.env}}
+            say(sorted(g.env), "AUTOCVD_INSIDE" in environment)
+            child = [{sys.executable!r}, "-c", {CHILD!r}]
+            say(subprocess.run(child, env=environment, stdout=-1, text=True).stdout.strip())
+            shown = [{PROGRAM!r}, "-t", "20", "--", "printenv", "CUDA_VISIBLE_DEVICES"]
+            say(subprocess.run(shown, env=environment, stdout=-1, text=True).stdout.strip())
+        """
+        first = "['CUDA_DEVICE_ORDER', 'CUDA_VISIBLE_DEVICES'] False"
+        self.assertEqual(self.run_script(script), [first, "[0]", "0"])
+
     def test_workers_of_multiprocessing_and_of_pools(self):
         for method in ("fork", "spawn", "forkserver"):
             script = f"""
@@ -92,6 +107,19 @@ class Siblings(MachineTest):
         """
         lines = ["[1, 2]", "['[1]', '[2]']", "['free', 'claimed', 'claimed']", "4", "1,2", "3"]
         self.assertEqual(self.run_script(script), lines)
+
+    def test_a_child_of_one_of_several_allocations_chooses_among_that_one(self):
+        script = f"""
+            import subprocess, autocvd
+            autocvd.autocvd()
+            child = [{sys.executable!r}, "-c", {CHILD!r}]
+            with autocvd.gpus(set_env=False) as one, autocvd.gpus(set_env=False) as two:
+                for g in (one, two):
+                    environment = {{**os.environ, **g.env}}
+                    say(g, subprocess.run(child, env=environment, stdout=-1, text=True).stdout.strip())
+                say(subprocess.run(child, stdout=-1, text=True).stdout.strip())
+        """
+        self.assertEqual(self.run_script(script), ["[1] [1]", "[0] [0]", "[2]"])
 
     def test_a_child_that_outlives_its_parent_is_inside_of_nothing(self):
         script = f"""

@@ -365,13 +365,15 @@ class Children(MachineTest):
         self.assertEqual(holder.hear(), "[2]")
         self.assertEqual(self.free(), [0, 1])
 
-    def test_a_program_that_the_process_becomes_has_no_part_in_it(self):
+    def test_a_program_that_the_process_becomes_keeps_it(self):
         holder = self.start(
             "from autocvd import autocvd; say(autocvd()); os.execvp('cat', ['cat'])"
         )
         self.assertEqual(holder.hear(), "[2]")
         holder.tell("cat")
         self.assertEqual(holder.hear(), "cat")
+        self.assertEqual(self.free(), [0, 1])
+        holder.end()
         self.assertEqual(self.free(), [0, 1, 2])
 
 

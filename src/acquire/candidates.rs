@@ -106,6 +106,24 @@ fn ancestor_devices(
         Some(claims) => claims.nest(told, from).map(<[String]>::to_vec),
         None => told.and_then(Ancestry::devices).map(<[String]>::to_vec),
     };
+    let keys = match (&mut claims, &environment.cuda_visible_devices) {
+        // A process that has several claims gives its programs one of them.
+        (Some(claims), Some(value)) => {
+            let visible = ids::parse_visible_devices(value, snapshot);
+            let visible: Vec<String> = visible
+                .into_iter()
+                .map(|id| snapshot.device(id).key())
+                .collect();
+            let is_told = keys.as_ref().is_some_and(|keys| {
+                keys.len() == visible.len() && visible.iter().all(|key| keys.contains(key))
+            });
+            match is_told || visible.is_empty() || !claims.nest_in_process(&visible) {
+                true => keys,
+                false => Some(visible),
+            }
+        }
+        _ => keys,
+    };
     let Some(keys) = keys else {
         return snapshot.device_ids();
     };

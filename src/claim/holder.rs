@@ -57,8 +57,8 @@ pub(super) struct Holder {
     pub(super) since: u64,
     /// Unix time in seconds.
     pub(super) until: Option<u64>,
-    /// The first of its devices.
-    pub(super) device: String,
+    /// The keys of its devices.
+    pub(super) devices: Vec<String>,
 }
 
 impl Holder {
@@ -77,6 +77,38 @@ impl Holder {
         Some((uid, Self::parse(&text)?))
     }
 
+    fn is_alive(&self, directory: &Directory, token: Token) -> bool {
+        let first = self.devices.first();
+        first.is_some_and(|key| ancestry::is_held(directory, key, token))
+    }
+
+    /// The claim that the first possible one of these processes, which are this user's, has on just
+    /// these devices.
+    pub(super) fn find(
+        directory: &Directory,
+        namespace: Option<u64>,
+        processes: &[ProcessId],
+        devices: &[String],
+    ) -> Option<(ProcessId, Token)> {
+        let holders = directory.inner(DIRECTORY).ok()?;
+        let user = rustix::process::geteuid().as_raw();
+        let names = holders.names().into_iter().take(SWEEP_LIMIT);
+        let found = names.filter_map(|name| {
+            let (uid, text) = holders.published(&name)?;
+            let (holder, token) = (Self::parse(&text)?, name.parse().ok()?);
+            let place = processes
+                .iter()
+                .position(|id| Some(*id) == holder.process)?;
+            let same = holder.devices.len() == devices.len()
+                && devices.iter().all(|key| holder.devices.contains(key));
+            let is_ours =
+                uid == user && holder.namespace == namespace && holder.kind == ClaimKind::Command;
+            (same && is_ours && holder.is_alive(directory, token)).then_some((place, token))
+        });
+        let (place, token) = found.min_by_key(|(place, _)| *place)?;
+        Some((processes[place], token))
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| {
             text.split(' ')
@@ -90,7 +122,7 @@ impl Holder {
             namespace: number("namespace"),
             since: number("since")?,
             until: number("until"),
-            device: field("device")?.to_owned(),
+            devices: field("devices")?.split(',').map(str::to_owned).collect(),
         })
     }
 }
@@ -101,13 +133,14 @@ impl fmt::Display for Holder {
             kind,
             keeper,
             since,
-            device,
+            devices,
             ..
         } = self;
         write!(
             f,
-            "kind={} keeper={keeper} since={since} device={device}",
-            kind.name()
+            "kind={} keeper={keeper} since={since} devices={}",
+            kind.name(),
+            devices.join(",")
         )?;
         if let Some(process) = self.process {
             write!(f, " process={process}")?;
@@ -138,8 +171,7 @@ pub(super) fn sweep(directory: &Directory) {
             continue;
         };
         let record = Holder::parse(&text).zip(name.parse().ok());
-        let ended =
-            |(holder, token): (Holder, Token)| !ancestry::is_held(directory, &holder.device, token);
+        let ended = |(holder, token): (Holder, Token)| !holder.is_alive(directory, token);
         if record.is_some_and(ended) {
             holders.remove_own(&name, uid);
         }
@@ -159,7 +191,7 @@ mod tests {
             namespace: Some(4),
             since: 5,
             until: Some(6),
-            device: "GPU-1".into(),
+            devices: vec!["GPU-1".into(), "GPU-2".into()],
         };
         let bare = Holder {
             process: None,

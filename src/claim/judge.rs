@@ -321,7 +321,7 @@ impl Judge {
             namespace: self.namespace,
             since: wall.as_secs(),
             until: matches!(lease.purpose, Purpose::Ids).then_some(until),
-            device: lease.devices.first().cloned().unwrap_or_default(),
+            devices: lease.devices.clone(),
         };
         // It is only for show.
         let _ = holder.publish(&self.directory, lease.token);
