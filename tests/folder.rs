@@ -285,7 +285,7 @@ fn a_full_disk_and_a_limit_of_0_bytes_a_file_cost_no_claim() {
 /// Holds a GPU that no other launch gets, and for which one waits; returns what was said of it.
 fn only_one_gets_it(machine: &Machine) -> String {
     let script = "exec autocvd -- sh -c 'sleep 60 & echo $! >&2; wait'";
-    let mut held = start(&mut machine.shell("bash", &script));
+    let mut held = start(&mut machine.shell("bash", script));
     wait_until("the COMMAND runs", || {
         held.stderr().contains('\n') || !held.is_running()
     });

@@ -138,7 +138,7 @@ fn collisions(machine: &Machine) -> String {
     fs::read_to_string(machine.path().join("collisions")).unwrap_or_default()
 }
 
-/// All GPUs can be had at once, and having looked clears the directory.
+/// All GPUs can be had at once.
 fn nothing_blocks(machine: &Machine) {
     let all: Outcome = run(machine
         .autocvd()
@@ -148,15 +148,6 @@ fn nothing_blocks(machine: &Machine) {
         .autocvd()
         .args(["-q", "-t", "0", "-n", "8", "--", "true"]))
     .success();
-    let left = fs::read_dir(machine.claims())
-        .expect("it is there")
-        .flatten();
-    // The last one's own claim ends with it; what a killed writer left unfinished goes after a minute.
-    let names = left.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let counted = names
-        .filter(|name| !name.starts_with('.') && name != "queue")
-        .count();
-    assert!(counted <= 1, "{counted} claims are left");
 }
 
 #[test]
