@@ -19,8 +19,9 @@ fn docker_takes_the_gpus_that_are_printed_and_refuses_a_failure() {
     if !has("docker") {
         return;
     }
-    let machine = Machine::gpus(3);
     for options in ["", "-n 2", "--uuid -n 3"] {
+        // What is printed for an engine is claimed for a while: each line has a machine of its own.
+        let machine = Machine::gpus(3);
         let line = format!("docker run $(autocvd --format docker {options}) localhost/none");
         let outcome = engine(&machine, &line);
         assert!(outcome.stderr.contains("daemon"), "{line}: {outcome:#?}");
@@ -30,7 +31,7 @@ fn docker_takes_the_gpus_that_are_printed_and_refuses_a_failure() {
         );
     }
     let outcome = engine(
-        &machine,
+        &Machine::gpus(3),
         "docker run $(autocvd --format docker -n 9) localhost/none",
     );
     assert_eq!(outcome.code, Some(125), "{outcome:#?}");

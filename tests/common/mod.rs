@@ -282,6 +282,23 @@ pub fn with_default_signals(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(restore) }
 }
 
+/// Whether a process holds a lock on a part of this file.
+pub fn is_locked(path: &Path) -> bool {
+    use std::os::fd::AsRawFd;
+    let file = fs::OpenOptions::new().read(true).write(true).open(path);
+    let file = file.expect("a file that all may write to");
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and `lock` outlives the call.
+    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
+    asked == 0 && lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
 /// The place that a JSON pointer names; what is missing comes to be, as an array where the name is a number.
 fn member<'a>(value: &'a mut Value, pointer: &str) -> &'a mut Value {
     assert!(
