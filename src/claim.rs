@@ -677,6 +677,36 @@ impl ClaimGuard {
         Ok(())
     }
 
+    /// Hands the claim to a child process: it lasts until the child, and what the child leaves behind
+    /// that carries the variables it was given, have ended, whatever becomes of this process. A small
+    /// process of autocvd's holds it from now on.
+    ///
+    /// # Errors
+    /// Where the child is not to be seen, or no process can be started that holds the claim: then it
+    /// has ended.
+    pub fn hand_to(mut self, child: &std::process::Child) -> io::Result<()> {
+        let ended = || io::Error::new(io::ErrorKind::NotFound, "the child is not to be seen");
+        let child = ProcessId::of(child.id()).ok_or_else(ended)?;
+        // Descriptors that a fork does not close: the process that is to hold the claim is one.
+        let files = self.files.iter().map(OwnedFd::try_clone);
+        let files = files.collect::<io::Result<_>>()?;
+        let (ancestry, devices) = (self.ancestry.clone(), self.devices.clone());
+        let purpose = Purpose::Command(child);
+        let mut lease = Lease::new(
+            self.token,
+            ancestry,
+            devices,
+            files,
+            purpose,
+            Duration::ZERO,
+        );
+        lease.label = self.devices.join(", ");
+        judge::keep(lease, None, &self.directory, Parent::Execs)?;
+        OWN.lock().retain(|token| *token != self.token);
+        self.persists = true;
+        Ok(())
+    }
+
     /// Lets the claim live on through exec without a judge, as long as the program keeps the files
     /// open: they are put out of the way of the descriptors that scripts number themselves.
     ///

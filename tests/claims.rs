@@ -69,10 +69,10 @@ fn a_command_holds_its_gpu_until_it_ends() {
     command.signal(Signal::KILL);
     let ended = command.finish();
     assert_eq!(ended.signal, Some(9));
-    assert_eq!(look(&machine).success(), "0\n");
+    wait_until("it is free", || look(&machine).stdout == "0\n");
     let normal = run(machine.autocvd().args(["--", "true"]));
     assert_eq!(normal.code, Some(0));
-    assert!(is_free(&machine));
+    wait_until("it is free", || is_free(&machine));
 }
 
 #[test]
@@ -106,8 +106,12 @@ fn claims_count_across_pid_namespaces_both_ways() {
     drop(inside);
     wait_until("its claim has ended", || look(&machine).stdout == "0\n");
     drop(outside);
-    assert_eq!(look(&machine).success(), "1\n");
-    assert_eq!(run(&mut in_namespace(&machine, &own)).success(), "1\n");
+    wait_until("the one outside has ended", || {
+        look(&machine).stdout == "1\n"
+    });
+    wait_until("the look at it has ended too", || {
+        run(&mut in_namespace(&machine, &own)).stdout == "1\n"
+    });
 }
 
 #[test]
@@ -261,7 +265,7 @@ fn a_command_that_closes_its_descriptors_keeps_its_gpu() {
         assert!(!is_free(&machine));
     }
     drop(command);
-    assert!(is_free(&machine));
+    wait_until("it is free", || is_free(&machine));
 }
 
 #[test]
@@ -277,7 +281,7 @@ fn a_command_may_become_another_one_and_another_one() {
     });
     assert!(!is_free(&machine));
     drop(command);
-    assert!(is_free(&machine));
+    wait_until("it is free", || is_free(&machine));
 }
 
 #[test]
@@ -288,7 +292,7 @@ fn a_command_that_cannot_be_run_leaves_no_claim() {
         run(machine.autocvd().args(["--", "broken"])).code,
         Some(127)
     );
-    assert!(is_free(&machine));
+    wait_until("it is free", || is_free(&machine));
 }
 
 // Options.

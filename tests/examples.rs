@@ -73,3 +73,38 @@ fn a_service_finds_gpus_and_drops_the_requests_of_clients_that_go() {
     let told = service.finish().success();
     assert!(told.ends_with("c: released\n"), "{told}");
 }
+
+#[test]
+fn a_scheduler_hands_each_claim_to_its_command() {
+    let machine = Machine::gpus(2);
+    let Some(program) = example("scheduler") else {
+        return;
+    };
+    let mut command = machine.command(&program);
+    let mut scheduler = start(command.stdin(Stdio::piped()));
+    let mut input = scheduler.take_stdin();
+    let release = machine.path().join("release");
+    let wait = format!("until [ -e '{}' ]; do sleep 0.05; done", release.display());
+    let line = format!("echo has $CUDA_VISIBLE_DEVICES; {wait}\n");
+    input
+        .write_all(line.repeat(2).as_bytes())
+        .expect("it reads");
+    wait_until("both run", || scheduler.stdout().lines().count() == 2);
+    let mut given: Vec<String> = scheduler.stdout().lines().map(str::to_owned).collect();
+    given.sort_unstable();
+    assert_eq!(given, ["has 0", "has 1"]);
+    // Its commands run on, and keep what they were given.
+    scheduler.signal(rustix::process::Signal::KILL);
+    drop(input);
+    scheduler.wait_for_end();
+    let taken = run(machine.autocvd().args(["-q", "-o", "-t", "0"]));
+    assert_eq!(taken.code, Some(4), "{taken:#?}");
+    std::fs::write(&release, "").expect("our own directory");
+    wait_until("both are free", || {
+        run(machine
+            .autocvd()
+            .args(["-q", "-t", "0", "-n", "2", "--", "true"]))
+        .code
+            == Some(0)
+    });
+}

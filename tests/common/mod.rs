@@ -460,6 +460,11 @@ impl Running {
         self.child.stdin.take().expect("it was asked to be piped")
     }
 
+    /// Waits for its end, and leaves alone what it has started.
+    pub fn wait_for_end(&mut self) {
+        self.child.wait().expect("our own child");
+    }
+
     /// Whether it has not ended yet.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("our own child").is_none()
