@@ -3,13 +3,14 @@
 //! # Design
 //! Each device has one file in a directory that all launches share, and a claim is a lock that the
 //! kernel keeps on it ([`lock`]): choosing and claiming are one system call a device, the kernel
-//! drops the lock however its holder ends, and no other launch has to believe anything that stands in
-//! a file. Which bytes are locked says how deep the claim is nested.
+//! drops the lock however its holder ends, and no other launch has to believe anything that stands
+//! in a file. Which bytes are locked says how deep the claim is nested.
 //!
-//! A process that claims for itself holds the lock itself ([`in_process`]). For what a shell starts,
-//! and for a COMMAND that may close what it inherits, a small process of autocvd's holds it: the
-//! [`judge`] of that shell, which sees with its user's rights what the claim is for and when that is
-//! over. What a launch is nested in, it knows by a [token](ancestry). Those who wait have a
+//! A process that claims for itself holds the lock itself ([`in_process`]). For what a shell
+//! starts, and for a COMMAND that may close what it inherits, a small process of autocvd's holds
+//! it: the
+//! [`judge`] of that shell, which sees with its user's rights what the claim is for and when that
+//! is over. What a launch is nested in, it knows by a [token](ancestry). Those who wait have a
 //! [position](queue), and who holds what is published [for people](holder) to read.
 
 mod ancestry;
@@ -132,8 +133,8 @@ pub(crate) enum ClaimFor {
         /// Its name.
         program: String,
     },
-    /// Assignments in front of a command, printed for the shell that asked: for `hold` until a program
-    /// with this value of `CUDA_VISIBLE_DEVICES` is seen, and then as long as that.
+    /// Assignments in front of a command, printed for the shell that asked: for `hold` until a
+    /// program with this value of `CUDA_VISIBLE_DEVICES` is seen, and then as long as that.
     Prefix {
         /// How long to wait for the program.
         hold: Duration,
@@ -167,7 +168,8 @@ impl ClaimFor {
     }
 }
 
-/// Devices that this process has claimed. In a forked child it is nothing: the claim is its parent's.
+/// Devices that this process has claimed. In a forked child it is nothing: the claim is its
+/// parent's.
 #[derive(Debug)]
 #[must_use = "the claim ends when this is dropped"]
 pub struct ClaimGuard {
@@ -223,8 +225,8 @@ impl ClaimStore {
         self.directory.secure()
     }
 
-    /// Tells the judge of this process's shell that the shell asks again: its leases end whose programs
-    /// have.
+    /// Tells the judge of this process's shell that the shell asks again: its leases end whose
+    /// programs have.
     pub(crate) fn ask(&mut self, requester: Option<Requester>, claim_for: &ClaimFor) {
         if let Some(requester) = &requester {
             let form = claim_for.form();
@@ -252,9 +254,9 @@ impl ClaimStore {
         }
     }
 
-    /// Makes this process see the machine as the launches around it left it: those that `told` names,
-    /// which its environment does, or the lease that process `from` or one of its ancestors is a
-    /// program of. Returns the keys of the devices of the innermost one that still counts.
+    /// Makes this process see the machine as the launches around it left it: those that `told`
+    /// names, which its environment does, or the lease that process `from` or one of its ancestors
+    /// is a program of. Returns the keys of the devices of the innermost one that still counts.
     pub(crate) fn nest(&mut self, told: Option<&Ancestry>, from: Option<u32>) -> Option<&[String]> {
         let own = OWN.lock();
         let is_other =
@@ -273,9 +275,9 @@ impl ClaimStore {
         self.ancestry.devices()
     }
 
-    /// Makes this process see the machine as the process around it left it that has claimed just these
-    /// devices for itself: which of its claims a program was given, its environment may not tell.
-    /// Returns whether there is such a process.
+    /// Makes this process see the machine as the process around it left it that has claimed just
+    /// these devices for itself: which of its claims a program was given, its environment may not
+    /// tell. Returns whether there is such a process.
     pub(crate) fn nest_in_process(&mut self, devices: &[String]) -> bool {
         let Some(namespace) = self.namespace else {
             return false;
@@ -516,8 +518,8 @@ impl ClaimStore {
         Ok(None)
     }
 
-    /// Of two launches of different levels, each locks first and then looks whether the other one has:
-    /// so at least one sees the other.
+    /// Of two launches of different levels, each locks first and then looks whether the other one
+    /// has: so at least one sees the other.
     fn lock_extent(&self, file: &OwnedFd, extent: Extent) -> io::Result<bool> {
         let level = self.ancestry.level();
         let is_free = |range| -> io::Result<bool> {
@@ -573,7 +575,8 @@ impl ClaimStore {
         Ticket::take(&self.directory, self.inside(), enqueued_at, demand)
     }
 
-    /// Those who wait inside the same launch and came before `enqueued_at`, the longest-waiting first.
+    /// Those who wait inside the same launch and came before `enqueued_at`, the longest-waiting
+    /// first.
     pub(crate) fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<Waiter> {
         let inside = self.inside();
         queue::ahead(
@@ -615,8 +618,8 @@ impl Claim {
     }
 }
 
-/// Ends all claims that printed choices made for the shell that started this process; how many these
-/// were.
+/// Ends all claims that printed choices made for the shell that started this process; how many
+/// these were.
 ///
 /// # Errors
 /// Where the directory of claims cannot be used.
@@ -634,8 +637,8 @@ impl ClaimGuard {
         judge::inside(&self.ancestry, self.token, &self.devices)
     }
 
-    /// Lets the claim live on without this process, as long as what it is for. `label` is what people
-    /// call the devices. It can still be [released](Self::release).
+    /// Lets the claim live on without this process, as long as what it is for. `label` is what
+    /// people call the devices. It can still be [released](Self::release).
     ///
     /// # Errors
     /// Where no process can be started that holds it.
@@ -677,13 +680,13 @@ impl ClaimGuard {
         Ok(())
     }
 
-    /// Hands the claim to a child process: it lasts until the child, and what the child leaves behind
-    /// that carries the variables it was given, have ended, whatever becomes of this process. A small
-    /// process of autocvd's holds it from now on.
+    /// Hands the claim to a child process: it lasts until the child, and what the child leaves
+    /// behind that carries the variables it was given, have ended, whatever becomes of this
+    /// process. A small process of autocvd's holds it from now on.
     ///
     /// # Errors
-    /// Where the child is not to be seen, or no process can be started that holds the claim: then it
-    /// has ended.
+    /// Where the child is not to be seen, or no process can be started that holds the claim: then
+    /// it has ended.
     pub fn hand_to(mut self, child: &std::process::Child) -> io::Result<()> {
         let ended = || io::Error::new(io::ErrorKind::NotFound, "the child is not to be seen");
         let child = ProcessId::of(child.id()).ok_or_else(ended)?;

@@ -21,7 +21,8 @@ const BATCH_JOBS: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RA
 pub struct Environment {
     /// `AUTOCVD_NVML_LIB`: the NVML library to load.
     pub nvml_library: Option<OsString>,
-    /// `AUTOCVD_CLAIM_DIR`: the directory of claims. Without a slash at its end, behind which a link would be followed.
+    /// `AUTOCVD_CLAIM_DIR`: the directory of claims. Without a slash at its end, behind which a
+    /// link would be followed.
     pub claim_dir: PathBuf,
     /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
     pub cuda_visible_devices: Option<String>,
@@ -68,7 +69,8 @@ impl Environment {
     }
 }
 
-/// The directory of claims: that of the administrator, else that of the variable, else the usual one.
+/// The directory of claims: that of the administrator, else that of the variable, else the usual
+/// one.
 fn claim_dir(variable: Option<OsString>, site: &mut SiteConfig) -> PathBuf {
     let named = variable.map(|path| PathBuf::from(path).components().collect::<PathBuf>());
     match (&site.claim_dir, named) {

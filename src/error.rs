@@ -272,7 +272,8 @@ pub struct Timeout {
     pub free: usize,
     /// How long the request waited; `None` where it looked once.
     pub after: Option<Duration>,
-    /// Whether it was content with GPUs in use: [`Request::least_used`](crate::Request::least_used).
+    /// Whether it was content with GPUs in use:
+    /// [`Request::least_used`](crate::Request::least_used).
     pub least_used: bool,
     /// What is not to be had, and why.
     pub blocked: Vec<BlockedDevice>,

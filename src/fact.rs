@@ -5,8 +5,8 @@
 pub enum Fact<T> {
     /// The driver told it.
     Value(T),
-    /// This machine has no such thing (NVML's NOT_SUPPORTED, `N/A` of nvidia-smi): another fact decides, and no
-    /// waiting changes that.
+    /// This machine has no such thing (NVML's NOT_SUPPORTED, `N/A` of nvidia-smi): another fact
+    /// decides, and no waiting changes that.
     NotApplicable,
     /// The question failed, or was not asked. Never taken for zero.
     #[default]

@@ -1,7 +1,7 @@
 //! Values that a forked child does not share with its parent.
 //!
-//! A fork copies what memory holds, a lock that another thread has just taken included, and in the child nobody
-//! ever opens it. So a child begins with a value of its own.
+//! A fork copies what memory holds, a lock that another thread has just taken included, and in the
+//! child nobody ever opens it. So a child begins with a value of its own.
 
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -34,7 +34,8 @@ impl<T: Default + Send> ForkLocal<T> {
                     .lock()
                     .unwrap_or_else(|poisoned| poisoned.into_inner());
             }
-            // What the parent had is left as it is: a lock cannot be told from one that will be opened.
+            // What the parent had is left as it is: a lock cannot be told from one that will be
+            // opened.
             let fresh = Box::into_raw(Box::new(Slot {
                 pid,
                 value: Mutex::new(T::default()),

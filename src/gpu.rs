@@ -1,5 +1,6 @@
-//! What is known of a machine's GPUs: plain data. Every metric is a [`Fact`]: its value, or that this machine
-//! has no such thing, or that it could not be read. What is unknown is never taken for zero.
+//! What is known of a machine's GPUs: plain data. Every metric is a [`Fact`]: its value, or that
+//! this machine has no such thing, or that it could not be read. What is unknown is never taken for
+//! zero.
 
 pub(crate) use crate::fact::Fact;
 #[cfg(feature = "serde")]
@@ -102,8 +103,8 @@ pub struct Gpu {
     /// The processes that have a context on it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub processes: Fact<Vec<Process>>,
-    /// Whether its memory is a NUMA node of the host that has no CPUs (Grace Hopper), where pages stay
-    /// allocated after the process that used them has ended.
+    /// Whether its memory is a NUMA node of the host that has no CPUs (Grace Hopper), where pages
+    /// stay allocated after the process that used them has ended.
     #[cfg_attr(feature = "serde", serde(default))]
     pub memory_is_numa_node: bool,
     /// Whether the driver wants it to be recovered from an error; `None` where nobody asked.
@@ -118,7 +119,8 @@ pub struct Gpu {
         serde(default, skip_serializing_if = "json::is_false")
     )]
     pub reserved: bool,
-    /// Why it cannot be used at all, where the probe says so: lost, in need of a reset, not permitted.
+    /// Why it cannot be used at all, where the probe says so: lost, in need of a reset, not
+    /// permitted.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub unusable: Option<String>,
     /// What was judged when the machine was recorded, where it comes from a file.
@@ -133,8 +135,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Whether it has answered a question that touches the device itself: one that is lost may still have
-    /// a handle, a name and a MIG mode.
+    /// Whether it has answered a question that touches the device itself: one that is lost may
+    /// still have a handle, a name and a MIG mode.
     pub(crate) fn has_answered(&self) -> bool {
         let Memory { total, used, free } = self.memory;
         let silent = total.is_unknown() && used.is_unknown() && free.is_unknown();
@@ -152,8 +154,9 @@ pub struct Memory {
     /// All the memory there is; where it is the machine's (DGX Spark, Jetson), the machine's.
     #[cfg_attr(feature = "serde", serde(default))]
     pub total: Fact<u64>,
-    /// What is allocated, without the driver's own reserve where the driver tells them apart. It does not
-    /// apply to memory that the GPU shares with the CPUs: nobody tells what of it is the GPU's.
+    /// What is allocated, without the driver's own reserve where the driver tells them apart. It
+    /// does not apply to memory that the GPU shares with the CPUs: nobody tells what of it is the
+    /// GPU's.
     #[cfg_attr(feature = "serde", serde(default))]
     pub used: Fact<u64>,
     /// What the driver calls free; where the memory is the machine's, what is available there.
@@ -219,7 +222,8 @@ impl ComputeMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Health {
-    /// What has to be done before it works again; `None` where that is unknown, as to drivers before R570.
+    /// What has to be done before it works again; `None` where that is unknown, as to drivers
+    /// before R570.
     #[cfg_attr(feature = "serde", serde(default))]
     pub recovery_action: Option<RecoveryAction>,
     /// Whether a row of its memory could not be replaced by a spare one.

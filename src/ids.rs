@@ -63,7 +63,8 @@ impl<'a> Device<'a> {
         self.mig.map_or(self.gpu.memory, |mig| mig.memory)
     }
 
-    /// How busy it was over the driver's last sample period, in percent; a MIG device has no such metric.
+    /// How busy it was over the driver's last sample period, in percent; a MIG device has no such
+    /// metric.
     pub fn utilization(self) -> Fact<u32> {
         match self.mig {
             Some(_) => Fact::NotApplicable,
@@ -105,7 +106,8 @@ impl<'a> Device<'a> {
         self.mig.map_or(self.gpu.state, |mig| mig.state)
     }
 
-    /// What claims know it by: its UUID, else its place on the bus, which other launches read alike.
+    /// What claims know it by: its UUID, else its place on the bus, which other launches read
+    /// alike.
     pub fn key(self) -> String {
         let place = || self.gpu.pci_bus_id.map(|id| id.to_string());
         let own = self.uuid().map(str::to_owned).or_else(place);
@@ -190,8 +192,8 @@ impl Snapshot {
         }
     }
 
-    /// Whether each index is the ordinal that CUDA will use under `CUDA_DEVICE_ORDER=PCI_BUS_ID`: no GPU
-    /// is hidden from CUDA, and each has answered a question that touches it.
+    /// Whether each index is the ordinal that CUDA will use under `CUDA_DEVICE_ORDER=PCI_BUS_ID`:
+    /// no GPU is hidden from CUDA, and each has answered a question that touches it.
     pub fn indices_are_ordinals(&self) -> bool {
         self.may_be_indices() && self.gpus.iter().all(Gpu::has_answered)
     }
@@ -319,9 +321,10 @@ fn by_uuid(id: &str, snapshot: &Snapshot) -> Vec<Vec<DeviceId>> {
     matching(&starts)
 }
 
-/// What a value of `CUDA_VISIBLE_DEVICES` allows, as CUDA reads it: entries count up to the first that
-/// is invalid; empty, `-1` and Slurm's `NoDevFiles` allow nothing, and so does a device that is named
-/// twice. Indices count the GPUs that CUDA can use; what follows their digits is passed over.
+/// What a value of `CUDA_VISIBLE_DEVICES` allows, as CUDA reads it: entries count up to the first
+/// that is invalid; empty, `-1` and Slurm's `NoDevFiles` allow nothing, and so does a device that
+/// is named twice. Indices count the GPUs that CUDA can use; what follows their digits is passed
+/// over.
 pub(crate) fn parse_visible_devices(value: &str, snapshot: &Snapshot) -> Vec<DeviceId> {
     let usable: Vec<usize> = (0..snapshot.gpus.len())
         .filter(|&gpu| !hidden_from_cuda(&snapshot.gpus[gpu]))
@@ -372,8 +375,8 @@ fn hidden_from_cuda(gpu: &Gpu) -> bool {
     gpu.unusable.is_some() && gpu.compute_mode != Fact::Value(ComputeMode::Prohibited)
 }
 
-/// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`: indices, or UUIDs where `uuid` asks for them or an
-/// index could mean another GPU to CUDA.
+/// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`: indices, or UUIDs where `uuid` asks for them or
+/// an index could mean another GPU to CUDA.
 ///
 /// # Errors
 /// [`Error::UnusableUuid`] where a UUID is needed and unknown, or holds other characters than UUIDs
@@ -402,7 +405,8 @@ pub(crate) fn for_cuda(
         .collect()
 }
 
-/// Whether the text has only the characters of UUIDs; the slash is in MIG names of drivers before R470.
+/// Whether the text has only the characters of UUIDs; the slash is in MIG names of drivers before
+/// R470.
 fn is_shell_safe(uuid: &str) -> bool {
     let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/');
     !uuid.is_empty() && uuid.bytes().all(is_safe)

@@ -37,7 +37,8 @@ pub trait Observer {
         false
     }
 
-    /// How often [`tick`](Self::tick) is to be called while waiting; it is also called after signals.
+    /// How often [`tick`](Self::tick) is to be called while waiting; it is also called after
+    /// signals.
     fn tick_every(&self) -> Option<Duration> {
         None
     }

@@ -22,7 +22,8 @@ pub struct PciBusId {
 }
 
 impl PciBusId {
-    /// Reads NVML's form `00000000:3B:00.0`, the kernel's `0000:3b:00.0`, and `3b:00.0` and `3b:00`.
+    /// Reads NVML's form `00000000:3B:00.0`, the kernel's `0000:3b:00.0`, and `3b:00.0` and
+    /// `3b:00`.
     pub fn parse(text: &str) -> Option<Self> {
         let (place, function) = text.trim().rsplit_once('.').unwrap_or((text.trim(), "0"));
         let mut parts = place.rsplit(':');

@@ -3,8 +3,8 @@
 //! # At most 50 ms from a process's exit to the answer
 //! A process's exit wakes a waiter at once. The driver may list the process for some more
 //! milliseconds, so the GPU is read again after each of [`RECHECKS_MS`]. A waiter behind others
-//! gives them a head start of at most [`MAX_WAKEUP_JITTER`]: 20 × 1 ms + 200 × 0.1 ms = 40 ms, which
-//! leaves 10 ms for the driver calls and for the claim.
+//! gives them a head start of at most [`MAX_WAKEUP_JITTER`]: 20 × 1 ms + 200 × 0.1 ms = 40 ms,
+//! which leaves 10 ms for the driver calls and for the claim.
 
 use crate::fact::Fact;
 use std::time::Duration;
@@ -26,8 +26,8 @@ pub(crate) const IDLE_MEMORY: u64 = 256 * MIB;
 /// Where the process list proves nothing: how busy an idle GPU may seem, in percent.
 pub(crate) const IDLE_UTILIZATION: u32 = 5;
 
-/// A CUDA context alone takes more than this: where less is used there is none, however busy the GPU
-/// seems.
+/// A CUDA context alone takes more than this: where less is used there is none, however busy the
+/// GPU seems.
 pub(crate) const LESS_THAN_A_CONTEXT: u64 = 64 * MIB;
 /// How much memory the desktop of Windows may hold beside a free GPU in WSL2: this, or
 /// [`WINDOWS_DESKTOP_PERCENT`] of all.
@@ -39,8 +39,8 @@ pub(crate) const GRAPHICS_MEMORY: u64 = 4 * GIB;
 /// How much memory a program of a desktop may hold that the driver lists as computing because it
 /// draws by Vulkan.
 pub(crate) const DESKTOP_PROGRAM_MEMORY: u64 = 512 * MIB;
-/// Where utilization alone keeps a GPU from being free, it is read again after this: it is an average
-/// over up to a second, and false while the driver initializes the GPU.
+/// Where utilization alone keeps a GPU from being free, it is read again after this: it is an
+/// average over up to a second, and false while the driver initializes the GPU.
 pub(crate) const UTILIZATION_AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether the verdict on a GPU needs to know what its graphics processes hold: its used memory, in
@@ -62,8 +62,8 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const RECHECKS_MS: [u64; 11] = [1, 5, 10, 20, 35, 48, 100, 200, 400, 1000, 3000];
 /// After the last of [`RECHECKS_MS`] the pauses double, up to the interval.
 pub(crate) const RECHECK_GROWTH: u32 = 2;
-/// How often a GPU is read on which the processes are hidden (in a container): no exit tells that it
-/// has become free.
+/// How often a GPU is read on which the processes are hidden (in a container): no exit tells that
+/// it has become free.
 pub(crate) const HIDDEN_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a process is asked for where the kernel gives no descriptor of it.
 pub(crate) const EXIT_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -74,7 +74,8 @@ pub(crate) const IMMINENT: Duration = Duration::from_millis(30);
 /// How long a driver is left alone that has failed while a launch waits; each further failure
 /// doubles it, up to the interval.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// How often, and how soon again, the first look of a launch is taken at a claim that is about to end.
+/// How often, and how soon again, the first look of a launch is taken at a claim that is about to
+/// end.
 pub(crate) const ENDING_LOOKS: u32 = 25;
 /// See [`ENDING_LOOKS`].
 pub(crate) const ENDING_PAUSE: Duration = Duration::from_millis(2);

@@ -1,7 +1,8 @@
 //! What is on this machine: NVML, else nvidia-smi, or a file.
 //!
-//! A look begins with [`Probe::begin`], which tells what GPUs there are; [`Probe::read`] then adds what
-//! is happening on one of them. A request that is met by the first GPU asks no more of the driver.
+//! A look begins with [`Probe::begin`], which tells what GPUs there are; [`Probe::read`] then adds
+//! what is happening on one of them. A request that is met by the first GPU asks no more of the
+//! driver.
 
 #[cfg(feature = "serde")]
 pub(crate) mod file;
@@ -58,7 +59,8 @@ pub(crate) trait Probe: Send {
     /// Adds what is happening on `gpu`, one of those that [`begin`](Self::begin) told of.
     fn read(&mut self, gpu: &mut Gpu, view: ProcessView, detail: Detail);
 
-    /// Asks the driver one question that touches the GPU, unless that was done: a lost one may have a handle.
+    /// Asks the driver one question that touches the GPU, unless that was done: a lost one may have
+    /// a handle.
     fn touch(&mut self, _gpu: &mut Gpu, _view: ProcessView) {}
 
     /// Adds the GPU's name.
@@ -73,8 +75,8 @@ pub(crate) trait Probe: Send {
     /// The CPU cores near the GPU with this index; empty where unknown.
     fn cpu_affinity(&mut self, index: u32) -> Vec<usize>;
 
-    /// Whether the driver keeps the GPU with this index initialized while nobody uses it; `None` where
-    /// that is unknown.
+    /// Whether the driver keeps the GPU with this index initialized while nobody uses it; `None`
+    /// where that is unknown.
     fn persistence_mode(&mut self, _index: u32) -> Option<bool> {
         None
     }
@@ -85,8 +87,8 @@ pub(crate) trait Probe: Send {
     }
 }
 
-/// Which GPUs a request can do with, by their positions, given what they are called: the others need not
-/// be initialized. `None` is all of them.
+/// Which GPUs a request can do with, by their positions, given what they are called: the others
+/// need not be initialized. `None` is all of them.
 pub(crate) type Narrow<'a> = Option<&'a dyn Fn(&Snapshot) -> Option<Vec<usize>>>;
 
 /// Opens what `choice` names; `library` is the NVML library to load instead of the usual ones.
@@ -186,7 +188,8 @@ fn with_a_readable_gpu(snapshot: Snapshot) -> Result<Snapshot> {
     }
 }
 
-/// Sorts by PCI bus id, as CUDA counts; where one is unknown, the order in which they were read stays.
+/// Sorts by PCI bus id, as CUDA counts; where one is unknown, the order in which they were read
+/// stays.
 pub(crate) fn sort_by_pci<T>(items: &mut [T], bus_id: impl Fn(&T) -> Option<PciBusId>) {
     let places: Option<Vec<PciBusId>> = items.iter().map(&bus_id).collect();
     if places.is_some_and(|places| !places.is_sorted()) {

@@ -22,7 +22,8 @@ impl ProcessId {
         Stat::read(pid).map(|stat| stat.id)
     }
 
-    /// This process; `None` where /proc is that of another PID namespace, in which its pid is another's.
+    /// This process; `None` where /proc is that of another PID namespace, in which its pid is
+    /// another's.
     pub(crate) fn own() -> Option<Self> {
         shows_this_namespace()
             .then(|| Self::of(std::process::id()))
@@ -65,8 +66,8 @@ pub(crate) struct Stat {
     pub state: char,
     /// The parent's pid.
     pub parent: u32,
-    /// Where its environment lies: another place after each exec, and the same in a fork. 0 where that
-    /// is hidden, for threads of the kernel, and in the midst of an exec.
+    /// Where its environment lies: another place after each exec, and the same in a fork. 0 where
+    /// that is hidden, for threads of the kernel, and in the midst of an exec.
     pub image: u64,
     threads: u32,
 }
@@ -78,7 +79,8 @@ impl Stat {
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
-        // The name stands in parentheses and may hold spaces, parentheses and any other bytes itself.
+        // The name stands in parentheses and may hold spaces, parentheses and any other bytes
+        // itself.
         let end = text.iter().rposition(|byte| *byte == b')')?;
         let before = String::from_utf8_lossy(&text[..end]);
         let (pid, comm) = before.split_once(" (")?;
@@ -148,16 +150,16 @@ pub(crate) fn executable(pid: u32) -> Option<std::path::PathBuf> {
     Some(text.strip_suffix(" (deleted)").unwrap_or(text).into())
 }
 
-/// The command line, words joined by spaces, without control characters; `None` where it is hidden or
-/// the process has none.
+/// The command line, words joined by spaces, without control characters; `None` where it is hidden
+/// or the process has none.
 pub(crate) fn command(pid: u32) -> Option<String> {
     let bytes = read_start(&format!("/proc/{pid}/cmdline"), 4096)?;
     let line = printable(&bytes);
     (!line.is_empty()).then_some(line)
 }
 
-/// Whether a terminal would heed a character rather than show it: control characters, and those that
-/// turn the direction of text or have no width.
+/// Whether a terminal would heed a character rather than show it: control characters, and those
+/// that turn the direction of text or have no width.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -211,7 +213,8 @@ pub(crate) enum Environ {
 /// cannot be read.
 fn environ(pid: u32) -> Result<Vec<u8>, Environ> {
     match read_environ(pid) {
-        // In the midst of an exec, or without any variables: then the kernel knows where they would be.
+        // In the midst of an exec, or without any variables: then the kernel knows where they would
+        // be.
         Some(empty) if empty.is_empty() => {
             let is_whole = Stat::read(pid).is_some_and(|stat| stat.image != 0);
             match is_whole.then(|| read_environ(pid)).flatten() {
@@ -280,7 +283,8 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
     let tasks = format!("/proc/{pid}/task");
     let mut found = Vec::new();
-    // The kernel counts the threads among the directory's links; the only one has the process's own number.
+    // The kernel counts the threads among the directory's links; the only one has the process's own
+    // number.
     if rustix::fs::stat(&*tasks).ok()?.st_nlink == 2 + 1 {
         add_children(&format!("{tasks}/{pid}/children"), &mut found)?;
         return Some(found);
@@ -291,7 +295,8 @@ fn children_by_thread(pid: u32) -> Option<Vec<u32>> {
     Some(found)
 }
 
-/// Adds the pids that the file names. Between two pieces a child that ends may hide the next one: few pieces it is.
+/// Adds the pids that the file names. Between two pieces a child that ends may hide the next one:
+/// few pieces it is.
 fn add_children(path: &str, found: &mut Vec<u32>) -> Option<()> {
     let file = open(path)?;
     let mut buffer = [MaybeUninit::uninit(); 16 << 10];
@@ -334,7 +339,8 @@ pub(crate) fn shows_this_namespace() -> bool {
     shown.and_then(|pid| pid.to_str()?.parse().ok()) == Some(std::process::id())
 }
 
-/// Which PID namespace this process lives in, as its inode; `None` without a /proc of that namespace.
+/// Which PID namespace this process lives in, as its inode; `None` without a /proc of that
+/// namespace.
 pub(crate) fn pid_namespace() -> Option<u64> {
     if !shows_this_namespace() {
         return None;

@@ -113,8 +113,8 @@ impl Request {
         }
     }
 
-    /// Take GPUs too whose processes together hold at most this many bytes and do not compute (at most 5 %
-    /// utilization), such as monitors and idle notebooks. GPUs that are free go first.
+    /// Take GPUs too whose processes together hold at most this many bytes and do not compute (at
+    /// most 5 % utilization), such as monitors and idle notebooks. GPUs that are free go first.
     pub fn tolerate(self, bytes: u64) -> Self {
         Self {
             tolerate: Some(bytes),
@@ -174,7 +174,8 @@ impl Request {
 pub enum ClaimPolicy {
     /// Ignore existing claims and make none.
     No,
-    /// For this process; the claim ends with the [`Acquisition`](crate::Acquisition) or the process.
+    /// For this process; the claim ends with the [`Acquisition`](crate::Acquisition) or the
+    /// process.
     #[default]
     Process,
     /// For the program that this process becomes by exec, and for what that leaves behind: see

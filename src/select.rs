@@ -93,8 +93,8 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     Selection::Chosen(sets::best(snapshot, &free, constraints.num_gpus))
 }
 
-/// Where sizes differ, the `num_gpus` with the least total memory, the higher indices among equals: the
-/// large ones stay for those who need them. All where the choice is among equals.
+/// Where sizes differ, the `num_gpus` with the least total memory, the higher indices among equals:
+/// the large ones stay for those who need them. All where the choice is among equals.
 fn smallest_first(snapshot: &Snapshot, free: Vec<DeviceId>, num_gpus: usize) -> Vec<DeviceId> {
     let total = |id: &DeviceId| {
         let total = snapshot.device(*id).memory().total;
@@ -154,7 +154,8 @@ impl Device<'_> {
     }
 }
 
-/// All that can ever be free: the driver keeps some for itself, which it counts neither as used nor as free.
+/// All that can ever be free: the driver keeps some for itself, which it counts neither as used nor
+/// as free.
 fn capacity(memory: Memory) -> Option<u64> {
     match (memory.used, memory.free) {
         (Fact::Value(used), Fact::Value(free)) => {

@@ -120,8 +120,8 @@ impl SiteConfig {
         Ok(())
     }
 
-    /// Marks the devices of `exclude` as reserved. Returns a warning for each id that names none here:
-    /// one file may serve many machines.
+    /// Marks the devices of `exclude` as reserved. Returns a warning for each id that names none
+    /// here: one file may serve many machines.
     pub(crate) fn reserve(&self, snapshot: &mut Snapshot, probe: &mut dyn Probe) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.exclude.is_empty() || snapshot.source == Source::File {

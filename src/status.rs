@@ -20,7 +20,8 @@ pub struct StatusReader {
 }
 
 impl StatusReader {
-    /// Opens the source of its state and the directory of claims; `observer` is told if that directory cannot be used.
+    /// Opens the source of its state and the directory of claims; `observer` is told if that
+    /// directory cannot be used.
     ///
     /// # Errors
     /// [`NoGpu`](crate::Error::NoGpu) where no GPU can be read.
@@ -53,8 +54,8 @@ impl StatusReader {
         self
     }
 
-    /// The GPUs of the last [`look`](Self::look) of which it is known, by index, and whether the driver keeps
-    /// each initialized while nobody uses it.
+    /// The GPUs of the last [`look`](Self::look) of which it is known, by index, and whether the
+    /// driver keeps each initialized while nobody uses it.
     pub fn persistence_mode(&mut self) -> Vec<(u32, bool)> {
         (0..self.num_gpus)
             .filter_map(|index| Some((index, self.probe.persistence_mode(index)?)))
@@ -216,7 +217,8 @@ pub(crate) fn resolve_processes(snapshot: &mut Snapshot, scope: Scope) {
     if snapshot.source == crate::gpu::Source::File {
         return;
     }
-    // Before 535.113 a container is told the host's pids, which mean other processes there, or none.
+    // Before 535.113 a container is told the host's pids, which mean other processes there, or
+    // none.
     let known = snapshot.process_view == ProcessView::Host
         || driver_major(snapshot).is_some_and(|major| major > 535);
     for id in snapshot.device_ids() {

@@ -2,9 +2,9 @@
 //!
 //! # Design
 //! One poll over everything that can free a GPU: the exits of processes (pidfd), descriptors that
-//! others make readable, claims that end out of sight (a thread that waits for their locks), and the
-//! time. Nothing else is done in between. Where the kernel refuses a pidfd
-//! (before Linux 5.3, in some sandboxes), the process is asked for once a second.
+//! others make readable, claims that end out of sight (a thread that waits for their locks), and
+//! the time. Nothing else is done in between. Where the kernel refuses a pidfd (before Linux 5.3,
+//! in some sandboxes), the process is asked for once a second.
 
 use crate::policy::EXIT_POLL_INTERVAL;
 use crate::proc;

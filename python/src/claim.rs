@@ -5,8 +5,8 @@ use pyo3::prelude::*;
 use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};
 
-/// A claim. It ends when it is released, or else with the process: an object that is collected ends nothing, for
-/// when the interpreter ends, CUDA has not let go of the GPUs yet.
+/// A claim. It ends when it is released, or else with the process: an object that is collected ends
+/// nothing, for when the interpreter ends, CUDA has not let go of the GPUs yet.
 #[pyclass(frozen, module = "autocvd._autocvd")]
 pub(crate) struct Claim {
     guard: Mutex<Option<ManuallyDrop<ClaimGuard>>>,
@@ -49,7 +49,8 @@ impl Claim {
         }
     }
 
-    /// In a forked child: lets go of what is its parent's. Another thread may have been at it when the child was made.
+    /// In a forked child: lets go of what is its parent's. Another thread may have been at it when
+    /// the child was made.
     fn forget(&self) {
         let guard = self
             .guard

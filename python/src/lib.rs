@@ -1,5 +1,5 @@
-//! The native part of the Python module: the library, with Python's exceptions, and a thread that asks the driver.
-//! What users call and read about is in `autocvd/__init__.py`.
+//! The native part of the Python module: the library, with Python's exceptions, and a thread that
+//! asks the driver. What users call and read about is in `autocvd/__init__.py`.
 
 mod claim;
 mod search;
@@ -111,7 +111,8 @@ mod _autocvd {
             let min_free_memory = wanted.min_free_memory;
             reasons = Reasons::Read { min_free_memory };
         }
-        // Read before other threads run: Python changes the environment only while it holds them up.
+        // Read before other threads run: Python changes the environment only while it holds them
+        // up.
         let environment = search::environment(visible, inside);
         let cancel = CancelToken::new()?;
         let request = request.cancelled_by(&cancel);

@@ -19,7 +19,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const SILENCE_TEXT: &str = "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for it (see dmesg; Ctrl-C ends this)";
 /// How long a driver that is asked shortly before the deadline may take to answer.
 const LAST_LOOK: Duration = Duration::from_secs(1);
-/// How long it may take to answer where there is one look and no wait: without persistence mode a GPU takes seconds.
+/// How long it may take to answer where there is one look and no wait: without persistence mode a
+/// GPU takes seconds.
 const ONE_LOOK: Duration = Duration::from_secs(30);
 
 /// What a search brings.
@@ -36,7 +37,8 @@ struct Found {
     passed_over: Vec<String>,
 }
 
-/// The indices, keys, variables and name of what was found; what was passed over and why; the claim.
+/// The indices, keys, variables and name of what was found; what was passed over and why; the
+/// claim.
 type FoundParts = (
     Vec<u32>,
     Vec<String>,
@@ -222,7 +224,8 @@ impl Search {
         }
     }
 
-    /// What has happened since the last call: pairs of a kind ('warning', 'waiting', 'silence') and a text.
+    /// What has happened since the last call: pairs of a kind ('warning', 'waiting', 'silence') and
+    /// a text.
     fn news(&self) -> PyResult<Vec<(&'static str, String)>> {
         self.lock().news()
     }

@@ -1,9 +1,10 @@
 //! Asking the driver, and waiting, on a thread of its own.
 //!
 //! # Design
-//! A call into the driver can take seconds, or for ever, and nothing can interrupt it. So the thread that
-//! Python runs on never makes one: it sleeps on a descriptor, and leaves a worker behind that does not
-//! answer. A worker never calls Python, so it holds up neither an interpreter that ends nor another thread.
+//! A call into the driver can take seconds, or for ever, and nothing can interrupt it. So the
+//! thread that Python runs on never makes one: it sleeps on a descriptor, and leaves a worker
+//! behind that does not answer. A worker never calls Python, so it holds up neither an interpreter
+//! that ends nor another thread.
 
 use crate::wakeup::Wakeup;
 use autocvd::text::WaitSummary;
@@ -217,7 +218,8 @@ fn own_claims_in_the_way(own: &[String], status: &WaitStatus) -> Option<Error> {
     Some(Error::Observer(Box::new(WouldWaitForItself(text))))
 }
 
-/// Starts a thread that no signal is delivered to: they are for the thread that Python handles them on.
+/// Starts a thread that no signal is delivered to: they are for the thread that Python handles them
+/// on.
 fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: both sets live here, and the first one is filled before it is used.

@@ -59,14 +59,15 @@ impl Candidates {
         (in_list || inherits) && environment.inside.is_none()
     }
 
-    /// The positions of the GPUs that the request can have, where their names alone tell: those of MIG
-    /// devices are known later.
+    /// The positions of the GPUs that the request can have, where their names alone tell: those of
+    /// MIG devices are known later.
     pub(super) fn gpus_by_name(
         request: &Request,
         environment: &Environment,
         names: &Snapshot,
     ) -> Option<Vec<usize>> {
-        // That one has no UUID yet says nothing: the driver may make it when it initializes the GPU.
+        // That one has no UUID yet says nothing: the driver may make it when it initializes the
+        // GPU.
         let request = Request {
             uuid: false,
             ..request.clone()
@@ -101,7 +102,8 @@ fn ancestor_devices(
         ClaimPolicy::Process => Some(std::process::id()),
         _ => Some(rustix::process::getppid()?.as_raw_pid().unsigned_abs()),
     });
-    // Variables travel to other machines and outlive what they tell of: the claims themselves count.
+    // Variables travel to other machines and outlive what they tell of: the claims themselves
+    // count.
     let keys = match &mut claims {
         Some(claims) => claims.nest(told, from).map(<[String]>::to_vec),
         None => told.and_then(Ancestry::devices).map(<[String]>::to_vec),
@@ -175,8 +177,8 @@ fn visible(
     Ok(Some(visible))
 }
 
-/// The devices that these ids name. One that names none while a GPU cannot be identified may be that GPU's, which
-/// is not given in any case.
+/// The devices that these ids name. One that names none while a GPU cannot be identified may be
+/// that GPU's, which is not given in any case.
 fn excluded(
     ids: &[String],
     snapshot: &Snapshot,

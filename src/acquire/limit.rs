@@ -16,8 +16,8 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// The limit on a request, if there is one: not where no claim is made, nor inside a launch, whose
-    /// GPUs are counted already.
+    /// The limit on a request, if there is one: not where no claim is made, nor inside a launch,
+    /// whose GPUs are counted already.
     pub(super) fn of(
         request: &Request,
         environment: &Environment,

@@ -131,7 +131,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Reads as many GPUs as the choice needs: where one is enough, the preferred one may settle it.
+    /// Reads as many GPUs as the choice needs: where one is enough, the preferred one may settle
+    /// it.
     pub(super) fn read_and_select(&mut self, snapshot: &mut Snapshot) -> Selection {
         let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
         gpus.dedup();

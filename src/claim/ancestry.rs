@@ -1,8 +1,9 @@
 //! Which claim this process is inside of: `autocvd -n 4 -- …`, seen from within.
 //!
-//! A claim has a token, a random number whose byte is locked in the lock file of each of its devices
-//! as long as it lasts. A launch that is started inside it knows the token from its environment, or
-//! from the judge of the shell that it descends from, and asks the kernel whether it still counts.
+//! A claim has a token, a random number whose byte is locked in the lock file of each of its
+//! devices as long as it lasts. A launch that is started inside it knows the token from its
+//! environment, or from the judge of the shell that it descends from, and asks the kernel whether
+//! it still counts.
 
 use super::directory::Directory;
 use super::lock::{self, Mode, Range, TOKEN_LIMIT};

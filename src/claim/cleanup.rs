@@ -1,6 +1,6 @@
-//! What to undo should this process be ended by a signal: a claim that its judge holds already, but of
-//! which nothing has been printed yet, and the queue position, whose files never count once their
-//! process has ended, but cost others a look.
+//! What to undo should this process be ended by a signal: a claim that its judge holds already, but
+//! of which nothing has been printed yet, and the queue position, whose files never count once
+//! their process has ended, but cost others a look.
 
 use super::directory::Directory;
 use super::lock::{self, Range};
@@ -37,8 +37,8 @@ pub(super) fn clear() {
 /// The locked files of a claim; -1 is none.
 static CLAIM: [AtomicI32; 64] = [const { AtomicI32::new(-1) }; 64];
 
-/// Remembers the files of a claim whose judge is to be told if this process ends by a signal. Of more than
-/// 64 the rest ends by the rules of their purpose.
+/// Remembers the files of a claim whose judge is to be told if this process ends by a signal. Of
+/// more than 64 the rest ends by the rules of their purpose.
 pub(super) fn set_claim(files: &[OwnedFd]) {
     for (slot, file) in CLAIM.iter().zip(files) {
         slot.store(file.as_raw_fd(), Ordering::Release);
@@ -52,8 +52,8 @@ pub(super) fn forget_claim() {
     }
 }
 
-/// Ends the claim, whoever holds it, and removes the files. Only system calls, so that a signal handler
-/// may do it.
+/// Ends the claim, whoever holds it, and removes the files. Only system calls, so that a signal
+/// handler may do it.
 pub fn remove_files() {
     for slot in &CLAIM {
         let file = slot.swap(-1, Ordering::AcqRel);

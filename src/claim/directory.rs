@@ -30,8 +30,8 @@ const LOCK_FILE: OFlags = OFlags::RDWR
 /// How often another user may be found in the midst of opening to all what it has just made.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
 
-/// The directory of claims where none is named: /run/autocvd if it is root's, sticky and everybody's,
-/// else /tmp/autocvd.
+/// The directory of claims where none is named: /run/autocvd if it is root's, sticky and
+/// everybody's, else /tmp/autocvd.
 pub(crate) fn default_path() -> PathBuf {
     let trusted = rustix::fs::lstat(SYSTEM).is_ok_and(|stat| {
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -213,9 +213,9 @@ impl Directory {
         names
     }
 
-    /// Publishes a text under a name that is not taken: a symbolic link that leads nowhere. It takes
-    /// no file of any size, so that neither a full disk nor `ulimit -f` keeps it from being written;
-    /// it appears whole, and to read it cannot block.
+    /// Publishes a text under a name that is not taken: a symbolic link that leads nowhere. It
+    /// takes no file of any size, so that neither a full disk nor `ulimit -f` keeps it from being
+    /// written; it appears whole, and to read it cannot block.
     pub(super) fn publish(&self, name: &str, text: &str) -> io::Result<()> {
         Ok(rustix::fs::symlinkat(text, &self.descriptor, name)?)
     }

@@ -1,5 +1,5 @@
-//! The judge of a shell: a small process of autocvd's own that holds the locks of what the shell was
-//! given, and lets go of each when its work is over.
+//! The judge of a shell: a small process of autocvd's own that holds the locks of what the shell
+//! was given, and lets go of each when its work is over.
 //!
 //! It begins as a fork of the launch that has just locked the devices, and so inherits the locks
 //! without a gap. It is detached from the terminal and closes everything else, stdout first, for a
@@ -26,9 +26,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How long a judge stays that has nothing to hold: a loop of launches gets one judge, not one each.
+/// How long a judge stays that has nothing to hold: a loop of launches gets one judge, not one
+/// each.
 const LINGER: Duration = Duration::from_secs(60);
-/// How often, and how soon again, a judge looks whether a COMMAND is over when its shell asks again.
+/// How often, and how soon again, a judge looks whether a COMMAND is over when its shell asks
+/// again.
 const SETTLING_LOOKS: u32 = 8;
 const SETTLING_PAUSE: Duration = Duration::from_micros(500);
 /// How often a judge tells cleaners of old files that its lock files are in use.
@@ -261,8 +263,8 @@ impl Judge {
         let shell = self.shell.as_ref();
         match message {
             Message::Asks(asks) => {
-                // What has ended already must not stand in the way. One look sees that a COMMAND has
-                // ended, and the next ones that it has left nothing behind.
+                // What has ended already must not stand in the way. One look sees that a COMMAND
+                // has ended, and the next ones that it has left nothing behind.
                 for _ in 0..SETTLING_LOOKS {
                     self.update(proc::since_boot());
                     if !self.leases.iter().any(Lease::is_settling) {

@@ -7,8 +7,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The bits that number a byte within one nesting level: room for a byte a piece of a device's memory,
-/// for claims on a part of it.
+/// The bits that number a byte within one nesting level: room for a byte a piece of a device's
+/// memory, for claims on a part of it.
 const LEVEL_BITS: u32 = 40;
 /// The first offset behind all levels.
 const LEVELS_END: u64 = 1 << 60;
@@ -45,8 +45,8 @@ impl Range {
         }
     }
 
-    /// Everything that stands against a claim at `level`: the level itself and all below it, and for
-    /// the outermost one the guests.
+    /// Everything that stands against a claim at `level`: the level itself and all below it, and
+    /// for the outermost one the guests.
     pub(super) const fn obstacles(level: u32) -> Self {
         let start = (level as u64) << LEVEL_BITS;
         let end = if level == 0 {

@@ -160,7 +160,8 @@ fn hash(key: &str) -> u32 {
     })
 }
 
-/// Those inside the same claim who came before `enqueued_at` and can act, the longest-waiting first.
+/// Those inside the same claim who came before `enqueued_at` and can act, the longest-waiting
+/// first.
 pub(super) fn ahead(
     directory: &Directory,
     enqueued_at: Duration,
@@ -191,7 +192,8 @@ pub(super) fn call_waiter(directory: &Directory, waiter: &Waiter) {
     }
 }
 
-/// What `choose` makes of those who can act, in their order; it is also told what they are inside of.
+/// What `choose` makes of those who can act, in their order; it is also told what they are inside
+/// of.
 fn waiters<T>(
     directory: &Directory,
     namespace: Option<u64>,

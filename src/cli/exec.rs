@@ -55,7 +55,8 @@ fn cannot_run(name: &OsStr, error: &std::io::Error) -> Failure {
     }
 }
 
-/// The program file that `name` stands for, as execvp(3) looks it up; the error is that of the best candidate.
+/// The program file that `name` stands for, as execvp(3) looks it up; the error is that of the best
+/// candidate.
 pub(super) fn find_program(name: &OsStr) -> std::io::Result<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let runnable = |path: &std::path::Path| -> std::io::Result<()> {

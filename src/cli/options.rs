@@ -552,7 +552,8 @@ mod tests {
             let guard = Guard::of(&words, &Variables::default());
             let parsed = MainArgs::try_parse_from(&words).ok();
             let settled = parsed.and_then(|written| Launch::settle(written, &Variables::default()).ok());
-            // A line that is wrong may be guarded in any way; one that is right as its output needs.
+            // A line that is wrong may be guarded in any way; one that is right as its output
+            // needs.
             if let Some(launch) = settled {
                 let fits = match (launch.output, guard) {
                     (Output::Command { .. } | Output::Ids | Output::Json, guard) => guard == Guard::Silent,

@@ -141,7 +141,8 @@ impl Observer for Progress {
     }
 }
 
-/// How long the look at the deadline may take: a driver that answers within this time is not a silent one.
+/// How long the look at the deadline may take: a driver that answers within this time is not a
+/// silent one.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long a single look may take.
 const ONE_LOOK: Duration = Duration::from_secs(30);

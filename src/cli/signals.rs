@@ -194,7 +194,8 @@ fn ignore_here(signal: i32) {
 
 /// Lets the signals of crashes and of the timer through, whatever the parent process blocked.
 fn unblock() {
-    // SAFETY: the sets are made before they are used, and the calls change this thread's mask alone.
+    // SAFETY: the sets are made before they are used, and the calls change this thread's mask
+    // alone.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         let mut before: libc::sigset_t = std::mem::zeroed();
@@ -334,7 +335,8 @@ extern "C" fn on_crash(signal: i32) {
     die_of(signal)
 }
 
-/// Ends the process by the signal itself, as its caller expects. PID 1 of a container does not die of a signal, and exits instead.
+/// Ends the process by the signal itself, as its caller expects. PID 1 of a container does not die
+/// of a signal, and exits instead.
 fn die_of(signal: i32) -> ! {
     // SAFETY: these may be called in a handler, and the set is made before it is used.
     unsafe {

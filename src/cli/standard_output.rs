@@ -62,8 +62,8 @@ pub(super) fn make_private() {
     }
 }
 
-/// Opens descriptor 1 again where the driver's library has closed it: a file of a claim must not get
-/// that number, which COMMAND will use.
+/// Opens descriptor 1 again where the driver's library has closed it: a file of a claim must not
+/// get that number, which COMMAND will use.
 pub(super) fn reopen() {
     // SAFETY: a closed descriptor is what this asks for.
     if raw() != 1 && rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(1) }).is_err() {

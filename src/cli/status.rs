@@ -222,7 +222,8 @@ impl Watched {
     }
 }
 
-/// Who is told what is not as it should be: standard error, or the screen that would wipe it off there.
+/// Who is told what is not as it should be: standard error, or the screen that would wipe it off
+/// there.
 struct WarningSink {
     warnings: Option<Vec<String>>,
 }
@@ -285,7 +286,8 @@ fn view(snapshot: &Snapshot, is_live: bool) -> View {
 /// The time of day here: `12:33:21`.
 fn local_time(unix: u64) -> String {
     let time = libc::time_t::try_from(unix).unwrap_or(0);
-    // SAFETY: a zeroed tm is a valid one, and both pointers are to values that live through the call.
+    // SAFETY: a zeroed tm is a valid one, and both pointers are to values that live through the
+    // call.
     let now = unsafe {
         let mut now: libc::tm = std::mem::zeroed();
         libc::localtime_r(&time, &mut now);
@@ -301,7 +303,8 @@ fn height() -> usize {
     }
 }
 
-/// JSON writes control characters below U+0020 as escapes of its own accord; terminals heed others too.
+/// JSON writes control characters below U+0020 as escapes of its own accord; terminals heed others
+/// too.
 fn printable_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {

@@ -13,7 +13,8 @@ pub(crate) fn is_false(mark: &bool) -> bool {
     !mark
 }
 
-/// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read as none.
+/// `"mig"`: an object with devices where MIG is enabled; anything that says 'not enabled' is read
+/// as none.
 // Not an untagged enum: serde's code for one is larger than all that parses command lines here.
 pub(crate) fn mig<'de, D: Deserializer<'de>>(
     deserializer: D,

@@ -1,7 +1,7 @@
 //! A machine's state read from a file: the JSON that `autocvd status --json` prints.
 //!
-//! Reading is lenient where that cannot do harm (fields that are missing are unknown, unknown fields are
-//! passed over) and strict where it could (a field of the wrong type is an error).
+//! Reading is lenient where that cannot do harm (fields that are missing are unknown, unknown
+//! fields are passed over) and strict where it could (a field of the wrong type is an error).
 
 use super::{Detail, Probe};
 use crate::gpu::{
@@ -121,7 +121,8 @@ fn not_applicable(gpu: &Gpu) -> Vec<&'static str> {
         .collect()
 }
 
-/// Marks what is unknown of a GPU and listed as not applicable. Names that are not known are passed over.
+/// Marks what is unknown of a GPU and listed as not applicable. Names that are not known are passed
+/// over.
 fn mark_not_applicable(gpu: &mut Gpu, names: &[String]) {
     fn mark<T>(fact: &mut Fact<T>) {
         if fact.is_unknown() {
@@ -145,7 +146,8 @@ fn mark_not_applicable(gpu: &mut Gpu, names: &[String]) {
 /// Reads a recorded machine.
 ///
 /// # Errors
-/// [`Error::UnreadableFile`] where the file cannot be read or does not hold what `status --json` prints.
+/// [`Error::UnreadableFile`] where the file cannot be read or does not hold what `status --json`
+/// prints.
 pub(crate) fn read(path: &Path) -> Result<Snapshot> {
     let wrong = |reason: String, source| Error::UnreadableFile {
         path: path.to_owned(),
@@ -162,8 +164,8 @@ pub(crate) fn read(path: &Path) -> Result<Snapshot> {
     parse(&text).map_err(|reason| wrong(reason, None))
 }
 
-/// Opens for reading. A FIFO that nobody writes to does not hold us up: it reads as empty; one that has a
-/// writer, as in `--from <(…)`, is waited for.
+/// Opens for reading. A FIFO that nobody writes to does not hold us up: it reads as empty; one that
+/// has a writer, as in `--from <(…)`, is waited for.
 fn open(path: &Path) -> std::io::Result<std::fs::File> {
     let at_once = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, at_once, Mode::empty())?;
@@ -232,8 +234,8 @@ fn take_for_recorded(gpu: &mut Gpu) {
     }
 }
 
-/// Forgets that a device could not be used where that follows from what else was recorded: what remains
-/// is what the driver itself said, and CUDA does not count such a GPU.
+/// Forgets that a device could not be used where that follows from what else was recorded: what
+/// remains is what the driver itself said, and CUDA does not count such a GPU.
 fn forget_what_the_facts_tell(snapshot: &mut Snapshot) {
     for id in snapshot.device_ids() {
         let device = snapshot.device(id);

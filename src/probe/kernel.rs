@@ -1,5 +1,6 @@
-//! What the kernel tells of GPUs, and of the machine's memory. Of NVIDIA's driver it lists all GPUs, without
-//! initializing any of them: what they are called is to be had here even where one is lost or forbidden.
+//! What the kernel tells of GPUs, and of the machine's memory. Of NVIDIA's driver it lists all
+//! GPUs, without initializing any of them: what they are called is to be had here even where one is
+//! lost or forbidden.
 
 use crate::gpu::{Fact, Memory};
 use crate::pci::PciBusId;
@@ -11,7 +12,8 @@ pub(super) fn node_has_cpus(node: u32) -> bool {
     cpus.is_ok_and(|cpus| !cpus.trim().is_empty())
 }
 
-/// Whether the machine has a NUMA node without CPUs, as GPU memory makes; true where none can be listed.
+/// Whether the machine has a NUMA node without CPUs, as GPU memory makes; true where none can be
+/// listed.
 pub(super) fn has_node_without_cpus() -> bool {
     let Ok(entries) = std::fs::read_dir("/sys/devices/system/node") else {
         return true;
@@ -27,7 +29,8 @@ pub(super) fn has_node_without_cpus() -> bool {
     numbers.into_iter().any(|node| !node_has_cpus(node))
 }
 
-/// The memory of a GPU that shares the machine's with the CPUs: nobody tells what of it is the GPU's.
+/// The memory of a GPU that shares the machine's with the CPUs: nobody tells what of it is the
+/// GPU's.
 pub(super) fn shared_memory() -> Memory {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let bytes = |name: &str| {
@@ -49,7 +52,8 @@ pub(super) fn is_wsl() -> bool {
     Path::new("/dev/dxg").exists()
 }
 
-/// One directory a GPU, named by its place on the bus; see `nv-procfs.c` in NVIDIA's open kernel modules.
+/// One directory a GPU, named by its place on the bus; see `nv-procfs.c` in NVIDIA's open kernel
+/// modules.
 const LISTED: &str = "/proc/driver/nvidia/gpus";
 
 /// A GPU as the kernel driver lists it.
@@ -69,8 +73,8 @@ pub(super) fn is_initialized(bus_id: PciBusId) -> bool {
     interrupts.is_ok_and(|mut interrupts| interrupts.next().is_some())
 }
 
-/// The GPUs in PCI bus order; empty where nothing is listed. Those that the driver was told to leave alone
-/// (`NVreg_ExcludedGpus`) are left out, as NVML leaves them out.
+/// The GPUs in PCI bus order; empty where nothing is listed. Those that the driver was told to
+/// leave alone (`NVreg_ExcludedGpus`) are left out, as NVML leaves them out.
 pub(crate) fn gpus() -> Vec<ListedGpu> {
     read(Path::new(LISTED))
 }

@@ -1,8 +1,10 @@
-//! The machine's state through NVML, NVIDIA's management library, loaded at run time by nvml-wrapper.
+//! The machine's state through NVML, NVIDIA's management library, loaded at run time by
+//! nvml-wrapper.
 //!
 //! # Design
-//! The library is initialized once a process, handles are kept, and nothing is ever shut down: a process
-//! that ends soon pays nothing for that, and on large machines a shutdown costs as much as all the rest.
+//! The library is initialized once a process, handles are kept, and nothing is ever shut down: a
+//! process that ends soon pays nothing for that, and on large machines a shutdown costs as much as
+//! all the rest.
 
 mod explain;
 mod links;
@@ -136,8 +138,8 @@ impl Nvml {
         })
     }
 
-    /// Notes which of the GPUs have gone since their handles were got, which have come back, and which do not answer
-    /// now and may do so later.
+    /// Notes which of the GPUs have gone since their handles were got, which have come back, and
+    /// which do not answer now and may do so later.
     fn ask_for_handles_again(&mut self) {
         for slot in self.slots.iter_mut().filter(|slot| !slot.is_cold) {
             let answer = slot.address.handle(self.nvml);
@@ -159,8 +161,8 @@ impl Nvml {
     }
 }
 
-/// The GPUs that the kernel driver lists, of which only those are initialized that are wanted; `None` where it
-/// lists others than NVML counts, or where all are wanted.
+/// The GPUs that the kernel driver lists, of which only those are initialized that are wanted;
+/// `None` where it lists others than NVML counts, or where all are wanted.
 fn narrowed(
     library: &'static Library,
     count: u32,
@@ -200,8 +202,8 @@ fn narrowed(
     Some(slots)
 }
 
-/// Gives the GPUs that NVML gives no handle of the names by which the kernel driver lists them, where it lists the
-/// same machine.
+/// Gives the GPUs that NVML gives no handle of the names by which the kernel driver lists them,
+/// where it lists the same machine.
 fn name_the_silent(slots: &mut [DeviceSlot]) {
     if slots.iter().all(|slot| slot.device.is_some()) {
         return;
@@ -554,7 +556,8 @@ impl Reader<'_> {
         Fact::Unknown
     }
 
-    /// What the driver says of its health: one call. What cannot be read of it is held against no GPU.
+    /// What the driver says of its health: one call. What cannot be read of it is held against no
+    /// GPU.
     fn health(&mut self, device: &Device) -> Health {
         let answers = self.note(device.field_values_for(&HEALTH_FIELDS));
         let mut numbers = answers.value().into_iter().flatten().map(|sample| {
@@ -578,7 +581,8 @@ impl Reader<'_> {
             false => self.deciding_processes(device, gpu.memory),
         };
         gpu.processes = listed.map(processes::plain);
-        // Memory explains nothing where its pages outlive their process; only then is it worth asking.
+        // Memory explains nothing where its pages outlive their process; only then is it worth
+        // asking.
         if self.detail.shows_people() || memory_needs_explaining(gpu.memory.used) {
             gpu.memory_is_numa_node = memory_is_numa_node(device);
         }
@@ -642,7 +646,8 @@ impl Reader<'_> {
         }
     }
 
-    /// As many lists as it takes to tell whether somebody computes: one that names somebody settles it.
+    /// As many lists as it takes to tell whether somebody computes: one that names somebody settles
+    /// it.
     fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Fact<Vec<ProcessEntry>> {
         let compute = self.list(device, List::Compute);
         if processes::settles(compute.items()) {

@@ -1,4 +1,5 @@
-//! The machine's state as nvidia-smi tells it: what there is to fall back to where NVML cannot be loaded.
+//! The machine's state as nvidia-smi tells it: what there is to fall back to where NVML cannot be
+//! loaded.
 
 mod explain;
 pub(crate) mod parse;
@@ -72,7 +73,8 @@ impl Probe for NvidiaSmi {
     }
 }
 
-/// Reads the machine's state from nvidia-smi: one call, and a second where MIG devices lack their UUIDs.
+/// Reads the machine's state from nvidia-smi: one call, and a second where MIG devices lack their
+/// UUIDs.
 /// [`Snapshot::process_view`] is left to the caller.
 ///
 /// # Errors
@@ -105,8 +107,8 @@ fn probe_with(program: &OsStr, time_limit: Duration) -> Result<Snapshot, String>
     Ok(snapshot)
 }
 
-/// The program, as a shell would find it or where it usually is. Entries of PATH that depend on the current
-/// directory are passed over.
+/// The program, as a shell would find it or where it usually is. Entries of PATH that depend on the
+/// current directory are passed over.
 fn find(path: Option<&OsStr>) -> Option<PathBuf> {
     let on_path =
         std::env::split_paths(path.unwrap_or_default()).filter(|directory| directory.is_absolute());
@@ -125,8 +127,8 @@ fn read(output: &Output) -> Result<Snapshot, String> {
     };
     match (output.code, parse(&output.stdout)) {
         (Some(0), Ok(snapshot)) => Ok(snapshot),
-        // 14: an infoROM is corrupt, which does not keep a GPU from computing. Any other code tells of something
-        // that befell one GPU or came after the document, if the document is whole.
+        // 14: an infoROM is corrupt, which does not keep a GPU from computing. Any other code tells
+        // of something that befell one GPU or came after the document, if the document is whole.
         (code, Ok(snapshot)) if !snapshot.gpus.is_empty() || code == Some(14) => {
             let warning = String::from_utf8_lossy(&output.stderr);
             tracing::warn!(

@@ -115,8 +115,8 @@ fn level(ancestor: TopologyLevel) -> u32 {
     ancestor as u32
 }
 
-/// The best connected `count` of `free` (ascending, at least `count` of them), the higher indices among
-/// equals; in ascending order.
+/// The best connected `count` of `free` (ascending, at least `count` of them), the higher indices
+/// among equals; in ascending order.
 pub(super) fn best(snapshot: &Snapshot, free: &[DeviceId], count: usize) -> Vec<DeviceId> {
     let highest = || free[free.len() - count..].to_vec();
     if count == 1 || count == free.len() || snapshot.links.is_empty() {
@@ -163,7 +163,8 @@ impl Best {
     }
 }
 
-/// Weighs every set, those with the higher members first, so that the first of equals is the right one.
+/// Weighs every set, those with the higher members first, so that the first of equals is the right
+/// one.
 fn exact(scores: &Scores, count: usize) -> Vec<usize> {
     fn descend(
         scores: &Scores,

@@ -946,7 +946,8 @@ fn pcie(a: u32, b: u32, ancestor: TopologyLevel) -> Link {
     }
 }
 
-/// Eight GPUs in two boards of four; each is joined to three on its board and to its twin on the other.
+/// Eight GPUs in two boards of four; each is joined to three on its board and to its twin on the
+/// other.
 fn hybrid_cube_mesh() -> Snapshot {
     let double = [
         (0, 3),
@@ -1137,7 +1138,8 @@ fn on_more_gpus_than_all_sets_of_which_are_weighed_the_same_set_goes_first() {
         ..*link
     });
     let large = joined(20, links.collect());
-    // Of five and seven, several sets are good, and a set that is grown need not be the best of them.
+    // Of five and seven, several sets are good, and a set that is grown need not be the best of
+    // them.
     for num_gpus in [2, 3, 4, 6, 8] {
         let exact: Vec<u32> = chosen(&mesh, &constraints(num_gpus, &mesh))
             .iter()
@@ -1353,7 +1355,8 @@ proptest! {
     }
 }
 
-/// The NVLinks of a DGX-1V: two between some, one between others, and none between most of the two boards.
+/// The NVLinks of a DGX-1V: two between some, one between others, and none between most of the two
+/// boards.
 #[test]
 fn no_set_of_a_cube_mesh_misses_an_nvlink_in_its_ring_where_another_has_it() {
     let mesh = hybrid_cube_mesh();

@@ -1,10 +1,11 @@
 //! The verdict on one device: a pure function of what is known of it.
 //!
 //! # Design
-//! A GPU is free when its state could be read, its compute mode lets contexts be made, no live claim
-//! is on it and no process computes on it. The driver's process list settles the last point only
-//! where it can be complete; elsewhere memory and utilization have to speak, with little tolerance.
-//! An unknown fact is never taken for zero; where the machine has no such thing, another fact decides.
+//! A GPU is free when its state could be read, its compute mode lets contexts be made, no live
+//! claim is on it and no process computes on it. The driver's process list settles the last point
+//! only where it can be complete; elsewhere memory and utilization have to speak, with little
+//! tolerance. An unknown fact is never taken for zero; where the machine has no such thing, another
+//! fact decides.
 
 use crate::amount::bytes as amount;
 use crate::gpu::{
@@ -25,8 +26,8 @@ pub enum Verdict {
     Free,
     /// Somebody computes on it; the text says who.
     Busy(String),
-    /// Nothing but its utilization keeps it from being free, which is an average over the driver's last
-    /// sample period, and false while a GPU is being initialized; the text says how much.
+    /// Nothing but its utilization keeps it from being free, which is an average over the driver's
+    /// last sample period, and false while a GPU is being initialized; the text says how much.
     SeemsBusy(String),
     /// It cannot be told now whether somebody uses it; the text says why.
     Unknown(String),
@@ -130,8 +131,8 @@ impl<'a> Device<'a> {
         }
     }
 
-    /// Whether nothing keeps it from being free but idle processes that hold no more than `most` bytes
-    /// together.
+    /// Whether nothing keeps it from being free but idle processes that hold no more than `most`
+    /// bytes together.
     pub(crate) fn is_tolerable(self, most: u64) -> bool {
         let is_exclusive = matches!(
             self.gpu().compute_mode,
@@ -165,8 +166,8 @@ impl<'a> Device<'a> {
 }
 
 impl Process {
-    /// Whether it computes. Of a desktop's programs that draw by Vulkan the driver says C+G: where a
-    /// display server or compositor is among the processes listed, small ones are taken for that.
+    /// Whether it computes. Of a desktop's programs that draw by Vulkan the driver says C+G: where
+    /// a display server or compositor is among the processes listed, small ones are taken for that.
     pub fn computes_beside(&self, listed: &[Process]) -> bool {
         let is_small = self
             .used_memory
@@ -232,8 +233,8 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// The list is complete and names nobody who computes: memory may still tell of a process that is
-    /// hidden or dying.
+    /// The list is complete and names nobody who computes: memory may still tell of a process that
+    /// is hidden or dying.
     fn judge_by_complete_list(&self) -> Verdict {
         if self.device.gpu().memory_is_numa_node {
             return Verdict::Free;

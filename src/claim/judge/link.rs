@@ -1,6 +1,7 @@
 //! How launches reach the judge of their shell: a socket without a file, whose name holds the user,
-//! the PID namespace, the shell and the directory of claims. Anybody can take that name first: so both ends ask the kernel
-//! who the other one is, and a launch that finds somebody else there starts a judge of its own.
+//! the PID namespace, the shell and the directory of claims. Anybody can take that name first: so
+//! both ends ask the kernel who the other one is, and a launch that finds somebody else there
+//! starts a judge of its own.
 
 use super::super::ancestry::Ancestry;
 use super::super::directory::Directory;

@@ -366,7 +366,8 @@ impl Lease {
     /// Goes on as long as these run, and what they start.
     fn goes_on_with(&mut self, left: Vec<ProcessId>, now: Duration) -> State {
         if left.is_empty() && self.watched.is_empty() {
-            // One may have forked and ended while the others were looked at: only two looks are proof.
+            // One may have forked and ended while the others were looked at: only two looks are
+            // proof.
             let again = !std::mem::replace(&mut self.nothing_left, true);
             if again {
                 self.due = Some(now);
@@ -418,8 +419,8 @@ impl Lease {
         }
     }
 
-    /// Adds the programs that an ended shell has left behind; whether something else of it may become
-    /// one. What it started is now a child of the same process as the judge.
+    /// Adds the programs that an ended shell has left behind; whether something else of it may
+    /// become one. What it started is now a child of the same process as the judge.
     fn add_orphans(&self, ids: &str, shell: &Shell, found: &mut Vec<ProcessId>) -> bool {
         let reaper = rustix::process::getppid();
         let reaper = reaper.map_or(0, |pid| pid.as_raw_pid().unsigned_abs());

@@ -38,7 +38,8 @@ fn parse(line: &str) -> Option<Mount> {
     })
 }
 
-/// The mount that a path is on: of those above it the deepest one, and of several at one place the last.
+/// The mount that a path is on: of those above it the deepest one, and of several at one place the
+/// last.
 pub(super) fn of<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
     let above = mounts.iter().filter(|mount| path.starts_with(&mount.place));
     above.max_by_key(|mount| mount.place.components().count())

@@ -1,4 +1,5 @@
-//! What NVML tells of a GPU's place in the machine: the GPUs it is joined to, the CPU cores near it.
+//! What NVML tells of a GPU's place in the machine: the GPUs it is joined to, the CPU cores near
+//! it.
 
 use crate::gpu::{Link, TopologyLevel};
 use crate::pci::PciBusId;
@@ -27,8 +28,8 @@ struct Reach {
     switch: bool,
 }
 
-/// How the given GPUs are joined, for each pair once. `all` are the places of all GPUs: a link that leads
-/// elsewhere leads to a switch.
+/// How the given GPUs are joined, for each pair once. `all` are the places of all GPUs: a link that
+/// leads elsewhere leads to a switch.
 pub(super) fn between(devices: &[Linked], all: &[PciBusId]) -> Vec<Link> {
     let reach: Vec<Reach> = devices
         .iter()

@@ -1,8 +1,8 @@
 //! NVML's process lists and first memory call, by raw calls.
 //!
 //! nvml-wrapper asks each list twice, for its length first: that doubles the driver calls, and some
-//! libraries answer the question for the length with success and zero, so that a busy GPU looks idle.
-//! Here one call with a roomy buffer does.
+//! libraries answer the question for the length with success and zero, so that a busy GPU looks
+//! idle. Here one call with a roomy buffer does.
 
 use crate::gpu::{Fact, Memory, Process, ProcessKind};
 use crate::policy::DESKTOP_PROGRAM_MEMORY;
@@ -40,8 +40,8 @@ pub(super) struct ProcessEntry {
 /// How this driver's lists are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lists {
-    /// The `_v3` functions use the struct of `_v2`, except in drivers 535.43 to 535.86, which put another
-    /// field into it without another name.
+    /// The `_v3` functions use the struct of `_v2`, except in drivers 535.43 to 535.86, which put
+    /// another field into it without another name.
     trust_v3: bool,
 }
 
@@ -122,12 +122,12 @@ fn fetch<T>(
     let mut buffer: Vec<T> = Vec::with_capacity(ROOM);
     loop {
         let mut count = buffer.capacity() as c_uint;
-        // SAFETY: the handle is valid, since NVML is never shut down; `count` tells how many entries the
-        // buffer has room for, and NVML writes no more than that.
+        // SAFETY: the handle is valid, since NVML is never shut down; `count` tells how many
+        // entries the buffer has room for, and NVML writes no more than that.
         let code = unsafe { call(device.handle(), &mut count, buffer.as_mut_ptr()) };
         if code == INSUFFICIENT_SIZE {
-            // Processes may start between two calls, hence the slack; a count that does not grow would
-            // go round for ever.
+            // Processes may start between two calls, hence the slack; a count that does not grow
+            // would go round for ever.
             let wanted = (count as usize).max(buffer.capacity() * 2);
             if wanted > 1 << 20 {
                 return Err(NvmlError::InsufficientSize(Some(wanted)));
@@ -137,7 +137,8 @@ fn fetch<T>(
         }
         nvml_try(code)?;
         let count = (count as usize).min(buffer.capacity());
-        // SAFETY: NVML succeeded and has written `count` entries, which fit. They are plain numbers.
+        // SAFETY: NVML succeeded and has written `count` entries, which fit. They are plain
+        // numbers.
         unsafe { buffer.set_len(count) };
         return Ok(buffer.iter().map(entry).collect());
     }
@@ -193,8 +194,9 @@ pub(super) fn names_one_that_computes(listed: &[ProcessEntry]) -> bool {
         .any(|process| process.computes_beside(&listed))
 }
 
-/// Each process once, with what it is called when it is on several lists. A list that cannot be read is made up
-/// for by another that names a computing process, and only by that; the graphics processes are not needed.
+/// Each process once, with what it is called when it is on several lists. A list that cannot be
+/// read is made up for by another that names a computing process, and only by that; the graphics
+/// processes are not needed.
 pub(super) fn merge(
     compute: Fact<Vec<ProcessEntry>>,
     mps: Fact<Vec<ProcessEntry>>,
@@ -212,7 +214,8 @@ pub(super) fn merge(
         .into_iter()
         .flat_map(|list| list.value().unwrap_or_default())
     {
-        // A process may hold several MIG devices' lists apart; on one list it stands once an instance.
+        // A process may hold several MIG devices' lists apart; on one list it stands once an
+        // instance.
         let same = |known: &&mut ProcessEntry| {
             known.process.pid == other.process.pid && known.instance == other.instance
         };

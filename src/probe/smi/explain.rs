@@ -1,7 +1,7 @@
 //! What went wrong when nvidia-smi failed, and what helps.
 
-/// What nvidia-smi writes when it fails, and what to do about it. The first that fits is taken, so the particular
-/// stand before the general.
+/// What nvidia-smi writes when it fails, and what to do about it. The first that fits is taken, so
+/// the particular stand before the general.
 const MESSAGES: [(&str, &str); 13] = [
     (
         "driver/library version mismatch",
@@ -110,8 +110,9 @@ const CODES: [(i32, &str); 13] = [
     ),
 ];
 
-/// Says in one line what nvidia-smi's exit code (`None`: a signal ended it) and its output mean, and what helps.
-/// `text` is what it wrote on either of stdout and stderr: its messages come on both.
+/// Says in one line what nvidia-smi's exit code (`None`: a signal ended it) and its output mean,
+/// and what helps. `text` is what it wrote on either of stdout and stderr: its messages come on
+/// both.
 pub(crate) fn explain(code: Option<i32>, text: &str) -> String {
     let said = said(text);
     let lower: Vec<String> = messages(text).map(str::to_ascii_lowercase).collect();

@@ -2,9 +2,10 @@
 //!
 //! # Design
 //!
-//! What is damaged must not read as idle. The document has to be whole (every tag closed, as many GPUs as its
-//! header counts); inside it only direct children are read, since `mig_device` holds tags of the same names as
-//! the GPU around it; and a list of processes is believed only if everything in it was understood.
+//! What is damaged must not read as idle. The document has to be whole (every tag closed, as many
+//! GPUs as its header counts); inside it only direct children are read, since `mig_device` holds
+//! tags of the same names as the GPU around it; and a list of processes is believed only if
+//! everything in it was understood.
 
 use super::xml::{Element, document};
 use crate::gpu::{
@@ -43,8 +44,9 @@ const NO_PERMISSION: &str = "Insufficient Permissions";
 const LOST: &str = "GPU is lost";
 const NEEDS_RESET: &str = "GPU requires reset";
 
-/// Reads the output of `nvidia-smi -q -x`. Text around the document (an infoROM warning) is passed over, and its
-/// document type is never fetched. [`Snapshot::process_view`] is left to the caller, `links` is empty.
+/// Reads the output of `nvidia-smi -q -x`. Text around the document (an infoROM warning) is passed
+/// over, and its document type is never fetched. [`Snapshot::process_view`] is left to the caller,
+/// `links` is empty.
 ///
 /// # Errors
 /// What is wrong with it, in one line, where the document is not whole.
@@ -71,7 +73,8 @@ pub(crate) fn parse(xml: &[u8]) -> Result<Snapshot, String> {
             gpus.len()
         ));
     }
-    // The document's order is the index as far as anybody has seen; the PCI bus order is it by definition.
+    // The document's order is the index as far as anybody has seen; the PCI bus order is it by
+    // definition.
     if gpus.iter().all(|gpu| gpu.pci_bus_id.is_some()) {
         gpus.sort_by_key(|gpu| gpu.pci_bus_id);
     }
@@ -111,7 +114,8 @@ fn gpu(element: &Element) -> Gpu {
         }),
         mig: mig(element, rows.as_ref().value().map(Vec::as_slice)),
         processes: rows.map(processes),
-        // Hopper and Blackwell beside a Grace CPU; HMM, the other mode, leaves the memory to the driver.
+        // Hopper and Blackwell beside a Grace CPU; HMM, the other mode, leaves the memory to the
+        // driver.
         memory_is_numa_node: element
             .value("addressing_mode")
             .is_some_and(|mode| mode.eq_ignore_ascii_case("ATS")),
@@ -119,7 +123,8 @@ fn gpu(element: &Element) -> Gpu {
         ..Gpu::default()
     };
     if let Some(reason) = unusable(element) {
-        // The list of a lost GPU is empty, not unreadable: without the device there is nothing to ask.
+        // The list of a lost GPU is empty, not unreadable: without the device there is nothing to
+        // ask.
         gpu.processes = Fact::Unknown;
         for device in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
             device.processes = Fact::Unknown;
@@ -133,7 +138,8 @@ fn gpu(element: &Element) -> Gpu {
 /// Why a GPU cannot be used and what helps, if so.
 fn unusable(gpu: &Element) -> Option<&'static str> {
     let says = |element: &Element, message: &str| bare(&element.text).eq_ignore_ascii_case(message);
-    // A lost GPU answers some questions from the driver's cache, so any one field may be the one to tell.
+    // A lost GPU answers some questions from the driver's cache, so any one field may be the one to
+    // tell.
     if gpu.any(&|element| says(element, LOST)) {
         return Some(
             "the GPU is lost: see 'dmesg' for its Xid error, then reboot (or reset the GPU)",
@@ -147,7 +153,8 @@ fn unusable(gpu: &Element) -> Option<&'static str> {
             "the GPU needs a reset: end what runs on it, then run 'nvidia-smi --gpu-reset' as root, or reboot",
         );
     }
-    // Only what a working GPU always answers: fans, clocks and utilization print errors on sound ones.
+    // Only what a working GPU always answers: fans, clocks and utilization print errors on sound
+    // ones.
     let fb = gpu.child("fb_memory_usage");
     let vital = [
         gpu.child("uuid"),
@@ -215,8 +222,9 @@ struct Row {
     compute_instance_id: Option<u32>,
 }
 
-/// A GPU's list of processes, if all of it can be read. No driver since 418 prints anything inside the element
-/// for a GPU without processes; `N/A` and its like stand there when the list cannot be had.
+/// A GPU's list of processes, if all of it can be read. No driver since 418 prints anything inside
+/// the element for a GPU without processes; `N/A` and its like stand there when the list cannot be
+/// had.
 fn rows(gpu: &Element) -> Fact<Vec<Row>> {
     let Some(list) = gpu.child("processes") else {
         return Fact::Unknown;
@@ -229,8 +237,8 @@ fn rows(gpu: &Element) -> Fact<Vec<Row>> {
     let Some(rows) = list.children.iter().map(row).collect::<Option<Vec<_>>>() else {
         return Fact::Unknown;
     };
-    // WDDM is Windows', where the list leaves out what runs under Windows and in other distributions. A driver
-    // model that cannot be read may be that; Linux's driver says N/A.
+    // WDDM is Windows', where the list leaves out what runs under Windows and in other
+    // distributions. A driver model that cannot be read may be that; Linux's driver says N/A.
     let model = gpu
         .child("driver_model")
         .and_then(|model| model.child("current_dm"));
@@ -309,7 +317,8 @@ fn mig(gpu: &Element, rows: Option<&[Row]>) -> Option<Mig> {
         .iter()
         .map(|element| number(element, "index"))
         .collect();
-    // `nvidia-smi -L` numbers them in the same order, should the document ever leave them unnumbered.
+    // `nvidia-smi -L` numbers them in the same order, should the document ever leave them
+    // unnumbered.
     let numbered = indices
         .iter()
         .enumerate()
@@ -339,8 +348,8 @@ fn mig(gpu: &Element, rows: Option<&[Row]>) -> Option<Mig> {
     Some(Mig { devices })
 }
 
-/// Gives each MIG device the processes that are on it. One that cannot be placed may be on any of the devices that
-/// it is not known to be off; their lists stay unknown.
+/// Gives each MIG device the processes that are on it. One that cannot be placed may be on any of
+/// the devices that it is not known to be off; their lists stay unknown.
 fn distribute(rows: &[Row], devices: &mut [MigDevice]) {
     let place = |row: &Row, device: &MigDevice| match (row.gpu_instance_id, row.compute_instance_id)
     {
@@ -383,8 +392,8 @@ pub(crate) struct ListedMigDevice {
     pub profile: String,
 }
 
-/// Reads the output of `nvidia-smi -L`, which alone names the UUIDs of MIG devices. Lines that are something else
-/// are passed over.
+/// Reads the output of `nvidia-smi -L`, which alone names the UUIDs of MIG devices. Lines that are
+/// something else are passed over.
 pub(crate) fn parse_list(text: &[u8]) -> Vec<ListedMigDevice> {
     let text = String::from_utf8_lossy(text);
     let mut gpu = None;

@@ -39,7 +39,8 @@ pub(crate) fn run(program: &OsStr, args: &[&str], time_limit: Duration) -> Resul
     let start = Instant::now();
     let name = program.to_string_lossy();
     let mut command = Command::new(program);
-    // However this process ends, by a signal handler too: nobody reads any more what the child would say.
+    // However this process ends, by a signal handler too: nobody reads any more what the child
+    // would say.
     let ends_with_this = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
     // SAFETY: between fork and exec it makes one system call, and touches nothing else.
     unsafe { command.pre_exec(ends_with_this) };
@@ -89,8 +90,8 @@ impl From<Errno> for Failure {
     }
 }
 
-/// Reads both pipes until the child has ended. Their ends are not waited for: a grandchild may hold them open, and
-/// what the child wrote is in them by the time it has ended.
+/// Reads both pipes until the child has ended. Their ends are not waited for: a grandchild may hold
+/// them open, and what the child wrote is in them by the time it has ended.
 fn communicate(child: &mut Child, start: Instant, time_limit: Duration) -> Result<Output, Failure> {
     let mut stdout = Pipe::new(
         child

@@ -28,7 +28,8 @@ fn program(directory: &Path, script: &str) -> PathBuf {
     path
 }
 
-/// As [`probe_with`], again while another test's child still holds the fresh script open for writing (ETXTBSY).
+/// As [`probe_with`], again while another test's child still holds the fresh script open for
+/// writing (ETXTBSY).
 fn probe(program: &Path, time_limit: Duration) -> Result<Snapshot, String> {
     loop {
         match probe_with(program.as_os_str(), time_limit) {

@@ -30,7 +30,8 @@ impl Element {
         self.children.iter().filter(move |child| child.name == name)
     }
 
-    /// Whether `test` holds for an element below this one. What processes call themselves is not asked.
+    /// Whether `test` holds for an element below this one. What processes call themselves is not
+    /// asked.
     pub(super) fn any(&self, test: &dyn Fn(&Element) -> bool) -> bool {
         let children = self
             .children
@@ -66,8 +67,8 @@ pub(super) fn document(text: &str, name: &str) -> Result<Element, String> {
             .read_event()
             .map_err(|error| format!("its XML is damaged: {error}"))?;
         let depth = open.len();
-        // What processes call themselves stands in here: a comment that began in one name and ended in another would
-        // hide what is between them.
+        // What processes call themselves stands in here: a comment that began in one name and ended
+        // in another would hide what is between them.
         let among_processes = open.iter().any(|element| element.name == "processes");
         match (event, open.last_mut()) {
             (Event::Start(tag), Some(element)) if element.name == SKIPPED => {
@@ -131,11 +132,11 @@ fn resolve(entity: &BytesRef, text: &mut String) -> Result<(), String> {
     Ok(())
 }
 
-/// The document with the names of processes escaped: nvidia-smi copies them as they are, and a `&` or `<` in the
-/// command line of one process would cost the whole document.
+/// The document with the names of processes escaped: nvidia-smi copies them as they are, and a `&`
+/// or `<` in the command line of one process would cost the whole document.
 ///
-/// A name ends at the next closing tag, unless the tags that belong to the element around it come first: then the
-/// closing tag was damaged, and the text is left for the parser to refuse.
+/// A name ends at the next closing tag, unless the tags that belong to the element around it come
+/// first: then the closing tag was damaged, and the text is left for the parser to refuse.
 fn escape_process_names(text: &str) -> Cow<'_, str> {
     const OPEN: &str = "<process_name>";
     const CLOSE: &str = "</process_name>";

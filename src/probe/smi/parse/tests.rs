@@ -736,7 +736,8 @@ fn a_document_cut_off_anywhere_is_an_error() {
             .rposition(|window| window == b"</nvidia_smi_log>")
             .expect("an end")
             + 16;
-        // Every byte of the short ones; of the others every seventh, and all of the last two hundred.
+        // Every byte of the short ones; of the others every seventh, and all of the last two
+        // hundred.
         let step = if xml.len() < 3500 { 1 } else { 7 };
         for at in (0..=end).step_by(step).chain(end.saturating_sub(200)..=end) {
             assert!(parse(&xml[..at]).is_err(), "{name} cut at {at}");
@@ -830,8 +831,9 @@ fn idle(snapshot: &Snapshot) -> usize {
         .count()
 }
 
-/// The fixtures in which every list is known from its element alone. Elsewhere a list is unknown because of what
-/// stands in its place or in another element (the driver model, a lost GPU), whose damage is another matter.
+/// The fixtures in which every list is known from its element alone. Elsewhere a list is unknown
+/// because of what stands in its place or in another element (the driver model, a lost GPU), whose
+/// damage is another matter.
 fn told_by_the_list() -> impl Strategy<Value = &'static [u8]> {
     let fixtures = ALL
         .iter()
@@ -840,7 +842,8 @@ fn told_by_the_list() -> impl Strategy<Value = &'static [u8]> {
     proptest::sample::select(fixtures.collect::<Vec<_>>())
 }
 
-/// Shorter than any `process_info` of the fixtures, so that no damage of this length takes one out whole.
+/// Shorter than any `process_info` of the fixtures, so that no damage of this length takes one out
+/// whole.
 const SHORTER_THAN_A_PROCESS: usize = 100;
 
 fn around(xml: &[u8], at: usize) -> String {
@@ -901,9 +904,10 @@ proptest! {
         let _ = parse_list(&[b"GPU 0: (UUID: GPU-a)\nMIG 1g", bytes.as_slice()].concat());
     }
 
-    /// Any one range of fewer bytes than a `process_info` has, replaced by anything: the result is an error, or
-    /// no more GPUs and MIG devices run nothing than before. (Larger damage can cut out a whole, well-formed
-    /// `process_info`, which nobody can tell from a process that is not there.)
+    /// Any one range of fewer bytes than a `process_info` has, replaced by anything: the result is
+    /// an error, or no more GPUs and MIG devices run nothing than before. (Larger damage can cut
+    /// out a whole, well-formed `process_info`, which nobody can tell from a process that is not
+    /// there.)
     #[test]
     fn small_damage_never_empties_a_list(
         xml in told_by_the_list(),
@@ -920,7 +924,8 @@ proptest! {
         }
     }
 
-    /// Any one range cut out, however long: if more run nothing than before, then a `process_info` was cut out whole.
+    /// Any one range cut out, however long: if more run nothing than before, then a `process_info`
+    /// was cut out whole.
     #[test]
     fn only_a_whole_process_can_be_cut_out_unnoticed(
         xml in told_by_the_list(),
