@@ -197,7 +197,7 @@ pub enum Restriction {
     Exclude,
     /// [`Request::min_free_memory`](crate::Request::min_free_memory).
     MinFreeMemory,
-    /// [`Request::uuid`](crate::Request::uuid), where the UUID of a GPU cannot be read.
+    /// [`Request::by_uuid`](crate::Request::by_uuid), where the UUID of a GPU cannot be read.
     Uuid,
     /// How many GPUs one user may hold: `max_per_user` in /etc/autocvd.conf.
     MaxPerUser,
