@@ -11,8 +11,8 @@ mod watching;
 use crate::cancel::CancelToken;
 use crate::claim;
 use crate::claim::{
-    Ancestor, Ancestry, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Requester, Target, Ticket,
-    Waiter,
+    Ancestor, Ancestry, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Holding, Requester,
+    Target, Ticket, Waiter,
 };
 use crate::environment::{DeviceOrder, Environment, INSIDE};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
@@ -70,6 +70,7 @@ impl Acquisition {
             None => self.ancestry.with(Ancestor {
                 token: None,
                 devices: keys_of(&self.devices, &self.snapshot),
+                holding: Holding::Whole,
             }),
         };
         (INSIDE, inside.to_string())

@@ -22,6 +22,7 @@ mod judge;
 mod lock;
 mod queue;
 mod requester;
+mod share;
 
 use crate::environment::Environment;
 use crate::fork_local::ForkLocal;
@@ -37,9 +38,10 @@ use holder::Holder;
 use in_process::NotInherited;
 use judge::link::Address;
 use judge::{Lease, Parent, Purpose};
-use lock::{Mode, Range};
+use lock::{Mode, Range, Taken};
 pub(crate) use queue::{Demand, Ticket, Waiter};
 pub(crate) use requester::Requester;
+pub(crate) use share::{Holding, Share};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
@@ -53,6 +55,8 @@ const MAX_TOLD: usize = 64;
 /// How often, and how soon again, one store looks for records that are not there.
 const RECORD_LOOKS: u32 = 15;
 const RECORD_PAUSE: Duration = Duration::from_millis(2);
+/// How often a launch tries to lock granules of which others lock some at the same time.
+const SHARE_ATTEMPTS: u32 = 8;
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
 const HIGH_DESCRIPTOR: i32 = 200;
 
@@ -82,7 +86,13 @@ pub(crate) struct Claim {
     pub device: String,
     /// What it is for; `None` where its holder has told nobody.
     pub kind: Option<ClaimKind>,
+    /// What it has of the device; `None` where that is all of it.
+    pub share: Option<Share>,
+    /// Its token, as it stands in the environment of what it is for.
+    pub token: Option<String>,
     /// The process it is for, where that lives in this process's PID namespace.
+    pub process: Option<ProcessId>,
+    /// Its pid.
     pub pid: Option<u32>,
     /// The user whose claim it is.
     pub uid: Option<u32>,
@@ -92,6 +102,8 @@ pub(crate) struct Claim {
     pub until: Option<u64>,
     /// Whether the process it is for has ended, so that its judge is about to let go of it.
     pub is_ending: bool,
+    /// How many claims it is inside of.
+    pub level: u32,
     /// What tells when it has ended.
     pub wake: WakeHint,
 }
@@ -112,6 +124,22 @@ pub(crate) enum Extent {
     Whole,
     /// All of it, beside those who have claimed it already.
     Guest,
+    /// A share of its memory.
+    #[allow(dead_code, reason = "requests do not ask for it yet")]
+    Share {
+        /// How many bytes.
+        bytes: u64,
+        /// How many bytes the device has.
+        memory: u64,
+        /// Of how many bytes all shares together may be, this one included.
+        limit: u64,
+    },
+}
+
+/// What has been locked of a device.
+enum Locked {
+    Whole,
+    Share(Share),
 }
 
 /// A device to claim.
@@ -178,6 +206,7 @@ pub struct ClaimGuard {
     token: Token,
     ancestry: Ancestry,
     devices: Vec<String>,
+    holding: Holding,
     directory: Directory,
     namespace: Option<u64>,
     requester: Option<Requester>,
@@ -293,7 +322,7 @@ impl ClaimStore {
                 .and_then(rustix::process::Pid::from_raw);
         }
         let found = Holder::find(&self.directory, Some(namespace), &around, devices);
-        let Some((process, token)) = found else {
+        let Some((process, token, holding)) = found else {
             return false;
         };
         // What the environment tells may be another claim of the same process.
@@ -307,6 +336,7 @@ impl ClaimStore {
         self.ancestry.0.push(Ancestor {
             token: Some(token),
             devices: devices.to_vec(),
+            holding,
         });
         true
     }
@@ -340,45 +370,102 @@ impl ClaimStore {
         }
     }
 
+    /// The share of this device that the claims around this process leave to it, in bytes; `None`
+    /// where they leave it all of it.
+    #[allow(dead_code, reason = "requests do not ask for it yet")]
+    pub(crate) fn ancestor_share(&self, key: &str) -> Option<u64> {
+        self.ancestry.share(key).map(Share::bytes)
+    }
+
     /// The claims that stand against one on this device. Those around this process do not.
     pub(crate) fn active(&mut self, key: &str) -> Vec<Claim> {
         let Some(file) = self.file(key) else {
             return Vec::new();
         };
         let range = Range::obstacles(self.ancestry.level());
-        let obstacle = match lock::conflict(&file, range, Mode::Exclusive) {
-            Ok(None) => None,
-            Ok(Some(obstacle)) => Some(obstacle),
+        let claims = match lock::conflict(&file, range, Mode::Exclusive) {
+            Ok(None) => Vec::new(),
+            Ok(Some(obstacle)) => {
+                let mut claims = self.claims_on(key, &file);
+                match self.taken(key, &file, obstacle) {
+                    Taken::Granules(granules) => self.shares(key, claims, &granules),
+                    Taken::Whole => {
+                        if claims.iter().all(|claim| claim.share.is_some()) {
+                            claims.push(Claim {
+                                pid: obstacle.pid,
+                                ..Claim::of_unknown(key, WakeHint::Unlock(key.to_owned(), None))
+                            });
+                        }
+                        claims
+                    }
+                }
+            }
             Err(error) => {
                 tracing::debug!("the locks on {key} cannot be read: {error}");
-                None
+                Vec::new()
             }
         };
-        let mut claims = Vec::new();
-        if let Some(obstacle) = obstacle {
-            let tokens = lock::tokens(&file, MAX_TOLD)
-                .into_iter()
-                .map(Token::from_number);
-            let around = |token: &Token| {
-                self.ancestry
-                    .0
-                    .iter()
-                    .any(|ancestor| ancestor.token == Some(*token))
-            };
-            claims.extend(
-                tokens
-                    .filter(|token| !around(token))
-                    .map(|token| self.claim(key, token)),
-            );
-            if claims.is_empty() {
-                claims.push(Claim {
-                    pid: obstacle.pid,
-                    ..Claim::of_unknown(key, WakeHint::Unlock(key.to_owned(), None))
-                });
-            }
-        }
         self.files.insert(key.to_owned(), file);
         claims
+    }
+
+    /// What others have of the device beside the launches around this process, where `obstacle` is
+    /// one lock that stands against a claim.
+    fn taken(&self, key: &str, file: &OwnedFd, obstacle: lock::Conflict) -> Taken {
+        let around = self.ancestry.share(key);
+        if around.is_none() && !obstacle.is_partial() {
+            return Taken::Whole;
+        }
+        match (lock::taken(file, self.ancestry.level()), around) {
+            (Ok(Taken::Granules(granules)), Some(around)) => {
+                Taken::Granules(granules.within(around))
+            }
+            (Ok(taken), _) => taken,
+            (Err(_), _) => Taken::Whole,
+        }
+    }
+
+    /// What is published of all claims on the device but those around this process.
+    fn claims_on(&self, key: &str, file: &OwnedFd) -> Vec<Claim> {
+        let ancestors = &self.ancestry.0;
+        let is_around = |token: &Token| {
+            let mut tokens = ancestors.iter().map(|ancestor| ancestor.token);
+            tokens.any(|around| around == Some(*token))
+        };
+        let tokens = lock::tokens(file, MAX_TOLD).into_iter();
+        let tokens = tokens.map(Token::from_number);
+        tokens
+            .filter(|token| !is_around(token))
+            .map(|token| self.claim(key, token))
+            .collect()
+    }
+
+    /// The shares that make up the locked `granules`: those of `claims` that are not inside another
+    /// one, and one more of what none of them tells of.
+    fn shares(&self, key: &str, claims: Vec<Claim>, granules: &Share) -> Vec<Claim> {
+        let (mut told, untold): (Vec<Claim>, Vec<Claim>) =
+            claims.into_iter().partition(|claim| claim.share.is_some());
+        told.sort_by_key(|claim| claim.level);
+        let mut shares = Vec::new();
+        let mut covered = Share::default();
+        for claim in told {
+            let share = claim.share.as_ref().map(|share| share.within(granules));
+            let share = share.unwrap_or_default();
+            if !share.is_within(&covered) {
+                covered = covered.and(&share);
+                shares.push(claim);
+            }
+        }
+        let rest = granules.without(&covered);
+        if rest.bytes() > 0 {
+            let untold = untold.into_iter().find(|claim| claim.kind.is_none());
+            let hint = || WakeHint::Unlock(key.to_owned(), None);
+            shares.push(Claim {
+                share: Some(rest),
+                ..untold.unwrap_or_else(|| Claim::of_unknown(key, hint()))
+            });
+        }
+        shares
     }
 
     /// What is published of a claim.
@@ -392,16 +479,27 @@ impl ClaimStore {
             record = Holder::of(&self.directory, token);
         }
         let Some((uid, holder)) = record else {
-            return Claim::of_unknown(key, hint);
+            return Claim {
+                token: Some(token.to_string()),
+                ..Claim::of_unknown(key, hint)
+            };
         };
         let here = holder.namespace.is_some() && holder.namespace == self.namespace;
         // It is only believed of processes of its own user.
         let is_users = |pid: u32| proc::owner(pid).is_none_or(|owner| owner == uid);
-        let pid = holder.process.filter(|_| here).map(|process| process.pid);
+        let process = holder
+            .process
+            .filter(|process| here && is_users(process.pid));
+        let place = holder.devices.iter().position(|device| device == key);
+        let share = place.and_then(|place| holder.holding.share(place));
         let keeper = Some(holder.keeper).filter(|pid| here && is_users(*pid));
         Claim {
             kind: Some(holder.kind),
-            pid: pid.filter(|pid| is_users(*pid)),
+            share: share.cloned(),
+            token: Some(token.to_string()),
+            level: holder.level,
+            process,
+            pid: process.map(|process| process.pid),
             uid: Some(uid),
             since: Some(holder.since),
             until: holder.until,
@@ -436,12 +534,17 @@ impl ClaimStore {
         targets.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         let token = Token::random()?;
         let mut files = Vec::with_capacity(targets.len());
+        let mut shares = Vec::new();
         for target in &targets {
             // Those that were locked already are closed, and so unlocked.
-            let Some(file) = self.lock_device(target, token)? else {
+            let Some((file, locked)) = self.lock_device(target, token)? else {
                 return Ok(None);
             };
             files.push(file);
+            match locked {
+                Locked::Whole => {}
+                Locked::Share(share) => shares.push(share),
+            }
         }
         let innermost = self
             .ancestry
@@ -467,6 +570,10 @@ impl ClaimStore {
                 .into_iter()
                 .map(|target| target.key.clone())
                 .collect(),
+            holding: match shares.is_empty() {
+                true => Holding::Whole,
+                false => Holding::Shares(shares),
+            },
             directory: self.directory.clone(),
             namespace: self.namespace,
             requester: self.requester.clone(),
@@ -489,7 +596,11 @@ impl ClaimStore {
     }
 
     /// Locks what is wanted of a device, and the byte of the token; `None` where it is claimed.
-    fn lock_device(&mut self, target: &Target, token: Token) -> io::Result<Option<OwnedFd>> {
+    fn lock_device(
+        &mut self,
+        target: &Target,
+        token: Token,
+    ) -> io::Result<Option<(OwnedFd, Locked)>> {
         let key = &target.key;
         // A cleaner may remove the file or the directory between two steps, but not for ever.
         for _ in 0..8 {
@@ -506,13 +617,13 @@ impl ClaimStore {
             if !lock::try_lock(&file, token.range(), Mode::Exclusive)? {
                 return Ok(None);
             }
-            if !self.lock_extent(&file, target.extent)? {
+            let Some(locked) = self.lock_extent(&file, target)? else {
                 lock::unlock(&file, Range::ALL);
                 self.files.insert(key.clone(), file);
                 return Ok(None);
-            }
+            };
             if self.directory.names_file(key, &file) {
-                return Ok(Some(file));
+                return Ok(Some((file, locked)));
             }
         }
         Ok(None)
@@ -520,16 +631,77 @@ impl ClaimStore {
 
     /// Of two launches of different levels, each locks first and then looks whether the other one
     /// has: so at least one sees the other.
-    fn lock_extent(&self, file: &OwnedFd, extent: Extent) -> io::Result<bool> {
+    fn lock_extent(&self, file: &OwnedFd, target: &Target) -> io::Result<Option<Locked>> {
         let level = self.ancestry.level();
+        let around = self.ancestry.share(&target.key);
         let is_free = |range| -> io::Result<bool> {
             Ok(lock::conflict(file, range, Mode::Exclusive)?.is_none())
         };
-        match extent {
-            Extent::Whole => Ok(lock::try_lock(file, Range::level(level), Mode::Exclusive)?
-                && is_free(Range::nested(level))?),
-            Extent::Guest => lock::try_lock(file, Range::GUESTS, Mode::Shared),
+        match (target.extent, around) {
+            (Extent::Whole, None) => {
+                let is_ours = lock::try_lock(file, Range::level(level), Mode::Exclusive)?
+                    && is_free(Range::nested(level))?;
+                Ok(is_ours.then_some(Locked::Whole))
+            }
+            (Extent::Guest, around) => {
+                let is_ours = lock::try_lock(file, Range::GUESTS, Mode::Shared)?;
+                let locked = around.map_or(Locked::Whole, |share| Locked::Share(share.clone()));
+                Ok(is_ours.then_some(locked))
+            }
+            (Extent::Whole, Some(around)) => {
+                self.lock_share(file, around, around.bytes(), around.bytes())
+            }
+            (Extent::Share { bytes, limit, .. }, Some(around)) => {
+                self.lock_share(file, around, bytes, limit)
+            }
+            (
+                Extent::Share {
+                    bytes,
+                    memory,
+                    limit,
+                },
+                None,
+            ) => self.lock_share(file, &Share::of_device(memory), bytes, limit),
         }
+    }
+
+    /// Locks so many bytes of `region`, in granules that nobody else has, as long as all shares in
+    /// it are of at most `limit` bytes together.
+    fn lock_share(
+        &self,
+        file: &OwnedFd,
+        region: &Share,
+        bytes: u64,
+        limit: u64,
+    ) -> io::Result<Option<Locked>> {
+        let level = self.ancestry.level();
+        let others = || -> io::Result<Option<Share>> {
+            Ok(match lock::taken(file, level)? {
+                Taken::Whole => None,
+                Taken::Granules(granules) => Some(granules.within(region)),
+            })
+        };
+        for _ in 0..SHARE_ATTEMPTS {
+            let Some(share) =
+                others()?.and_then(|taken| region.without(&taken).first(bytes.min(region.bytes())))
+            else {
+                return Ok(None);
+            };
+            if !lock::try_lock_share(file, level, &share)? {
+                continue;
+            }
+            // What others have locked meanwhile may be more than is left for all.
+            let fits = others()?.is_some_and(|taken| {
+                let all = taken.bytes().saturating_add(bytes);
+                taken.within(&share).bytes() == 0 && all <= limit.max(bytes)
+            });
+            if fits {
+                return Ok(Some(Locked::Share(share)));
+            }
+            lock::unlock_share(file, level, &share);
+            return Ok(None);
+        }
+        Ok(None)
     }
 
     /// What becomes readable once a claim has ended that lies out of sight.
@@ -608,6 +780,10 @@ impl Claim {
         Self {
             device: key.to_owned(),
             kind: None,
+            share: None,
+            token: None,
+            process: None,
+            level: 0,
             pid: None,
             uid: None,
             since: None,
@@ -634,7 +810,12 @@ pub fn release_shell_claims(environment: &Environment) -> io::Result<usize> {
 impl ClaimGuard {
     /// What a launch inside it is told.
     pub fn inside(&self) -> Ancestry {
-        judge::inside(&self.ancestry, self.token, &self.devices)
+        judge::inside(&self.ancestry, self.token, &self.devices, &self.holding)
+    }
+
+    /// How much memory of each device is claimed, in bytes; `None` where that is all of it.
+    pub fn memory(&self) -> Option<u64> {
+        self.holding.memory()
     }
 
     /// Lets the claim live on without this process, as long as what it is for. `label` is what
@@ -664,6 +845,7 @@ impl ClaimGuard {
             .collect::<io::Result<_>>()?;
         let (ancestry, devices) = (self.ancestry.clone(), self.devices.clone());
         let mut lease = Lease::new(self.token, ancestry, devices, files, purpose, hold);
+        lease.holding = self.holding.clone();
         lease.label = label.to_owned();
         if let ClaimFor::Command { program } = &self.claim_for {
             lease.program = program.clone();
@@ -703,6 +885,7 @@ impl ClaimGuard {
             purpose,
             Duration::ZERO,
         );
+        lease.holding = self.holding.clone();
         lease.label = self.devices.join(", ");
         judge::keep(lease, None, &self.directory, Parent::Execs)?;
         OWN.lock().retain(|token| *token != self.token);
@@ -755,6 +938,8 @@ impl ClaimGuard {
             namespace: self.namespace,
             since,
             until: None,
+            level: self.ancestry.level(),
+            holding: self.holding.clone(),
             devices: self.devices.clone(),
         };
         if let Err(error) = holder.publish(&self.directory, self.token) {
@@ -773,3 +958,6 @@ impl Drop for ClaimGuard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

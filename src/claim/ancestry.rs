@@ -7,6 +7,7 @@
 
 use super::directory::Directory;
 use super::lock::{self, Mode, Range, TOKEN_LIMIT};
+use super::share::{Holding, Share};
 use std::fmt;
 use std::str::FromStr;
 
@@ -62,6 +63,8 @@ pub(crate) struct Ancestor {
     pub(crate) token: Option<Token>,
     /// The keys of its devices.
     pub(crate) devices: Vec<String>,
+    /// What it has of them.
+    pub(crate) holding: Holding,
 }
 
 impl Ancestor {
@@ -108,13 +111,22 @@ impl Ancestry {
         Self(all)
     }
 
+    /// The share of this device that the claims around this process leave to it; `None` where they
+    /// leave it all of it.
+    pub(super) fn share(&self, key: &str) -> Option<&Share> {
+        let ancestor = self.0.iter().rfind(|ancestor| ancestor.token.is_some())?;
+        let place = ancestor.devices.iter().position(|device| device == key)?;
+        ancestor.holding.share(place)
+    }
+
     /// The keys of the devices that the innermost one has.
     pub fn devices(&self) -> Option<&[String]> {
         self.0.last().map(|ancestor| &ancestor.devices[..])
     }
 }
 
-/// `TOKEN:KEY,KEY;TOKEN:KEY`, the outermost first; a launch without a claim has no token.
+/// `TOKEN:KEY,KEY;TOKEN:KEY@SHARE`, the outermost first; a launch without a claim has no token, and
+/// one that has whole devices no shares.
 impl fmt::Display for Ancestry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, ancestor) in self.0.iter().enumerate() {
@@ -124,6 +136,9 @@ impl fmt::Display for Ancestry {
                 .map(|token| token.to_string())
                 .unwrap_or_default();
             write!(f, "{separator}{token}:{}", ancestor.devices.join(","))?;
+            if let Holding::Shares(_) = ancestor.holding {
+                write!(f, "@{}", ancestor.holding)?;
+            }
         }
         Ok(())
     }
@@ -140,10 +155,13 @@ impl FromStr for Ancestry {
             } else {
                 Some(token.parse().ok()?)
             };
+            let (devices, shares) = devices.split_once('@').unwrap_or((devices, ""));
             let devices = devices.split(',').filter(|key| !key.is_empty());
+            let devices: Vec<String> = devices.map(str::to_owned).collect();
             Some(Ancestor {
                 token,
-                devices: devices.map(str::to_owned).collect(),
+                holding: Holding::parse(shares, devices.len())?,
+                devices,
             })
         };
         let all = text.split(';').filter(|text| !text.is_empty());
@@ -161,15 +179,33 @@ mod tests {
         let outer = Ancestor {
             token: Some(Token(7)),
             devices: devices.clone(),
+            holding: Holding::Whole,
         };
+        let share = Share::of_device(15 << 30);
+        let inner = Ancestor {
+            token: Some(Token(8)),
+            devices: devices[..1].to_vec(),
+            holding: Holding::Shares(vec![share.clone()]),
+        };
+        let one = Ancestry::default().with(inner.clone());
+        assert_eq!(one.to_string().parse(), Ok(one.clone()));
+        assert_eq!(one.share("GPU-1"), Some(&share));
+        assert_eq!(one.share("GPU-2"), None);
         let ancestry = Ancestry::default().with(outer).with(Ancestor {
             token: None,
             devices,
+            holding: Holding::Whole,
         });
         assert_eq!(ancestry.to_string().parse(), Ok(ancestry.clone()));
         assert_eq!(ancestry.level(), 1);
         assert_eq!("".parse(), Ok(Ancestry::default()));
-        for wrong in ["nonsense", "1-1:GPU-1", "0000000000000007", "zz;:"] {
+        for wrong in [
+            "nonsense",
+            "1-1:GPU-1",
+            "0000000000000007",
+            "zz;:",
+            ":GPU-1,GPU-2@0-1",
+        ] {
             assert_eq!(wrong.parse::<Ancestry>(), Err(()), "{wrong}");
         }
     }

@@ -7,6 +7,7 @@
 
 use super::ancestry::{self, Token};
 use super::directory::Directory;
+use super::share::Holding;
 use crate::proc::ProcessId;
 use std::fmt;
 use std::io;
@@ -57,8 +58,12 @@ pub(super) struct Holder {
     pub(super) since: u64,
     /// Unix time in seconds.
     pub(super) until: Option<u64>,
+    /// How many claims it is inside of.
+    pub(super) level: u32,
     /// The keys of its devices.
     pub(super) devices: Vec<String>,
+    /// What it has of them.
+    pub(super) holding: Holding,
 }
 
 impl Holder {
@@ -77,6 +82,16 @@ impl Holder {
         Some((uid, Self::parse(&text)?))
     }
 
+    /// What it has of these of its devices, in their order.
+    fn holding_of(&self, devices: &[String]) -> Holding {
+        let place = |key: &String| self.devices.iter().position(|device| device == key);
+        let places = devices.iter().filter_map(place);
+        let shares: Option<Vec<_>> = places
+            .map(|place| self.holding.share(place).cloned())
+            .collect();
+        shares.map_or(Holding::Whole, Holding::Shares)
+    }
+
     fn is_alive(&self, directory: &Directory, token: Token) -> bool {
         let first = self.devices.first();
         first.is_some_and(|key| ancestry::is_held(directory, key, token))
@@ -89,7 +104,7 @@ impl Holder {
         namespace: Option<u64>,
         processes: &[ProcessId],
         devices: &[String],
-    ) -> Option<(ProcessId, Token)> {
+    ) -> Option<(ProcessId, Token, Holding)> {
         let holders = directory.inner(DIRECTORY).ok()?;
         let user = rustix::process::geteuid().as_raw();
         let names = holders.names().into_iter().take(SWEEP_LIMIT);
@@ -103,10 +118,13 @@ impl Holder {
                 && devices.iter().all(|key| holder.devices.contains(key));
             let is_ours =
                 uid == user && holder.namespace == namespace && holder.kind == ClaimKind::Command;
-            (same && is_ours && holder.is_alive(directory, token)).then_some((place, token))
+            let counts = same && is_ours && holder.is_alive(directory, token);
+            // The record names them in an order of its own.
+            let holding = counts.then(|| holder.holding_of(devices))?;
+            Some((place, token, holding))
         });
-        let (place, token) = found.min_by_key(|(place, _)| *place)?;
-        Some((processes[place], token))
+        let (place, token, holding) = found.min_by_key(|(place, ..)| *place)?;
+        Some((processes[place], token, holding))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -115,6 +133,7 @@ impl Holder {
                 .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
         };
         let number = |name| field(name).and_then(|text| text.parse::<u64>().ok());
+        let devices: Vec<String> = field("devices")?.split(',').map(str::to_owned).collect();
         Some(Self {
             kind: field("kind").and_then(ClaimKind::parse)?,
             process: field("process").and_then(|text| text.parse().ok()),
@@ -122,7 +141,11 @@ impl Holder {
             namespace: number("namespace"),
             since: number("since")?,
             until: number("until"),
-            devices: field("devices")?.split(',').map(str::to_owned).collect(),
+            level: number("level")
+                .and_then(|level| level.try_into().ok())
+                .unwrap_or(0),
+            holding: Holding::parse(field("shares").unwrap_or_default(), devices.len())?,
+            devices,
         })
     }
 }
@@ -142,6 +165,12 @@ impl fmt::Display for Holder {
             kind.name(),
             devices.join(",")
         )?;
+        if self.level > 0 {
+            write!(f, " level={}", self.level)?;
+        }
+        if let Holding::Shares(_) = self.holding {
+            write!(f, " shares={}", self.holding)?;
+        }
         if let Some(process) = self.process {
             write!(f, " process={process}")?;
         }
@@ -191,12 +220,16 @@ mod tests {
             namespace: Some(4),
             since: 5,
             until: Some(6),
+            level: 1,
             devices: vec!["GPU-1".into(), "GPU-2".into()],
+            holding: Holding::parse("0-5,7-9+11-12", 2).expect("two shares"),
         };
         let bare = Holder {
             process: None,
             namespace: None,
             until: None,
+            level: 0,
+            holding: Holding::Whole,
             ..full.clone()
         };
         for holder in [full, bare] {

@@ -16,6 +16,7 @@ use super::holder::{self, ClaimKind, Holder};
 use super::lock;
 use super::queue;
 use super::requester::Requester;
+use super::share::Holding;
 use crate::proc::{self, ProcessId};
 use link::{Address, Listener, Message};
 pub(super) use rules::{Lease, Purpose};
@@ -168,6 +169,9 @@ impl Judge {
             holder::withdraw(&self.directory, lease.token);
             return;
         }
+        self.leases
+            .iter_mut()
+            .for_each(|earlier| earlier.is_followed_by(&lease));
         self.leases.push(lease);
         self.describe();
     }
@@ -323,6 +327,8 @@ impl Judge {
             namespace: self.namespace,
             since: wall.as_secs(),
             until: matches!(lease.purpose, Purpose::Ids).then_some(until),
+            level: lease.ancestry.level(),
+            holding: lease.holding.clone(),
             devices: lease.devices.clone(),
         };
         // It is only for show.
@@ -351,11 +357,17 @@ impl Judge {
     }
 }
 
-/// What a launch made for `ancestry` with this token and these devices is to others.
-pub(super) fn inside(ancestry: &Ancestry, token: Token, devices: &[String]) -> Ancestry {
+/// What a launch made for `ancestry` with this token and these devices is to those inside it.
+pub(super) fn inside(
+    ancestry: &Ancestry,
+    token: Token,
+    devices: &[String],
+    holding: &Holding,
+) -> Ancestry {
     ancestry.with(Ancestor {
         token: Some(token),
         devices: devices.to_vec(),
+        holding: holding.clone(),
     })
 }
 

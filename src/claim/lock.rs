@@ -4,12 +4,15 @@
 //! locks: they belong to the open file, so that a judge inherits them without a gap, two threads
 //! of one process exclude each other, and no other descriptor of the file can drop them.
 
+use super::share::Share;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// The bits that number a byte within one nesting level: room for a byte a piece of a device's
 /// memory, for claims on a part of it.
 const LEVEL_BITS: u32 = 40;
+/// How many bytes one nesting level has.
+pub(super) const LEVEL_LENGTH: u64 = 1 << LEVEL_BITS;
 /// The first offset behind all levels.
 const LEVELS_END: u64 = 1 << 60;
 /// The first of the bytes that stand for claims.
@@ -42,6 +45,14 @@ impl Range {
         Self {
             start: (level as u64) << LEVEL_BITS,
             length: 1 << LEVEL_BITS,
+        }
+    }
+
+    /// A run of granules, from the first one to behind the last one.
+    const fn granules(level: u32, (start, end): (u64, u64)) -> Self {
+        Self {
+            start: ((level as u64) << LEVEL_BITS) + start,
+            length: end - start,
         }
     }
 
@@ -97,6 +108,22 @@ pub(super) struct Conflict {
     pub(super) pid: Option<u32>,
 }
 
+impl Conflict {
+    /// Whether it may be a share's: it is less than a level.
+    pub(super) fn is_partial(self) -> bool {
+        self.length > 0 && self.length < LEVEL_LENGTH && self.start < LEVELS_END
+    }
+}
+
+/// What other open files have locked of a device, as far as it stands against a claim at a level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// The whole device.
+    Whole,
+    /// These granules of it, in this level or in one below it.
+    Granules(Share),
+}
+
 /// Locks the range unless another open file has it.
 pub(super) fn try_lock(file: impl AsFd, range: Range, mode: Mode) -> io::Result<bool> {
     match fcntl(file, libc::F_OFD_SETLK, lock_type(mode), range) {
@@ -143,9 +170,54 @@ pub(super) fn wait_until_unlocked(file: impl AsFd, range: Range) -> io::Result<(
 
 /// The tokens of all claims on the device, at most `limit` of them, in no order.
 pub(super) fn tokens(file: impl AsFd, limit: usize) -> Vec<u64> {
+    let locks = locks(file, TOKENS, TOKENS + TOKEN_LIMIT, limit).unwrap_or_default();
+    // A lock of more than one byte is another program's, which locks the whole file.
+    let of_claims = locks.iter().filter(|lock| lock.length == 1);
+    of_claims.map(|lock| lock.start - TOKENS).collect()
+}
+
+/// What others have of the device that stands against a claim at `level`.
+pub(super) fn taken(file: impl AsFd, level: u32) -> io::Result<Taken> {
+    if level == 0 && conflict(&file, Range::GUESTS, Mode::Exclusive)?.is_some() {
+        return Ok(Taken::Whole);
+    }
+    let start = Range::level(level).start;
+    let locks = locks(&file, start, LEVELS_END, usize::MAX)?;
+    let mut runs = Vec::with_capacity(locks.len());
+    for lock in locks {
+        let start = lock.start % LEVEL_LENGTH;
+        if !lock.is_partial() || start + lock.length > LEVEL_LENGTH {
+            return Ok(Taken::Whole);
+        }
+        runs.push((start, start + lock.length));
+    }
+    Ok(Taken::Granules(Share::from_runs(runs)))
+}
+
+/// Locks all granules of the share, or none; whether it has.
+pub(super) fn try_lock_share(file: impl AsFd, level: u32, share: &Share) -> io::Result<bool> {
+    for run in share.runs() {
+        if !try_lock(&file, Range::granules(level, run), Mode::Exclusive)? {
+            unlock_share(&file, level, share);
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Unlocks the granules of the share for all who share the open file.
+pub(super) fn unlock_share(file: impl AsFd, level: u32, share: &Share) {
+    for run in share.runs() {
+        unlock(&file, Range::granules(level, run));
+    }
+}
+
+/// The locks of other open files from `start` up to `end`, at most about `limit` of them, in no
+/// order. The shared ones are those of waiters, and are none.
+fn locks(file: impl AsFd, start: u64, end: u64, limit: usize) -> io::Result<Vec<Conflict>> {
     let mut found = Vec::new();
     // The kernel names any one lock in a range, so that the rest of it is asked for in two halves.
-    let mut open = vec![(TOKENS, TOKENS + TOKEN_LIMIT)];
+    let mut open = vec![(start, end)];
     while let Some((start, end)) = open.pop() {
         if start >= end || found.len() >= limit {
             continue;
@@ -154,18 +226,16 @@ pub(super) fn tokens(file: impl AsFd, limit: usize) -> Vec<u64> {
             start,
             length: end - start,
         };
-        // A shared lock is that of a waiter.
-        let Ok(Some(lock)) = conflict(&file, range, Mode::Shared) else {
+        let Some(lock) = conflict(&file, range, Mode::Shared)? else {
             continue;
         };
-        // A lock of more than one byte is another program's, which locks the whole file.
-        if lock.length == 1 {
-            found.push(lock.start - TOKENS);
+        found.push(lock);
+        if lock.length > 0 {
             open.push((start, lock.start));
-            open.push((lock.start + 1, end));
+            open.push((lock.start + lock.length, end));
         }
     }
-    found
+    Ok(found)
 }
 
 fn lock_type(mode: Mode) -> libc::c_int {

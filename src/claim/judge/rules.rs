@@ -8,6 +8,7 @@ use super::super::ancestry::{Ancestry, Token};
 use super::super::directory::Directory;
 use super::super::lock::{self, Mode, Range};
 use super::super::requester::Requester;
+use super::super::share::Holding;
 use super::title;
 use crate::proc::{self, Environ, ProcessId, Stat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -178,6 +179,8 @@ pub(in crate::claim) struct Lease {
     pub(in crate::claim) ancestry: Ancestry,
     /// The keys of its devices.
     pub(in crate::claim) devices: Vec<String>,
+    /// What it has of them.
+    pub(in crate::claim) holding: Holding,
     /// What people call them.
     pub(in crate::claim) label: String,
     /// The program's name.
@@ -190,6 +193,9 @@ pub(in crate::claim) struct Lease {
     /// The times since boot when it was made, and up to which no program need be seen.
     made: Duration,
     pub(in crate::claim) until: Duration,
+    /// When the shell was given another share of the same devices: what it has started since is not
+    /// this one's.
+    followed_at: Option<Duration>,
     /// When to look again, besides the end of what is watched.
     pub(super) due: Option<Duration>,
     phase: Phase,
@@ -213,6 +219,7 @@ impl Lease {
             token,
             ancestry,
             devices,
+            holding: Holding::Whole,
             label: String::new(),
             program: String::new(),
             files,
@@ -220,6 +227,7 @@ impl Lease {
             requester_pid: std::process::id(),
             made,
             until: made.saturating_add(hold),
+            followed_at: None,
             due: Some(made),
             phase: Phase::Pending,
             watched: Vec::new(),
@@ -254,6 +262,7 @@ impl Lease {
             self.requester_pid.to_string(),
             nanoseconds(self.made),
             nanoseconds(self.until),
+            self.holding.to_string(),
         ]
         .join("\n")
     }
@@ -276,6 +285,7 @@ impl Lease {
         let requester_pid = line()?.parse().ok()?;
         let made = Duration::from_nanos(line()?.parse().ok()?);
         let until = Duration::from_nanos(line()?.parse().ok()?);
+        let holding = Holding::parse(line()?, devices.len())?;
         let lease = Self::new(token, ancestry, devices, files, purpose, Duration::ZERO);
         (lease.files.len() == lease.devices.len()).then_some(Self {
             label,
@@ -283,13 +293,24 @@ impl Lease {
             requester_pid,
             made,
             until,
+            holding,
             ..lease
         })
     }
 
     /// What a launch inside it is told.
     pub(super) fn inside(&self) -> Ancestry {
-        super::inside(&self.ancestry, self.token, &self.devices)
+        super::inside(&self.ancestry, self.token, &self.devices, &self.holding)
+    }
+
+    /// Takes note of a later lease of the same shell. Two shares of one device have programs with
+    /// the same value: which of them a job of the shell is of is told by when it was forked.
+    pub(super) fn is_followed_by(&mut self, later: &Self) {
+        let is_shared = matches!(self.holding, Holding::Shares(_));
+        let is_prefix = matches!(self.purpose, Purpose::Prefix(_));
+        if is_shared && is_prefix && self.purpose == later.purpose {
+            self.followed_at = self.followed_at.or(Some(later.made));
+        }
     }
 
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -522,7 +543,9 @@ impl Lease {
                 continue;
             };
             let since = stat.id.start >= made && stat.runs() && !is_ours(&stat);
-            if !since || pid == self.requester_pid || Some(pid) == except {
+            let followed_at = self.followed_at.filter(|_| depth == 0).map(ticks);
+            let is_anothers = followed_at.is_some_and(|time| stat.id.start > time);
+            if !since || is_anothers || pid == self.requester_pid || Some(pid) == except {
                 continue;
             }
             match self.kind(&stat, ids, shell) {
@@ -607,7 +630,7 @@ impl Lease {
 
     /// Tells cleaners that the lock files are in use, and locks them anew where one was removed.
     pub(super) fn keep_locked(&mut self, directory: &Directory) {
-        for (key, file) in self.devices.iter().zip(&mut self.files) {
+        for (place, (key, file)) in self.devices.iter().zip(&mut self.files).enumerate() {
             // SAFETY: no times are given, so that the file's become the present.
             unsafe { libc::futimens(std::os::fd::AsRawFd::as_raw_fd(file), std::ptr::null()) };
             if directory.names_file(key, file) {
@@ -616,9 +639,14 @@ impl Lease {
             let Ok(fresh) = directory.lock_file(key) else {
                 continue;
             };
-            let level = Range::level(self.ancestry.level());
+            let level = self.ancestry.level();
             let locked = |range| matches!(lock::try_lock(&fresh, range, Mode::Exclusive), Ok(true));
-            if locked(self.token.range()) && locked(level) {
+            let is_ours = locked(self.token.range())
+                && match self.holding.share(place) {
+                    None => locked(Range::level(level)),
+                    Some(share) => matches!(lock::try_lock_share(&fresh, level, share), Ok(true)),
+                };
+            if is_ours {
                 *file = fresh;
             }
         }
