@@ -136,6 +136,10 @@ pub fn acquire(
         ClaimPolicy::No => None,
         _ => open_claims(environment, &*probe, observer)?,
     };
+    let shell = match request.claim {
+        ClaimPolicy::Shell { .. } => requester.as_ref().map(Requester::shell),
+        _ => None,
+    };
     if let Some(claims) = &mut claims {
         claims.ask(requester, &claim_for(&request.claim, &[]));
     }
@@ -162,7 +166,10 @@ pub fn acquire(
         demand: Demand {
             num_gpus,
             min_free_memory,
+            share: None,
+            tolerate: request.tolerate,
             devices: keys,
+            shell,
         },
         constraints: Constraints {
             num_gpus,
@@ -315,7 +322,7 @@ struct Observation {
     snapshot: Snapshot,
     selection: Selection,
     known: Vec<Claim>,
-    /// How many others came first and could have what is free.
+    /// How many others came first.
     waiters_ahead: usize,
 }
 
@@ -542,15 +549,13 @@ impl Attempt<'_> {
         self.read_what_was_released(&snapshot);
         let mut selection = self.choose(&mut snapshot);
         self.apply_limit(&mut selection, &snapshot);
-        let mut waiters_ahead = 0;
-        let earlier = match (&selection, &self.claims) {
+        let earlier = match &self.claims {
             // A launch that looks once has no time to leave anything to others.
-            (Selection::Chosen(_), Some(claims)) if !self.once => {
-                claims.waiters_ahead(self.enqueued_at)
-            }
+            Some(claims) if !self.once => claims.waiters_ahead(self.enqueued_at),
             _ => Vec::new(),
         };
-        if earlier.is_empty() {
+        let waiters_ahead = earlier.len();
+        if earlier.is_empty() || !matches!(selection, Selection::Chosen(_)) {
             self.handoff.clear();
         } else {
             // What is left to others is judged by what is, not by what was.
@@ -563,7 +568,7 @@ impl Attempt<'_> {
                 let call = |waiter: &Waiter| {
                     self.claims.iter().for_each(|claims| claims.call(waiter));
                 };
-                (selection, waiters_ahead) =
+                selection =
                     self.handoff
                         .yield_to_earlier(&earlier, &self.constraints, &snapshot, call);
                 match &selection {

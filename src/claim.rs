@@ -759,6 +759,11 @@ impl ClaimStore {
         )
     }
 
+    /// All who wait, the longest-waiting first.
+    pub(crate) fn waiters(&self) -> Vec<Waiter> {
+        queue::all(&self.directory, self.namespace)
+    }
+
     /// Tells a waiter to look again.
     pub(crate) fn call(&self, waiter: &Waiter) {
         queue::call_waiter(&self.directory, waiter);

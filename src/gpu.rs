@@ -5,6 +5,9 @@
 pub(crate) use crate::fact::Fact;
 #[cfg(feature = "serde")]
 pub(crate) mod json;
+mod waiting;
+
+pub use waiting::WaitingRequest;
 
 use crate::pci::PciBusId;
 #[cfg(feature = "serde")]
@@ -55,6 +58,8 @@ pub struct Snapshot {
     pub gpus: Vec<Gpu>,
     /// How pairs of GPUs are connected; empty where nobody asked or nothing is known.
     pub links: Vec<Link>,
+    /// The requests that wait, the longest-waiting first.
+    pub waiting: Vec<WaitingRequest>,
     /// When and where it was read, where that is known.
     pub recording: Option<Box<Recording>>,
 }

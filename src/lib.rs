@@ -66,7 +66,7 @@ pub use fact::Fact;
 pub use gpu::{
     ClaimInfo, ComputeMode, Gpu, Health, Judgement, Link, Memory, Mig, MigDevice, Process,
     ProcessKind, ProcessView, Recording, RecoveryAction, Snapshot, Source, State, TopologyLevel,
-    Utilization,
+    Utilization, WaitingRequest,
 };
 pub use ids::{Device, DeviceId};
 pub use observer::{NoObserver, Observer, WaitStatus};

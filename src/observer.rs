@@ -18,7 +18,7 @@ pub struct WaitStatus<'a> {
     pub num_gpus: usize,
     /// How many bytes each is to have free.
     pub min_free_memory: Option<u64>,
-    /// How many others asked earlier and will get what is free.
+    /// How many others asked earlier inside the same launch, or outside of any, and can act.
     pub waiters_ahead: usize,
     /// When to give up.
     pub deadline: Option<Instant>,

@@ -158,6 +158,19 @@ pub(crate) fn command(pid: u32) -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
+/// The command line of a launch that waits: of `autocvd … -- COMMAND` what it is to become. `None`
+/// where it is hidden.
+pub(crate) fn launched_command(pid: u32) -> Option<String> {
+    let bytes = read_start(&format!("/proc/{pid}/cmdline"), 4096)?;
+    let program = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let launched = bytes.windows(4).position(|window| window == b"\0--\0");
+    let line = match launched {
+        Some(at) if program.ends_with(b"autocvd") => printable(&bytes[at + 4..]),
+        _ => printable(&bytes),
+    };
+    (!line.is_empty()).then_some(line)
+}
+
 /// Whether a terminal would heed a character rather than show it: control characters, and those
 /// that turn the direction of text or have no width.
 pub fn is_unprintable(c: char) -> bool {

@@ -1,8 +1,10 @@
 //! The machine as it is shown: what a probe reads, with the claims and all that /proc adds to them.
 
-use crate::claim::{Claim, ClaimStore};
+use crate::claim::{Claim, ClaimStore, Waiter};
 use crate::environment::Environment;
-use crate::gpu::{ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State};
+use crate::gpu::{
+    ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State, WaitingRequest,
+};
 use crate::observer::Observer;
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::site::SiteConfig;
@@ -74,6 +76,7 @@ impl StatusReader {
         if self.is_live() {
             if let Some(claims) = &mut self.claims {
                 attach_claims(&mut snapshot, claims);
+                snapshot.waiting = waiting(&claims.waiters());
             }
             resolve_processes(&mut snapshot, Scope::All);
             snapshot.recording = Some(Box::new(recording()));
@@ -105,6 +108,30 @@ impl StatusReader {
         snapshot.links.clone_from(links);
         Ok(snapshot)
     }
+}
+
+/// What is shown of those who wait.
+fn waiting(waiters: &[Waiter]) -> Vec<WaitingRequest> {
+    let (now, since_boot) = (SystemTime::now(), proc::since_boot());
+    let since = |waiter: &Waiter| {
+        let age = since_boot.checked_sub(waiter.enqueued_at()?)?;
+        let time = now.checked_sub(age)?.duration_since(UNIX_EPOCH);
+        time.ok().map(|time| time.as_secs())
+    };
+    let request = |(at, waiter): (usize, &Waiter)| {
+        let ahead = waiters[..at].iter().filter(|other| other.is_beside(waiter));
+        WaitingRequest {
+            pid: waiter.process.map(|process| process.pid),
+            user: Some(proc::user_name(waiter.uid)),
+            command: waiter.command(),
+            since: since(waiter),
+            num_gpus: waiter.num_gpus,
+            min_free_memory: waiter.min_free_memory,
+            share: waiter.share.is_some(),
+            place: ahead.count() + 1,
+        }
+    };
+    waiters.iter().enumerate().map(request).collect()
 }
 
 /// Here and now.

@@ -7,13 +7,13 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{
     Job, Machine, Running, has_namespaces, in_namespace, is_free, run, start, wait_until,
 };
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A launch that waits: it is in the queue, and sleeps. Nothing but what it waits for is to wake it.
 fn waiter(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
@@ -693,6 +693,172 @@ print(flush=True); time.sleep(60)";
     let waiting = waiter(&machine, &[], &["true"]);
     job.kill();
     ends_soon(waiting);
+}
+
+// The queue, seen.
+
+fn status_json(machine: &Machine) -> Value {
+    let printed = run(machine.autocvd().args(["status", "--json"])).success();
+    serde_json::from_str(&printed).expect("JSON")
+}
+
+#[test]
+fn status_shows_who_waits_for_what_and_in_which_place() {
+    let machine = occupied();
+    let first = waiter(&machine, &[], &["sleep", "60"]);
+    let script = "autocvd -q -- true & eval $(autocvd -q -m 40GiB) true; wait";
+    let _shell = start(&mut machine.shell("bash", script));
+    wait_until("both wait", || {
+        status_json(&machine)["waiting"].as_array().map(Vec::len) == Some(3)
+    });
+    let status = status_json(&machine);
+    let waiting = status["waiting"].as_array().expect("a list");
+    assert_eq!(waiting[0]["pid"], first.pid());
+    assert_eq!(waiting[0]["command"], "sleep 60");
+    let places: Vec<&Value> = waiting.iter().map(|request| &request["place"]).collect();
+    assert_eq!(places, [1, 2, 3]);
+    let age = SystemTime::UNIX_EPOCH
+        .elapsed()
+        .expect("after 1970")
+        .as_secs();
+    for request in waiting {
+        let since = request["since"].as_u64().expect("a time");
+        assert!(age.abs_diff(since) < 600, "{request}");
+        assert_eq!(
+            (&request["num_gpus"], &request["share"]),
+            (&json!(1), &json!(false))
+        );
+        assert!(request["user"].is_string(), "{request}");
+    }
+    // The one of the eval is shown by the shell that asked.
+    let lease = waiting
+        .iter()
+        .find(|request| request["min_free_memory"] == 40_u64 << 30);
+    let lease = lease.expect("it waits")["command"]
+        .as_str()
+        .expect("it is seen");
+    assert!(lease.starts_with("bash -c autocvd"), "{lease}");
+    let screen = run(machine
+        .autocvd()
+        .arg("status")
+        .env("COLUMNS", "120")
+        .env("LANG", "C.UTF-8"));
+    let screen = screen.success();
+    for part in ["WAITING  1. ", "2. ", "3. ", "1 GPU ≥40.0 GiB", "sleep 60"] {
+        assert!(screen.contains(part), "{part}: {screen}");
+    }
+    // What is printed is read back.
+    let file = machine.path().join("status.json");
+    fs::write(&file, status.to_string()).expect("our own directory");
+    let again = run(machine
+        .autocvd()
+        .args(["status", "--json", "--from"])
+        .arg(&file))
+    .success();
+    let again: Value = serde_json::from_str(&again).expect("JSON");
+    assert_eq!(again["waiting"], status["waiting"]);
+}
+
+#[test]
+fn the_place_in_line_is_told_though_nothing_is_free_and_counts_siblings_alone() {
+    let machine = Machine::gpus(2);
+    let _job = machine.job(0);
+    let script = "autocvd -q -- sh -c 'echo; exec sleep 600' & \
+                  until autocvd status --json | grep -q 'exec sleep 600'; do sleep 0.05; done; \
+                  autocvd -q -- true & \
+                  until autocvd status --json | grep -q '\"place\"'; do sleep 0.05; done; \
+                  exec autocvd -- true";
+    let outer = start(machine.autocvd().args(["-q", "--", "sh", "-c", script]));
+    wait_until("two wait inside it", || outer.stderr().contains("waiting"));
+    assert!(
+        outer.stderr().contains("2nd in line; 0 of 1 free"),
+        "{}",
+        outer.stderr()
+    );
+    let _first = waiter(&machine, &[], &["true"]);
+    let _second = waiter(&machine, &[], &["true"]);
+    let third = start(machine.autocvd().args(["--", "true"]));
+    wait_until("it says what it waits for", || {
+        third.stderr().contains("waiting")
+    });
+    assert!(
+        third.stderr().contains("3rd in line; 0 of 2 free"),
+        "{}",
+        third.stderr()
+    );
+    let waiting = status_json(&machine)["waiting"].clone();
+    let places = waiting.as_array().expect("a list").iter();
+    let places: Vec<&Value> = places.map(|request| &request["place"]).collect();
+    assert_eq!(places, [1, 2, 1, 2, 3], "{waiting}");
+}
+
+#[test]
+fn what_others_write_into_the_queue_neither_blocks_nor_reaches_a_terminal() {
+    let machine = occupied();
+    let real = waiter(&machine, &[], &["sleep", "60"]);
+    let queue = machine.claims().join("queue");
+    let own = fs::read_link(
+        fs::read_dir(&queue)
+            .expect("it is there")
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| {
+                path.to_string_lossy()
+                    .ends_with(&format!("-{}", real.pid()))
+            })
+            .expect("its position"),
+    );
+    let own = own.expect("a link").to_string_lossy().into_owned();
+    let publish = |name: &str, text: &str| {
+        std::os::unix::fs::symlink(text, queue.join(name)).expect("our own directory");
+    };
+    publish("00000000000000000001-\u{1b}[2J", &own);
+    publish(
+        "00000000000000000002-2",
+        &own.replace("num_gpus=1", "num_gpus=18446744073709551615"),
+    );
+    publish(
+        "00000000000000000003-3",
+        &own.replace("num_gpus=1", "num_gpus=0"),
+    );
+    publish(
+        "00000000000000000004-4",
+        "\u{1b}]0;x\u{7} devices=,,,, num_gpus=\u{1b}[31m",
+    );
+    publish("x", &own);
+    publish("99999999999999999999999999999999-5", &own);
+    publish("\u{202e}", &"devices=".repeat(400));
+    fs::create_dir(queue.join("00000000000000000005-5")).expect("our own directory");
+    fs::write(queue.join("00000000000000000006-6"), "num_gpus=1").expect("our own directory");
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        queue.join("00000000000000000007-7"),
+        rustix::fs::Mode::RWXU,
+    )
+    .expect("our own directory");
+    // A shell of another process is not believed to be a shell of this user's if it is not.
+    publish(
+        &format!("{:020}-8", u64::MAX / 2),
+        &own.replace(" devices", " shell=1:1 devices"),
+    );
+    let printed = run(machine.autocvd().args(["status", "--json"])).success();
+    assert!(
+        !printed.contains(['\u{1b}', '\u{7}', '\u{202e}']),
+        "{printed:?}"
+    );
+    let status: Value = serde_json::from_str(&printed).expect("JSON");
+    let first = &status["waiting"][0];
+    assert_eq!(
+        (&first["command"], &first["num_gpus"]),
+        (&json!("sleep 60"), &json!(1))
+    );
+    let screen = run(machine.autocvd().arg("status")).success();
+    assert!(
+        !screen.contains(['\u{1b}', '\u{7}', '\u{202e}']),
+        "{screen:?}"
+    );
+    let newcomer = start(machine.autocvd().args(["--", "true"]));
+    wait_until("it waits", || newcomer.stderr().contains("waiting"));
 }
 
 // What it says.

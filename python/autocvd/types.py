@@ -166,6 +166,19 @@ class Link(TypedDict):
     ancestor: Optional[Literal["internal", "single", "multiple", "hostbridge", "node", "system"]]
 
 
+class Waiting(TypedDict):
+    """A request that waits. `since` is Unix time in seconds, `place` its place from 1 on."""
+
+    pid: Optional[int]
+    user: Optional[str]
+    command: Optional[str]
+    since: Optional[int]
+    num_gpus: int
+    min_free_memory: Optional[int]
+    share: bool
+    place: int
+
+
 class Status(TypedDict):
     """What `autocvd status --json` prints. None is unknown; `time` is Unix time in seconds."""
 
@@ -179,3 +192,4 @@ class Status(TypedDict):
     process_view: Literal["host", "container", "wsl"]
     gpus: List[Gpu]
     links: List[Link]
+    waiting: List[Waiting]

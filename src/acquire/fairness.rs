@@ -26,32 +26,32 @@ impl Handoff {
     }
 
     /// Leaves alone what `earlier` waiters would take, the longest-waiting first, and `call`s them.
-    /// Returns what remains, and how many they are.
+    /// Returns what remains.
     pub(super) fn yield_to_earlier(
         &mut self,
         earlier: &[Waiter],
         own: &Constraints,
         snapshot: &Snapshot,
         call: impl Fn(&Waiter),
-    ) -> (Selection, usize) {
+    ) -> Selection {
         let now = Instant::now();
         let is_over = self.deadline.is_some_and(|deadline| deadline <= now);
         let mut left = snapshot.device_ids();
-        let mut ahead = 0;
+        let mut leaves_something = false;
         for waiter in earlier {
             let is_wanted = |device: &Device| waiter.wants(&device.key());
             let theirs = left.iter().map(|id| snapshot.device(*id)).filter(is_wanted);
             let constraints = Constraints {
                 num_gpus: waiter.num_gpus,
                 least_used: false,
-                tolerate: None,
+                tolerate: waiter.tolerate,
                 min_free_memory: waiter.min_free_memory,
                 devices: theirs.map(Device::id).collect(),
             };
             let Selection::Chosen(theirs) = select::select(snapshot, &constraints) else {
                 continue;
             };
-            ahead += 1;
+            leaves_something = true;
             if !is_over {
                 left.retain(|device| !theirs.contains(device));
             }
@@ -59,16 +59,15 @@ impl Handoff {
                 call(waiter);
             }
         }
-        if ahead > 0 {
+        if leaves_something {
             self.deadline = self.deadline.or(Some(now + HANDOFF_GRACE));
         }
         let mut constraints = own.clone();
         constraints.devices.retain(|device| left.contains(device));
         match select::select(snapshot, &constraints) {
-            chosen @ Selection::Chosen(_) => (chosen, 0),
             // They will have taken it soon, and then it is busy, not impossible.
-            Selection::NotNow { free } => (Selection::NotNow { free }, ahead),
-            Selection::Impossible(_) => (Selection::NotNow { free: Vec::new() }, ahead),
+            Selection::Impossible(_) => Selection::NotNow { free: Vec::new() },
+            selection => selection,
         }
     }
 }

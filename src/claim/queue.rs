@@ -13,12 +13,15 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketT
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::str::FromStr;
 use std::time::Duration;
 
 const DIRECTORY: &str = "queue";
 const SOCKET: &str = ".socket";
 /// Of one user so many positions count: more can only be meant to slow down others.
 const POSITIONS_PER_USER: usize = 1024;
+/// A record of a request for more devices is nobody's.
+const MAX_GPUS: usize = 4096;
 
 /// For what a request waits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,8 +30,14 @@ pub(crate) struct Demand {
     pub num_gpus: usize,
     /// How much free memory each needs, in bytes.
     pub min_free_memory: Option<u64>,
+    /// How many bytes of each, where a share is enough.
+    pub share: Option<u64>,
+    /// How many bytes idle processes may hold on each.
+    pub tolerate: Option<u64>,
     /// The keys of the devices it may have.
     pub devices: Vec<String>,
+    /// The shell for which it asks, where that is not for its own process.
+    pub shell: Option<ProcessId>,
 }
 
 /// A request that waits.
@@ -40,10 +49,41 @@ pub(crate) struct Waiter {
     pub num_gpus: usize,
     /// How much free memory each needs, in bytes.
     pub min_free_memory: Option<u64>,
+    /// How many bytes of each, where a share is enough.
+    pub share: Option<u64>,
+    /// How many bytes idle processes may hold on each.
+    pub tolerate: Option<u64>,
+    /// The user whose request it is.
+    pub uid: u32,
+    /// The process that waits, where that lives in this process's PID namespace.
+    pub process: Option<ProcessId>,
+    /// The shell for which it asks, where that is not for its own process.
+    shell: Option<ProcessId>,
+    /// The innermost claim that it is inside of.
+    inside: String,
     devices: Vec<u32>,
 }
 
 impl Waiter {
+    /// The time since boot at which the request came.
+    pub(crate) fn enqueued_at(&self) -> Option<Duration> {
+        let nanoseconds = self.name.split_once('-')?.0.parse().ok()?;
+        Some(Duration::from_nanos(nanoseconds))
+    }
+
+    /// The command that waits, or the shell's that asks; `None` where /proc hides it.
+    pub(crate) fn command(&self) -> Option<String> {
+        let is_users = |id: &ProcessId| id.is_alive() && proc::owner(id.pid) == Some(self.uid);
+        match self.shell.filter(is_users) {
+            Some(shell) => proc::command(shell.pid),
+            None => proc::launched_command(self.process?.pid),
+        }
+    }
+
+    /// Whether both requests are made inside the same claim, or inside none.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.inside == other.inside
+    }
     /// Whether it would take the device of this key.
     pub(crate) fn wants(&self, key: &str) -> bool {
         self.devices.contains(&hash(key))
@@ -135,22 +175,29 @@ fn is_position(name: &str) -> bool {
 
 fn describe(inside: Option<String>, demand: &Demand) -> String {
     let mut text = format!("num_gpus={}", demand.num_gpus);
-    let namespace = proc::pid_namespace();
-    if let (Some(own), Some(namespace)) = (ProcessId::own(), namespace) {
-        text += &format!(" process={own} namespace={namespace}");
-    }
-    if let Some(bytes) = demand.min_free_memory {
-        text += &format!(" min_free_memory={bytes}");
-    }
-    if let Some(inside) = inside {
-        text += &format!(" inside={inside}");
-    }
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text += &format!(" {name}={value}");
+        }
+    };
+    let process = ProcessId::own().zip(proc::pid_namespace());
+    add("process", process.map(|(own, _)| own.to_string()));
+    add("namespace", process.map(|(_, id)| id.to_string()));
+    add("shell", demand.shell.map(|shell| shell.to_string()));
+    add(
+        "min_free_memory",
+        demand.min_free_memory.map(|bytes| bytes.to_string()),
+    );
+    add("share", demand.share.map(|bytes| bytes.to_string()));
+    add("tolerate", demand.tolerate.map(|bytes| bytes.to_string()));
+    add("inside", inside);
     let devices: Vec<String> = demand
         .devices
         .iter()
         .map(|key| format!("{:x}", hash(key)))
         .collect();
-    text + " devices=" + &devices.join(",")
+    add("devices", Some(devices.join(",")));
+    text
 }
 
 /// A short name for a key: what has the same one by chance gets a courtesy too many.
@@ -169,20 +216,29 @@ pub(super) fn ahead(
     inside: Option<&str>,
 ) -> Vec<Waiter> {
     let own = name(enqueued_at);
-    waiters(directory, namespace, |waiter, parent| {
-        (waiter.name < own && parent == inside.unwrap_or_default()).then_some(waiter)
+    Queue::open(directory, namespace).map_or_else(Vec::new, |queue| {
+        let ahead = queue.waiters(|name| *name < own);
+        ahead
+            .filter(|waiter| waiter.inside == inside.unwrap_or_default())
+            .collect()
     })
+}
+
+/// All who can act, the longest-waiting first.
+pub(super) fn all(directory: &Directory, namespace: Option<u64>) -> Vec<Waiter> {
+    Queue::open(directory, namespace)
+        .map_or_else(Vec::new, |queue| queue.waiters(|_| true).collect())
 }
 
 /// Calls all who may want one of these devices.
 pub(super) fn notify(directory: &Directory, devices: &[String], namespace: Option<u64>) {
-    let queue = directory.inner(DIRECTORY);
-    waiters(directory, namespace, |waiter, _| {
-        if let (true, Ok(queue)) = (devices.iter().any(|key| waiter.wants(key)), &queue) {
-            call(queue, &waiter.name);
-        }
-        None::<()>
-    });
+    let Some(queue) = Queue::open(directory, namespace) else {
+        return;
+    };
+    queue
+        .waiters(|_| true)
+        .filter(|waiter| devices.iter().any(|key| waiter.wants(key)))
+        .for_each(|waiter| call(&queue.directory, &waiter.name));
 }
 
 /// Tells a waiter to look again.
@@ -192,32 +248,40 @@ pub(super) fn call_waiter(directory: &Directory, waiter: &Waiter) {
     }
 }
 
-/// What `choose` makes of those who can act, in their order; it is also told what they are inside
-/// of.
-fn waiters<T>(
-    directory: &Directory,
+/// The positions of all who wait.
+struct Queue {
+    directory: Directory,
+    /// The PID namespace of this process.
     namespace: Option<u64>,
-    choose: impl Fn(Waiter, &str) -> Option<T>,
-) -> Vec<T> {
-    let Ok(queue) = directory.inner(DIRECTORY) else {
-        return Vec::new();
-    };
-    let mut names = queue.names();
-    names.retain(|name| is_position(name));
-    names.sort_unstable();
-    let mut counts: HashMap<u32, usize> = HashMap::new();
-    let read = |name: String| {
-        let (owner, text) = queue.published(&name)?;
-        let count = counts.entry(owner).or_default();
-        *count += 1;
-        if *count > POSITIONS_PER_USER {
-            return None;
-        }
-        let (waiter, inside) = parse(&text, name)?;
-        can_act(&queue, &waiter.name, &text, owner, namespace)?;
-        choose(waiter, &inside)
-    };
-    names.into_iter().filter_map(read).collect()
+}
+
+impl Queue {
+    /// `None` where nobody has ever waited.
+    fn open(directory: &Directory, namespace: Option<u64>) -> Option<Self> {
+        let directory = directory.inner(DIRECTORY).ok()?;
+        Some(Self {
+            directory,
+            namespace,
+        })
+    }
+
+    /// Those of these names who can act, in their order; each is read when it is asked for.
+    fn waiters(&self, is_wanted: impl Fn(&String) -> bool) -> impl Iterator<Item = Waiter> + '_ {
+        let mut names = self.directory.names();
+        names.retain(|name| is_position(name) && is_wanted(name));
+        names.sort_unstable();
+        let mut counts: HashMap<u32, usize> = HashMap::new();
+        names.into_iter().filter_map(move |name| {
+            let (owner, text) = self.directory.published(&name)?;
+            let count = counts.entry(owner).or_default();
+            *count += 1;
+            if *count > POSITIONS_PER_USER {
+                return None;
+            }
+            let waiter = parse(&text, name, owner, self.namespace)?;
+            can_act(&self.directory, &waiter).then_some(waiter)
+        })
+    }
 }
 
 fn field<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
@@ -225,62 +289,61 @@ fn field<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
         .find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='))
 }
 
-fn parse(text: &str, name: String) -> Option<(Waiter, String)> {
-    let devices = field(text, "devices")?
-        .split(',')
-        .filter(|hash| !hash.is_empty());
+fn parse(text: &str, name: String, uid: u32, own_namespace: Option<u64>) -> Option<Waiter> {
+    fn value<T: FromStr>(text: &str, name: &str) -> Option<T> {
+        field(text, name)?.parse().ok()
+    }
+    let is_here = own_namespace.is_some() && value(text, "namespace") == own_namespace;
+    let process = |name| value(text, name).filter(|_: &ProcessId| is_here);
+    let devices = field(text, "devices")?.split(',');
+    let num_gpus = value(text, "num_gpus")?;
     let waiter = Waiter {
         name,
-        num_gpus: field(text, "num_gpus")?.parse().ok()?,
-        min_free_memory: field(text, "min_free_memory").and_then(|bytes| bytes.parse().ok()),
+        num_gpus,
+        min_free_memory: value(text, "min_free_memory"),
+        share: value(text, "share"),
+        tolerate: value(text, "tolerate"),
+        uid,
+        process: process("process"),
+        shell: process("shell"),
+        inside: field(text, "inside").unwrap_or_default().to_owned(),
         devices: devices
             .filter_map(|hash| u32::from_str_radix(hash, 16).ok())
             .collect(),
     };
-    Some((waiter, field(text, "inside").unwrap_or_default().to_owned()))
+    (1..=MAX_GPUS).contains(&num_gpus).then_some(waiter)
 }
 
 /// Whether the position is one of a process that waits and is not stopped. One that has ended is
 /// cleared away.
-fn can_act(
-    queue: &Directory,
-    name: &str,
-    text: &str,
-    owner: u32,
-    namespace: Option<u64>,
-) -> Option<()> {
-    let same_namespace = namespace.is_some()
-        && field(text, "namespace").and_then(|number| number.parse().ok()) == namespace;
-    let process: Option<ProcessId> = field(text, "process")
-        .filter(|_| same_namespace)
-        .and_then(|text| text.parse().ok());
-    if let Some(process) = process {
+fn can_act(queue: &Directory, waiter: &Waiter) -> bool {
+    let Waiter { name, uid, .. } = waiter;
+    if let Some(process) = waiter.process {
         if let Some(stat) = Stat::read(process.pid) {
             let is_owners =
-                stat.id == process && stat.runs() && proc::owner(process.pid) == Some(owner);
-            let age: u128 = name.split_once('-')?.0.parse().ok()?;
-            let came_alive = u128::from(process.start) * 1_000_000_000
-                / u128::from(rustix::param::clock_ticks_per_second())
-                <= age;
+                stat.id == process && stat.runs() && proc::owner(process.pid) == Some(*uid);
+            let start = u128::from(process.start) * 1_000_000_000
+                / u128::from(rustix::param::clock_ticks_per_second());
+            let came_alive = waiter
+                .enqueued_at()
+                .is_some_and(|enqueued_at| start <= enqueued_at.as_nanos());
             if is_owners && came_alive {
-                return (!stat.is_stopped()).then_some(());
+                return !stat.is_stopped();
             }
-            discard(queue, name, owner);
-            return None;
+            discard(queue, name, *uid);
+            return false;
         }
         if !proc::exists(process.pid) {
-            discard(queue, name, owner);
-            return None;
+            discard(queue, name, *uid);
+            return false;
         }
     }
     // Out of sight: its socket tells whether it lives.
-    match connect(queue, name, owner) {
-        Some(()) => Some(()),
-        None => {
-            discard(queue, name, owner);
-            None
-        }
+    let is_bound = connect(queue, name, *uid).is_some();
+    if !is_bound {
+        discard(queue, name, *uid);
     }
+    is_bound
 }
 
 fn discard(queue: &Directory, name: &str, owner: u32) {
@@ -334,7 +397,10 @@ mod tests {
         Demand {
             num_gpus: 2,
             min_free_memory: Some(3),
+            share: Some(5),
+            tolerate: Some(7),
             devices,
+            shell: None,
         }
     }
 
@@ -350,6 +416,8 @@ mod tests {
             let found = ahead(&directory, later, namespace, None);
             assert_eq!(found.len(), 1);
             assert_eq!((found[0].num_gpus, found[0].min_free_memory), (2, Some(3)));
+            assert_eq!((found[0].share, found[0].tolerate), (Some(5), Some(7)));
+            assert_eq!(found[0].enqueued_at(), Some(now));
             assert!(found[0].wants("GPU-1") && !found[0].wants("GPU-3"));
             assert!(ahead(&directory, now, namespace, None).is_empty());
             assert!(ahead(&directory, later, namespace, Some("x")).is_empty());

@@ -17,6 +17,11 @@ pub(crate) struct Requester {
 }
 
 impl Requester {
+    /// The shell that asks.
+    pub(crate) fn shell(&self) -> ProcessId {
+        self.shell
+    }
+
     /// `None` where /proc does not show the shell.
     pub(crate) fn detect() -> Option<Self> {
         // Elsewhere /proc shows other processes by the pids of this namespace.

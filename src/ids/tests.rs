@@ -27,6 +27,7 @@ fn machine(gpus: Vec<Gpu>) -> Snapshot {
     let (source, process_view) = (Source::Nvml, ProcessView::Host);
     Snapshot {
         recording: None,
+        waiting: Vec::new(),
         source,
         driver_version: None,
         process_view,

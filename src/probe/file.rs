@@ -6,7 +6,7 @@
 use super::{Detail, Probe};
 use crate::gpu::{
     ComputeMode, Fact, Gpu, Health, Judgement, Link, ProcessView, Recording, Snapshot, Source,
-    State, json,
+    State, WaitingRequest, json,
 };
 use crate::site::RESERVED;
 use crate::{Error, Result};
@@ -42,7 +42,7 @@ impl Probe for FileProbe {
 const SCHEMA: u32 = 1;
 /// Far beyond any real machine: 64 GPUs with a thousand processes each are 10 MB.
 const MAX_BYTES: u64 = 64 << 20;
-/// The same in objects: GPUs, processes, claims and links.
+/// The same in objects: GPUs, processes, claims, links and waiting requests.
 const MAX_OBJECTS: usize = 250_000;
 
 #[derive(Deserialize)]
@@ -66,6 +66,8 @@ struct Document {
     gpus: Vec<Gpu>,
     #[serde(default)]
     links: Vec<Link>,
+    #[serde(default)]
+    waiting: Vec<WaitingRequest>,
 }
 
 /// What is read of a document beside its facts: which of the null ones this machine does not have.
@@ -92,6 +94,7 @@ struct ShownDocument<'a> {
     process_view: ProcessView,
     gpus: Vec<ShownGpu<'a>>,
     links: &'a [Link],
+    waiting: &'a [WaitingRequest],
 }
 
 #[derive(Serialize)]
@@ -208,6 +211,7 @@ pub(crate) fn parse(text: &str) -> std::result::Result<Snapshot, String> {
         process_view: document.process_view,
         gpus,
         links: document.links,
+        waiting: document.waiting,
         recording: Some(Box::new(Recording {
             time: document.time,
             host: document.host,
@@ -305,5 +309,6 @@ fn document(snapshot: &Snapshot) -> ShownDocument<'_> {
         process_view: snapshot.process_view,
         gpus: snapshot.gpus.iter().map(shown).collect(),
         links: &snapshot.links,
+        waiting: &snapshot.waiting,
     }
 }

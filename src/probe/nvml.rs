@@ -185,6 +185,7 @@ fn narrowed(
         gpus: listed.iter().zip(0..).map(named).collect(),
         links: Vec::new(),
         recording: None,
+        waiting: Vec::new(),
     };
     let wanted = narrow(&names).filter(|wanted| wanted.len() < listed.len())?;
     let mut slots = Vec::new();
@@ -371,6 +372,7 @@ impl Probe for Nvml {
         }
         let snapshot = Snapshot {
             recording: None,
+            waiting: Vec::new(),
             source: Source::Nvml,
             driver_version: detail
                 .shows_people()

@@ -94,6 +94,7 @@ fn divided(index: u32, devices: Vec<MigDevice>) -> Gpu {
 fn machine(gpus: Vec<Gpu>) -> Snapshot {
     Snapshot {
         recording: None,
+        waiting: Vec::new(),
         source: Source::Nvml,
         driver_version: None,
         process_view: ProcessView::Host,

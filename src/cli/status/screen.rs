@@ -1,5 +1,7 @@
 //! The screen: a row a GPU, with who is on it.
 
+mod waiting;
+
 use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right, wrap};
 use autocvd::text::{duration, printable, rfc3339, truncate, width};
 use autocvd::{ClaimInfo, Device, Fact, Process, ProcessView, Snapshot, State};
@@ -62,14 +64,19 @@ impl Screen {
             .iter()
             .flat_map(|row| columns.lines(row, view))
             .collect();
-        let mut foot = Vec::new();
+        let mut foot = waiting::lines(&snapshot.waiting, view);
         if let Some(users) = users(snapshot) {
-            foot.push(String::new());
-            let text = truncate(&users, view.width.saturating_sub(7));
-            foot.push(format!(
-                "{}  {text}",
-                view.style.paint(Look::Faint, "USERS")
-            ));
+            let column = if foot.is_empty() {
+                5
+            } else {
+                waiting::TITLE.len()
+            };
+            if foot.is_empty() {
+                foot.push(String::new());
+            }
+            let text = truncate(&users, view.width.saturating_sub(column + GAP));
+            let title = view.style.paint(Look::Faint, &left("USERS", column));
+            foot.push(format!("{title}  {text}"));
         }
         let spelled =
             |lines: Vec<String>| lines.iter().map(|line| view.style.spell(line)).collect();
@@ -394,8 +401,20 @@ fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) 
 /// What a claim is for, and what kind of claim it is where that is known.
 fn claimant(claim: &ClaimInfo, view: &View) -> String {
     let command = known(claim.command.as_deref());
-    let _ = view;
-    command
+    let kind = match claim.kind.as_deref() {
+        Some("lease") => "lease",
+        Some("shell") => "shell",
+        _ => return command,
+    };
+    let left = claim.until.zip(view.now);
+    let left = left.and_then(|(until, now)| until.checked_sub(now));
+    match left.filter(|left| *left > 0) {
+        Some(left) => format!(
+            "{command} ({kind}, {} left)",
+            duration(Duration::from_secs(left))
+        ),
+        None => format!("{command} ({kind})"),
+    }
 }
 
 /// For how long, or since when, where the time of the snapshot is not known.

@@ -83,6 +83,7 @@ pub(crate) fn parse(xml: &[u8]) -> Result<Snapshot, String> {
     }
     Ok(Snapshot {
         recording: None,
+        waiting: Vec::new(),
         source: Source::NvidiaSmi,
         // The second is the name from R610 on, and the only one from CUDA 14 on.
         driver_version: log
