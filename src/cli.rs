@@ -11,6 +11,7 @@ mod format;
 mod guard;
 mod help;
 mod man;
+mod mps_view;
 mod options;
 mod progress;
 mod report;

@@ -687,3 +687,39 @@ fn the_probe_that_is_forced_is_the_one_that_is_asked() {
     assert_eq!(outcome.code, Some(5), "{outcome:?}");
     assert!(outcome.stderr.contains("modprobe nvidia"), "{outcome:?}");
 }
+
+/// Two GPUs, and a small process on the one that goes first: without its list it would not be noticed.
+fn with_an_mps_view(machine: &Machine, mut command: Command) -> common::Outcome {
+    let _job = machine.job_that(1, "C 100000000");
+    run(command.env("NVML_MPS_DEVICE_ENUMERATION", "1"))
+}
+
+#[test]
+fn nvml_is_asked_for_gpus_where_the_environment_asks_it_for_mps_devices() {
+    let machine = Machine::gpus(2);
+    let mut command = machine.autocvd();
+    let script = "echo $CUDA_VISIBLE_DEVICES $NVML_MPS_DEVICE_ENUMERATION";
+    command.args(["-t", "0", "--no-claim", "--", "sh", "-c", script]);
+    // COMMAND finds the variable as it was.
+    let outcome = with_an_mps_view(&machine, command);
+    assert_eq!(outcome.success(), "0 1\n");
+    let mut command = machine.autocvd();
+    command.args(["status", "--json"]);
+    let status = with_an_mps_view(&machine, command).success();
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["gpus"][1]["state"], "busy", "{status:#}");
+    assert_eq!(status["source"], "nvml");
+}
+
+#[test]
+fn nvidia_smi_is_not_shown_the_variable_that_asks_for_mps_devices() {
+    let machine = Machine::gpus(1);
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi/535.xml");
+    machine.install(
+        "nvidia-smi",
+        &format!("#!/bin/sh\n[ -z \"$NVML_MPS_DEVICE_ENUMERATION\" ] && cat '{fixture}'\n"),
+    );
+    let mut command = machine.autocvd();
+    command.args(["-o", "-t", "0", "--probe", "nvidia-smi"]);
+    assert_eq!(with_an_mps_view(&machine, command).success(), "1\n");
+}

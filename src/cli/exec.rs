@@ -2,7 +2,7 @@
 
 use super::exit_code::ExitCode;
 use super::failure::Failure;
-use super::{signals, standard_output};
+use super::{mps_view, signals, standard_output};
 use rustix::fs::Access;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -23,7 +23,8 @@ pub(super) fn become_command(command: &[OsString], variables: &[(&str, String)])
     };
     let mut next = Command::new(program);
     next.args(arguments)
-        .envs(variables.iter().map(|(name, value)| (name, value)));
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .envs(mps_view::variable());
     let ignores_sigpipe = signals::is_ignored(libc::SIGPIPE);
     if ignores_sigpipe || signals::must_be_restored() {
         let restore = move || {

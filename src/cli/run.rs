@@ -8,7 +8,8 @@ use super::options::{Cores, Launch, Output, Status, Verbosity};
 use super::progress::Progress;
 use super::variables::Variables;
 use super::{
-    completions, doctor, exec, format, help, man, report, signals, standard_output, status, usage,
+    completions, doctor, exec, format, help, man, mps_view, report, signals, standard_output,
+    status, usage,
 };
 use autocvd::{Acquisition, Environment, acquire, release_shell_claims};
 use clap::{CommandFactory, FromArgMatches};
@@ -19,6 +20,7 @@ use std::io::Write;
 pub(crate) fn run(arguments: Vec<OsString>) -> i32 {
     standard_output::fill_standard_descriptors();
     standard_output::make_private();
+    mps_view::hide();
     let variables = Variables::read();
     let guard = match standard_output::is_terminal() {
         // A person reads it.

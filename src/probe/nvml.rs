@@ -39,6 +39,10 @@ const DIRECTORIES: [&str; 5] = [
     "/usr/lib/aarch64-linux-gnu/nvidia/current",
 ];
 
+/// With this variable NVML enumerates the devices of an MPS session, and has no process lists. A
+/// library cannot take it out of the environment, which other threads may be reading.
+pub(super) const MPS_VIEW: &str = "NVML_MPS_DEVICE_ENUMERATION";
+
 /// NVML, initialized.
 pub(crate) struct Nvml {
     nvml: &'static Library,
@@ -250,6 +254,12 @@ fn load(named: Option<OsString>) -> std::result::Result<&'static Library, String
 }
 
 fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, String> {
+    if std::env::var_os(MPS_VIEW).is_some_and(|value| !value.is_empty() && value != "0") {
+        return Err(format!(
+            "{MPS_VIEW} is set, so that NVML would show the devices of an MPS session in the place of the GPUs; unset \
+             it for this process"
+        ));
+    }
     // It is large, with all its functions' addresses: from here on only its own address moves.
     let init = |path: &OsStr| {
         let library = Library::builder().lib_path(path).init()?;

@@ -1,5 +1,6 @@
 //! A program run to its end within a time limit, and what it wrote.
 
+use crate::probe::nvml::MPS_VIEW;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{
@@ -48,6 +49,7 @@ pub(crate) fn run(program: &OsStr, args: &[&str], time_limit: Duration) -> Resul
         .args(args)
         // Its messages are looked for in English.
         .env("LC_ALL", "C")
+        .env_remove(MPS_VIEW)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -9,13 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crate::config::{ByName, Ending, Machine, Mischief};
-use crate::ffi::{Code, SUCCESS, UNINITIALIZED, UNKNOWN};
+use crate::ffi::{Code, NOT_SUPPORTED, SUCCESS, UNINITIALIZED, UNKNOWN};
 
 /// How often this process has done something to a GPU, by its index.
 pub struct Counter(Mutex<Option<HashMap<usize, usize>>>);
@@ -38,6 +38,35 @@ impl Counter {
 static GPUS: Counter = Counter::new();
 /// How often NVML was initialized and not yet shut down.
 static INITIALIZED: AtomicUsize = AtomicUsize::new(0);
+/// Whether NVML_MPS_DEVICE_ENUMERATION was 1 when NVML was first initialized: see [`MPS_FUNCTIONS`].
+static SHOWS_MPS: AtomicBool = AtomicBool::new(false);
+
+/// The functions that answer while NVML shows the devices of an MPS session (NVIDIA's documentation of NVML
+/// 13.5). Every other one answers NOT_SUPPORTED.
+const MPS_FUNCTIONS: [&str; 22] = [
+    "nvmlInit",
+    "nvmlInit_v2",
+    "nvmlInitWithFlags",
+    "nvmlShutdown",
+    "nvmlSystemGetNVMLVersion",
+    "nvmlDeviceGetCount_v2",
+    "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlDeviceGetIndex",
+    "nvmlDeviceGetHandleByUUID",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetHandleByPciBusId_v2",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetCudaComputeCapability",
+    "nvmlDeviceGetPciInfo",
+    "nvmlDeviceGetPciInfo_v2",
+    "nvmlDeviceGetPciInfo_v3",
+    "nvmlDeviceGetNumaNodeId",
+    "nvmlDeviceGetCpuAffinity",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetP2PStatus",
+    "nvmlDeviceGetAccountingMode",
+];
 
 pub struct Call {
     pub name: &'static str,
@@ -69,6 +98,9 @@ impl Call {
         };
         if !name.starts_with("nvmlInit") && INITIALIZED.load(Ordering::SeqCst) == 0 {
             return Err(UNINITIALIZED);
+        }
+        if SHOWS_MPS.load(Ordering::SeqCst) && !MPS_FUNCTIONS.contains(&name) {
+            return Err(NOT_SUPPORTED);
         }
         call.suffer(&call.machine.errors, Some(&call.machine.delays_ms), &[name])?;
         Ok(call)
@@ -121,7 +153,10 @@ impl Call {
         if self.machine.init.code != SUCCESS {
             return Err(self.machine.init.code);
         }
-        INITIALIZED.fetch_add(1, Ordering::SeqCst);
+        if INITIALIZED.fetch_add(1, Ordering::SeqCst) == 0 {
+            let variable = std::env::var_os("NVML_MPS_DEVICE_ENUMERATION");
+            SHOWS_MPS.store(variable.is_some_and(|value| value == "1"), Ordering::SeqCst);
+        }
         Ok(())
     }
 
