@@ -65,6 +65,8 @@ pub(crate) const RECHECK_GROWTH: u32 = 2;
 /// How often a GPU is read on which the processes are hidden (in a container): no exit tells that
 /// it has become free.
 pub(crate) const HIDDEN_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a GPU is read that `--tolerate` waits for to be idle: no event tells of utilization.
+pub(crate) const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a process is asked for where the kernel gives no descriptor of it.
 pub(crate) const EXIT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Of how many processes on a GPU the oldest one is looked for.
