@@ -11,16 +11,16 @@ mod watching;
 use crate::cancel::CancelToken;
 use crate::claim;
 use crate::claim::{
-    Ancestor, Ancestry, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Holding, Requester,
-    Target, Ticket, Waiter,
+    Ancestor, Ancestry, Asked, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Holding, Target,
+    Ticket, Waiter,
 };
 use crate::environment::{DeviceOrder, Environment, INSIDE};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::{self, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
-use crate::policy::{ENDING_LOOKS, ENDING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
-use crate::probe::{self, Detail, Probe};
+use crate::policy::{SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
+use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
 use crate::select::{Constraints, Selection, Verdict};
@@ -109,9 +109,12 @@ pub fn acquire(
     let site = &environment.site;
     site.warnings.iter().for_each(|text| observer.warn(text));
     let enqueued_at = proc::since_boot();
-    let requester = match request.claim {
+    let asked = match request.claim {
+        _ if matches!(request.probe, ProbeChoice::File(_)) => None,
         ClaimPolicy::No | ClaimPolicy::Process => None,
-        ClaimPolicy::Command { .. } | ClaimPolicy::Shell { .. } => Requester::detect(),
+        ClaimPolicy::Command { .. } | ClaimPolicy::Shell { .. } => {
+            Asked::tell(&environment.claim_dir, &claim_for(&request.claim, &[]))
+        }
     };
     let deadline = request
         .timeout
@@ -137,11 +140,11 @@ pub fn acquire(
         _ => open_claims(environment, &*probe, observer)?,
     };
     let shell = match request.claim {
-        ClaimPolicy::Shell { .. } => requester.as_ref().map(Requester::shell),
+        ClaimPolicy::Shell { .. } => asked.as_ref().map(Asked::shell),
         _ => None,
     };
-    if let Some(claims) = &mut claims {
-        claims.ask(requester, &claim_for(&request.claim, &[]));
+    if let (Some(claims), Some(asked)) = (&mut claims, asked) {
+        claims.begin(asked);
     }
     let order_matters =
         request.inherit && environment.cuda_device_order == DeviceOrder::FastestFirst;
@@ -533,14 +536,6 @@ impl Attempt<'_> {
         match &mut self.claims {
             Some(claims) => {
                 known = attach_claims(&mut snapshot, claims);
-                // What has ended is to be free for the first look, which may be the only one.
-                for _ in 0..ENDING_LOOKS {
-                    if self.wake_loop.is_some() || !known.iter().any(|claim| claim.is_ending) {
-                        break;
-                    }
-                    std::thread::sleep(ENDING_PAUSE);
-                    known = attach_claims(&mut snapshot, claims);
-                }
             }
             // Claims that were recorded count, unless none are to.
             None if self.request.claim == ClaimPolicy::No => forget_claims(&mut snapshot),
@@ -548,6 +543,20 @@ impl Attempt<'_> {
         }
         self.read_what_was_released(&snapshot);
         let mut selection = self.choose(&mut snapshot);
+        // What has ended is to be free for the first look, which may be the only one.
+        for _ in 0..SETTLING_LOOKS {
+            let is_met = matches!(selection, Selection::Chosen(_)) && !self.constraints.least_used;
+            let settles = known.iter().any(Claim::is_settling);
+            let Some(claims) = self.claims.as_mut().filter(|_| settles) else {
+                break;
+            };
+            if is_met || self.wake_loop.is_some() {
+                break;
+            }
+            std::thread::sleep(SETTLING_PAUSE);
+            known = attach_claims(&mut snapshot, claims);
+            selection = self.choose(&mut snapshot);
+        }
         self.apply_limit(&mut selection, &snapshot);
         let earlier = match &self.claims {
             // A launch that looks once has no time to leave anything to others.

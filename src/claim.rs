@@ -36,13 +36,12 @@ pub(crate) use directory::default_path;
 pub(crate) use holder::ClaimKind;
 use holder::Holder;
 use in_process::NotInherited;
-use judge::link::Address;
+use judge::link::{Address, Attached, Question};
 use judge::{Lease, Parent, Purpose};
 use lock::{Mode, Range, Taken};
 pub(crate) use queue::{Demand, Ticket, Waiter};
 pub(crate) use requester::Requester;
 pub(crate) use share::{Holding, Share};
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -52,9 +51,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How many claims of one device are told of at most.
 const MAX_TOLD: usize = 64;
-/// How often, and how soon again, one store looks for records that are not there.
-const RECORD_LOOKS: u32 = 15;
-const RECORD_PAUSE: Duration = Duration::from_millis(2);
 /// How often a launch tries to lock granules of which others lock some at the same time.
 const SHARE_ATTEMPTS: u32 = 8;
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
@@ -62,6 +58,40 @@ const HIGH_DESCRIPTOR: i32 = 200;
 
 /// The claims that this process holds itself, so that it is not nested in one of its own.
 static OWN: ForkLocal<Vec<Token>> = ForkLocal::new();
+
+/// The judge of this process's shell has been told that the shell asks again: its leases end whose
+/// programs have. It does so while this process asks the driver.
+pub(crate) struct Asked {
+    requester: Requester,
+    of_shell: Option<Question>,
+    /// A shell becomes the last launch of its script.
+    of_itself: Option<Question>,
+}
+
+impl Asked {
+    /// Tells the judge; `None` where /proc does not show the shell.
+    pub(crate) fn tell(path: &Path, claim_for: &ClaimFor) -> Option<Self> {
+        let requester = Requester::detect()?;
+        let directory = Directory::find(path).ok();
+        let tell = |shell: ProcessId, pid: u32| {
+            let address = Address {
+                shell,
+                ..Address::of(&requester, directory.as_ref()?)
+            };
+            judge::link::tell_asks(address, pid, claim_for.form())
+        };
+        Some(Self {
+            of_shell: tell(requester.shell, requester.requester_pid),
+            of_itself: tell(requester.itself, requester.itself.pid),
+            requester,
+        })
+    }
+
+    /// The shell that asks.
+    pub(crate) fn shell(&self) -> ProcessId {
+        self.requester.shell
+    }
+}
 
 /// The claims of this machine, as this process sees and makes them.
 pub(crate) struct ClaimStore {
@@ -71,10 +101,10 @@ pub(crate) struct ClaimStore {
     ancestry: Ancestry,
     /// Who asks: the shell's older leases end by it.
     requester: Option<Requester>,
+    /// The judge of the shell, if it has one that answers.
+    judge: Option<Attached>,
     /// Lock files that have been opened, by their device's key.
     files: HashMap<String, OwnedFd>,
-    /// How often to wait yet for a record that its judge has not published.
-    patience: Cell<u32>,
     /// What becomes readable when a claim ends that lies out of sight.
     unlocked: HashMap<WakeHint, Arc<OwnedFd>>,
 }
@@ -210,6 +240,7 @@ pub struct ClaimGuard {
     directory: Directory,
     namespace: Option<u64>,
     requester: Option<Requester>,
+    judge: Option<Attached>,
     claim_for: ClaimFor,
     files: Files,
     /// Whether it lives on when this is dropped.
@@ -243,8 +274,8 @@ impl ClaimStore {
             namespace: proc::pid_namespace(),
             ancestry: Ancestry::default(),
             requester: None,
+            judge: None,
             files: HashMap::new(),
-            patience: Cell::new(RECORD_LOOKS),
             unlocked: HashMap::new(),
         })
     }
@@ -254,33 +285,12 @@ impl ClaimStore {
         self.directory.secure()
     }
 
-    /// Tells the judge of this process's shell that the shell asks again: its leases end whose
-    /// programs have.
-    pub(crate) fn ask(&mut self, requester: Option<Requester>, claim_for: &ClaimFor) {
-        if let Some(requester) = &requester {
-            let form = claim_for.form();
-            judge::link::tell_asks(self.address(requester), requester.requester_pid, form);
-            // A shell becomes the last launch of its script.
-            let itself = Requester {
-                shell: requester.itself,
-                ..requester.clone()
-            };
-            judge::link::tell_asks(self.address(&itself), itself.shell.pid, form);
-        }
-        self.requester = requester;
-    }
-
-    fn address(&self, requester: &Requester) -> Address<'_> {
-        let Self {
-            directory,
-            namespace,
-            ..
-        } = self;
-        Address {
-            shell: requester.shell,
-            namespace: *namespace,
-            directory,
-        }
+    /// Goes on as the launch of that requester, once the judges that were told have let go of what
+    /// is over.
+    pub(crate) fn begin(&mut self, asked: Asked) {
+        self.judge = asked.of_shell.and_then(Question::attach);
+        asked.of_itself.and_then(Question::attach);
+        self.requester = Some(asked.requester);
     }
 
     /// Makes this process see the machine as the launches around it left it: those that `told`
@@ -471,14 +481,7 @@ impl ClaimStore {
     /// What is published of a claim.
     fn claim(&self, key: &str, token: Token) -> Claim {
         let hint = WakeHint::Unlock(key.to_owned(), Some(token.number()));
-        let mut record = Holder::of(&self.directory, token);
-        // A judge that has just begun has not told yet.
-        while record.is_none() && self.patience.get() > 0 {
-            self.patience.set(self.patience.get() - 1);
-            std::thread::sleep(RECORD_PAUSE);
-            record = Holder::of(&self.directory, token);
-        }
-        let Some((uid, holder)) = record else {
+        let Some((uid, holder)) = Holder::of(&self.directory, token) else {
             return Claim {
                 token: Some(token.to_string()),
                 ..Claim::of_unknown(key, hint)
@@ -577,6 +580,7 @@ impl ClaimStore {
             directory: self.directory.clone(),
             namespace: self.namespace,
             requester: self.requester.clone(),
+            judge: self.judge.clone(),
             claim_for: claim_for.clone(),
             files: Files::ToPassOn(Vec::new()),
             persists: false,
@@ -781,6 +785,12 @@ impl ClaimStore {
 }
 
 impl Claim {
+    /// Whether it will soon be seen otherwise: its judge, which has just begun, has not told of it
+    /// yet, or is about to let go of it.
+    pub(crate) fn is_settling(&self) -> bool {
+        self.is_ending || self.kind.is_none() && matches!(self.wake, WakeHint::Unlock(_, Some(_)))
+    }
+
     fn of_unknown(key: &str, wake: WakeHint) -> Self {
         Self {
             device: key.to_owned(),
@@ -808,7 +818,7 @@ pub fn release_shell_claims(environment: &Environment) -> io::Result<usize> {
     let claims = ClaimStore::open(&environment.claim_dir)?;
     let requester = Requester::detect();
     Ok(requester.map_or(0, |requester| {
-        judge::link::release(claims.address(&requester))
+        judge::link::release(Address::of(&requester, &claims.directory))
     }))
 }
 
@@ -857,12 +867,19 @@ impl ClaimGuard {
         }
         if let Some(requester) = &self.requester {
             lease.requester_pid = requester.requester_pid;
+            lease.launch = Some(requester.itself);
         }
         let parent = match self.claim_for {
             ClaimFor::Command { .. } => Parent::Execs,
             _ => Parent::Ends,
         };
-        judge::keep(lease, self.requester.as_ref(), &self.directory, parent)?;
+        judge::keep(
+            lease,
+            self.requester.as_ref(),
+            self.judge.as_ref(),
+            &self.directory,
+            parent,
+        )?;
         self.persists = true;
         Ok(())
     }
@@ -892,7 +909,8 @@ impl ClaimGuard {
         );
         lease.holding = self.holding.clone();
         lease.label = self.devices.join(", ");
-        judge::keep(lease, None, &self.directory, Parent::Execs)?;
+        lease.launch = Some(child);
+        judge::keep(lease, None, None, &self.directory, Parent::Execs)?;
         OWN.lock().retain(|token| *token != self.token);
         self.persists = true;
         Ok(())

@@ -65,8 +65,6 @@ pub(crate) const RECHECK_GROWTH: u32 = 2;
 /// How often a GPU is read on which the processes are hidden (in a container): no exit tells that
 /// it has become free.
 pub(crate) const HIDDEN_POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a GPU is read that `--tolerate` waits for to be idle: no event tells of utilization.
-pub(crate) const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a process is asked for where the kernel gives no descriptor of it.
 pub(crate) const EXIT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Of how many processes on a GPU the oldest one is looked for.
@@ -76,11 +74,11 @@ pub(crate) const IMMINENT: Duration = Duration::from_millis(30);
 /// How long a driver is left alone that has failed while a launch waits; each further failure
 /// doubles it, up to the interval.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// How often, and how soon again, the first look of a launch is taken at a claim that is about to
-/// end.
-pub(crate) const ENDING_LOOKS: u32 = 25;
-/// See [`ENDING_LOOKS`].
-pub(crate) const ENDING_PAUSE: Duration = Duration::from_millis(2);
+/// How often, and how soon again, a first look is taken at claims that are about to end, or that
+/// have just begun and are not told of yet.
+pub(crate) const SETTLING_LOOKS: u32 = 25;
+/// See [`SETTLING_LOOKS`].
+pub(crate) const SETTLING_PAUSE: Duration = Duration::from_millis(2);
 /// How long an earlier waiter may leave a free GPU unclaimed before it is passed over.
 pub(crate) const HANDOFF_GRACE: Duration = Duration::from_millis(250);
 /// The longest head start that a waiter gives to those before it in the queue.

@@ -7,6 +7,13 @@ use std::io::Read;
 use std::mem::MaybeUninit;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// What no kernel gives out in a second, under the one lock that its table of pids has.
+const MAX_PIDS_PER_SECOND: u64 = 1_000_000;
+/// After a round, pids begin behind these.
+const RESERVED_PIDS: u32 = 300;
+/// So few pids are tried one by one.
+const FEW_PIDS: u32 = 64;
+
 /// One life of one pid: a later process with the same pid has another start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ProcessId {
@@ -337,6 +344,41 @@ pub(crate) fn all() -> Vec<u32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .collect()
+}
+
+/// The pid that this PID namespace gave out last, to a process or to a thread.
+pub(crate) fn last_pid() -> Option<u32> {
+    let text = read_start("/proc/loadavg", 128)?;
+    let last = text.trim_ascii_end().rsplit(|byte| *byte == b' ').next()?;
+    std::str::from_utf8(last).ok()?.parse().ok()
+}
+
+/// All processes that can have started after `first`; `None` where pids may have come round to that
+/// of `first` since.
+pub(crate) fn later_than(first: ProcessId) -> Option<Vec<u32>> {
+    let last = last_pid()?;
+    let text = read_start("/proc/sys/kernel/pid_max", 32)?;
+    let max: u32 = std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()?;
+    // Both times are rounded down.
+    let age = ticks(since_boot()).checked_sub(first.start)? + 1;
+    let room = u64::from(max.checked_sub(RESERVED_PIDS)?);
+    if age.checked_mul(MAX_PIDS_PER_SECOND / ticks(Duration::from_secs(1)))? >= room {
+        return None;
+    }
+    if (first.pid..first.pid.saturating_add(FEW_PIDS)).contains(&last) {
+        return Some((first.pid + 1..=last).collect());
+    }
+    let is_later = |pid: &u32| match first.pid <= last {
+        true => first.pid < *pid && *pid <= last,
+        false => first.pid < *pid || *pid <= last,
+    };
+    Some(all().into_iter().filter(is_later).collect())
+}
+
+/// A time since boot in the clock ticks of /proc.
+pub(crate) fn ticks(time: Duration) -> u64 {
+    let ticks = time.as_millis() * u128::from(rustix::param::clock_ticks_per_second()) / 1000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
 fn children_by_scan(parent: u32) -> Vec<u32> {

@@ -6,6 +6,7 @@ use crate::gpu::{
     ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State, WaitingRequest,
 };
 use crate::observer::Observer;
+use crate::policy::{SETTLING_LOOKS, SETTLING_PAUSE};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::site::SiteConfig;
 use crate::{Error, Result, proc};
@@ -75,7 +76,14 @@ impl StatusReader {
         let mut snapshot = snapshot?;
         if self.is_live() {
             if let Some(claims) = &mut self.claims {
-                attach_claims(&mut snapshot, claims);
+                let mut all = attach_claims(&mut snapshot, claims);
+                for _ in 0..SETTLING_LOOKS {
+                    if !all.iter().any(Claim::is_settling) {
+                        break;
+                    }
+                    std::thread::sleep(SETTLING_PAUSE);
+                    all = attach_claims(&mut snapshot, claims);
+                }
                 snapshot.waiting = waiting(&claims.waiters());
             }
             resolve_processes(&mut snapshot, Scope::All);

@@ -606,39 +606,6 @@ fn a_gpu_whose_processes_are_hidden_is_looked_at_every_few_seconds() {
     ends_soon(waiting);
 }
 
-#[test]
-fn what_is_tolerated_once_it_is_idle_is_looked_at_every_few_seconds() {
-    if !common::has_host_pids() {
-        return;
-    }
-    let machine = Machine::gpus(1);
-    let utilization = |percent: u32| json!({"gpu": percent, "memory": 0});
-    machine.set("/gpus/0/utilization", utilization(90));
-    let _squatter = machine.job_that(0, "C 300000000");
-    let options = ["-i", "10min", "--tolerate", "500MiB"];
-    let waiting = waiter(&machine, &options, &["true"]);
-    machine.forget_calls();
-    machine.set("/gpus/0/utilization", utilization(0));
-    ends_soon(waiting);
-    assert!(lists_read(&machine) <= 20, "{} looks", lists_read(&machine));
-}
-
-#[test]
-fn what_is_tolerated_once_another_process_ends_is_noticed_at_that_exit() {
-    if !common::has_host_pids() {
-        return;
-    }
-    let machine = Machine::gpus(1);
-    let _oldest = machine.job_that(0, "C 300000000");
-    // It started in an earlier clock tick.
-    thread::sleep(Duration::from_millis(50));
-    let mut younger = machine.job_that(0, "C 300000000");
-    let options = ["-i", "10min", "--tolerate", "500MiB"];
-    let waiting = waiter(&machine, &options, &["true"]);
-    younger.kill();
-    ends_soon(waiting);
-}
-
 // The order.
 
 #[test]

@@ -19,8 +19,8 @@ struct Recheck {
     step: u32,
 }
 
-/// How often a GPU is read again, the soonest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// How often a GPU is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pace {
     /// Often at first, ever more rarely later: it will be free soon.
     Slowing,

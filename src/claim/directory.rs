@@ -60,6 +60,15 @@ impl Directory {
         }
     }
 
+    /// Opens the directory if it is there.
+    pub(super) fn find(path: &Path) -> io::Result<Self> {
+        let descriptor = rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())?;
+        Ok(Self {
+            path: path.to_owned(),
+            descriptor: Arc::new(descriptor),
+        })
+    }
+
     /// Opens or creates directory `name` relative to `at`; `path` is its full path.
     fn open_in(at: impl AsFd, name: &Path, path: &Path) -> io::Result<Self> {
         let descriptor = patiently(|| {

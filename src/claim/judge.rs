@@ -18,7 +18,7 @@ use super::queue;
 use super::requester::Requester;
 use super::share::Holding;
 use crate::proc::{self, ProcessId};
-use link::{Address, Listener, Message};
+use link::{Address, Attached, Listener, Message};
 pub(super) use rules::{Lease, Purpose};
 use rules::{Shell, State};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -50,24 +50,20 @@ pub(super) enum Parent {
 pub(super) fn keep(
     lease: Lease,
     requester: Option<&Requester>,
+    attached: Option<&Attached>,
     directory: &Directory,
     parent: Parent,
 ) -> io::Result<()> {
-    let namespace = proc::pid_namespace();
-    let address = |requester: &Requester| Address {
-        shell: requester.shell,
-        namespace,
-        directory,
-    };
-    let address = requester.map(address);
-    let hand_over = || address.is_some_and(|address| link::hand_over(address, &lease));
-    if hand_over() {
+    let address = requester.map(|requester| Address::of(requester, directory));
+    let hand_over =
+        |attached| address.is_some_and(|address| link::hand_over(address, attached, &lease));
+    if hand_over(attached) {
         return Ok(());
     }
     // Before the fork: the shell's next launch may come before the judge has done anything.
     let listener = address.and_then(Listener::bind);
     // Another judge of this shell may have come up at the same time: one of them is enough.
-    if listener.is_none() && hand_over() {
+    if listener.is_none() && hand_over(None) {
         return Ok(());
     }
     if fork(parent)? == Fork::Judge {
@@ -189,6 +185,8 @@ impl Judge {
                 self.next_upkeep = now + UPKEEP;
             }
             match (self.leases.is_empty(), self.idle_since) {
+                // A launch that is attached may hand over a lease without waiting for an answer.
+                (true, _) if !self.connections.is_empty() => self.idle_since = None,
                 (true, _) if shell_ended || self.listener.is_none() => return,
                 (true, Some(since)) if now >= since + LINGER => return,
                 (true, None) => self.idle_since = Some(now),
@@ -249,42 +247,41 @@ impl Judge {
         }
         for connection in std::mem::take(&mut self.connections) {
             match link::receive(&connection) {
-                Ok(Some(message)) => {
-                    let answer = self.answer(message);
-                    link::reply(&connection, &answer);
-                }
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.connections.push(connection);
-                }
-                Err(_) => {}
+                Ok(Some(message)) => self.answer(message, &connection),
+                Ok(None) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => continue,
             }
+            self.connections.push(connection);
         }
     }
 
-    fn answer(&mut self, message: Message) -> String {
+    fn answer(&mut self, message: Message, connection: &OwnedFd) {
         let now = proc::since_boot();
         let shell = self.shell.as_ref();
         match message {
             Message::Asks(asks) => {
                 // What has ended already must not stand in the way. One look sees that a COMMAND
                 // has ended, and the next ones that it has left nothing behind.
-                for _ in 0..SETTLING_LOOKS {
+                for look in 0..SETTLING_LOOKS {
                     self.update(proc::since_boot());
                     if !self.leases.iter().any(Lease::is_settling) {
                         break;
                     }
-                    std::thread::sleep(SETTLING_PAUSE);
+                    if look > 0 {
+                        std::thread::sleep(SETTLING_PAUSE);
+                    }
                 }
                 let shell = self.shell.as_ref();
                 let is_over = |lease: &mut Lease| lease.ends_when_asked(&asks, shell, now);
                 let over = take_out(&mut self.leases, is_over);
                 self.end(over);
-                String::new()
+                link::reply(connection, "");
             }
             Message::Keep(lease) => {
+                // The launch is to go on. Who holds the lease may be told after that.
+                link::reply(connection, "");
                 self.accept_lease(*lease);
-                String::new()
             }
             Message::Inside(chain) => {
                 let mut around = self
@@ -292,17 +289,15 @@ impl Judge {
                     .iter()
                     .filter(|lease| lease.is_around(&chain, shell));
                 // The last one is what the variables are from.
-                around
-                    .next_back()
-                    .map(|lease| lease.inside().to_string())
-                    .unwrap_or_default()
+                let inside = around.next_back().map(|lease| lease.inside().to_string());
+                link::reply(connection, &inside.unwrap_or_default());
             }
             Message::Release => {
                 let is_shells = |lease: &mut Lease| !matches!(lease.purpose, Purpose::Command(_));
                 let over = take_out(&mut self.leases, is_shells);
                 let count = over.len();
                 self.end(over);
-                count.to_string()
+                link::reply(connection, &count.to_string());
             }
         }
     }
@@ -458,6 +453,7 @@ pub(super) fn ancestry_of_lease(
     namespace: Option<u64>,
     directory: &Directory,
 ) -> Option<Ancestry> {
+    let namespace = namespace?;
     let mut chain: Vec<ProcessId> = Vec::new();
     let mut next = from;
     while next > 0 && chain.len() < 64 {

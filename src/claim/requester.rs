@@ -14,20 +14,15 @@ pub(crate) struct Requester {
     pub(super) itself: ProcessId,
     /// The shell's child by which it asks: this process, or that fork.
     pub(super) requester_pid: u32,
+    /// The PID namespace of all of them.
+    pub(super) namespace: u64,
 }
 
 impl Requester {
-    /// The shell that asks.
-    pub(crate) fn shell(&self) -> ProcessId {
-        self.shell
-    }
-
     /// `None` where /proc does not show the shell.
     pub(crate) fn detect() -> Option<Self> {
         // Elsewhere /proc shows other processes by the pids of this namespace.
-        if !proc::shows_this_namespace() {
-            return None;
-        }
+        let namespace = proc::pid_namespace()?;
         let mut requester_pid = std::process::id();
         let itself = ProcessId::of(requester_pid)?;
         let mut shell = Stat::read(rustix::process::getppid()?.as_raw_pid().unsigned_abs())?;
@@ -47,6 +42,7 @@ impl Requester {
             shell: shell.id,
             image: shell.image,
             requester_pid,
+            namespace,
         })
     }
 }

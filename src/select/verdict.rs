@@ -134,12 +134,6 @@ impl<'a> Device<'a> {
     /// Whether nothing keeps it from being free but idle processes that hold no more than `most`
     /// bytes together.
     pub(crate) fn is_tolerable(self, most: u64) -> bool {
-        self.is_tolerable_once_idle(most)
-            && matches!(self.utilization(), Fact::Value(percent) if percent <= IDLE_UTILIZATION)
-    }
-
-    /// Whether it can be tolerated as soon as its processes are idle: its utilization is known.
-    pub(crate) fn is_tolerable_once_idle(self, most: u64) -> bool {
         let is_exclusive = matches!(
             self.gpu().compute_mode,
             Fact::Value(ComputeMode::ExclusiveProcess | ComputeMode::ExclusiveThread)
@@ -149,7 +143,7 @@ impl<'a> Device<'a> {
             && self.computing().next().is_some()
             && !is_exclusive
             && held.is_some_and(|held| held <= most)
-            && matches!(self.utilization(), Fact::Value(_))
+            && matches!(self.utilization(), Fact::Value(percent) if percent <= IDLE_UTILIZATION)
             && Evidence::of(self).judge_beside_processes() == Verdict::Free
     }
 

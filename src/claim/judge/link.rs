@@ -5,6 +5,7 @@
 
 use super::super::ancestry::Ancestry;
 use super::super::directory::Directory;
+use super::super::requester::Requester;
 use super::rules::{Asks, Lease};
 use crate::proc::{self, ProcessId, Stat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +16,7 @@ use rustix::net::{
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a judge may take before it is looked at whether it is stopped.
@@ -32,12 +34,21 @@ const MAX_BYTES: usize = 64 << 10;
 pub(in crate::claim) struct Address<'a> {
     pub(in crate::claim) shell: ProcessId,
     /// The PID namespace of the shell.
-    pub(in crate::claim) namespace: Option<u64>,
+    pub(in crate::claim) namespace: u64,
     /// The directory of its claims.
     pub(in crate::claim) directory: &'a Directory,
 }
 
-impl Address<'_> {
+impl<'a> Address<'a> {
+    /// Of the shell that the launch asks for.
+    pub(in crate::claim) fn of(requester: &Requester, directory: &'a Directory) -> Self {
+        Self {
+            shell: requester.shell,
+            namespace: requester.namespace,
+            directory,
+        }
+    }
+
     fn socket(self) -> Option<SocketAddrUnix> {
         let Self {
             shell,
@@ -45,7 +56,7 @@ impl Address<'_> {
             directory,
         } = self;
         let user = rustix::process::geteuid().as_raw();
-        let name = format!("autocvd/{user}/{}/{shell}/{}", namespace?, directory.id()?);
+        let name = format!("autocvd/{user}/{}/{shell}/{}", namespace, directory.id()?);
         SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()
     }
 }
@@ -107,33 +118,82 @@ fn is_ours(socket: &OwnedFd) -> bool {
     peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
 }
 
+/// A question that a judge has been sent.
+#[derive(Debug)]
+pub(in crate::claim) struct Question {
+    socket: OwnedFd,
+    judge: u32,
+    /// The directory of claims that the judge serves.
+    directory: String,
+}
+
+impl Question {
+    /// `None` where there is no judge.
+    fn send(
+        address: Address,
+        message: impl FnOnce() -> String,
+        files: &[BorrowedFd<'_>],
+    ) -> Option<Self> {
+        let socket = socket().ok()?;
+        rustix::net::connect(&socket, &address.socket()?).ok()?;
+        let judge = rustix::net::sockopt::socket_peercred(&socket).ok()?;
+        if judge.uid != rustix::process::geteuid() {
+            return None;
+        }
+        send(&socket, &message(), files)?;
+        Some(Self {
+            socket,
+            judge: judge.pid.as_raw_pid().unsigned_abs(),
+            directory: address.directory.id()?,
+        })
+    }
+
+    /// What the judge answers; `None` where it does not answer in time.
+    fn answer(&self) -> Option<String> {
+        let Self { socket, judge, .. } = self;
+        // One that has just begun is not yet named: the launch that started it has ended.
+        let is_stopped = || Stat::read(*judge).is_some_and(|stat| stat.is_stopped());
+        let answers = is_readable(socket, PROMPT) || !is_stopped() && is_readable(socket, PATIENCE);
+        if !answers {
+            return None;
+        }
+        let mut answer = vec![0; MAX_BYTES];
+        let (length, _) = rustix::net::recv(socket, &mut answer[..], RecvFlags::empty()).ok()?;
+        // A judge that has just ended closes; an answer has at least its first byte.
+        String::from_utf8(answer[..length].to_vec())
+            .ok()?
+            .strip_prefix('=')
+            .map(str::to_owned)
+    }
+
+    /// Waits until the judge has let go of what is over; `None` where it does not answer in time.
+    pub(in crate::claim) fn attach(self) -> Option<Attached> {
+        self.answer()?;
+        Some(Attached(Arc::new(self)))
+    }
+}
+
+/// A judge that has answered. It does not end as long as this is open.
+#[derive(Debug, Clone)]
+pub(in crate::claim) struct Attached(Arc<Question>);
+
+impl Attached {
+    /// Gives it a lease in its directory of claims. What has been sent needs no answer: the files on
+    /// their way are open, and so locked, until the judge takes them.
+    fn hand_over(&self, directory: &Directory, lease: &Lease) -> bool {
+        // The launch may have found another directory in its place.
+        directory.id().as_ref() == Some(&self.0.directory)
+            && send(&self.0.socket, &keep_message(lease), &descriptors(lease)).is_some()
+    }
+}
+
 /// What the judge answers; `None` where there is none that answers in time.
 fn ask(
     address: Address,
     message: impl FnOnce() -> String,
     files: &[BorrowedFd<'_>],
 ) -> Option<String> {
-    let socket = socket().ok()?;
-    rustix::net::connect(&socket, &address.socket()?).ok()?;
-    let judge = rustix::net::sockopt::socket_peercred(&socket).ok()?;
-    if judge.uid != rustix::process::geteuid() {
-        return None;
-    }
-    send(&socket, &message(), files)?;
-    let judge = judge.pid.as_raw_pid().unsigned_abs();
-    // One that has just begun is not yet named: the launch that started it has ended.
-    let is_stopped = || Stat::read(judge).is_some_and(|stat| stat.is_stopped());
-    let answers = is_readable(&socket, PROMPT) || !is_stopped() && is_readable(&socket, PATIENCE);
-    if !answers {
-        return None;
-    }
-    let mut answer = vec![0; MAX_BYTES];
-    let (length, _) = rustix::net::recv(&socket, &mut answer[..], RecvFlags::empty()).ok()?;
-    // A judge that has just ended closes; an answer has at least its first byte.
-    String::from_utf8(answer[..length].to_vec())
-        .ok()?
-        .strip_prefix('=')
-        .map(str::to_owned)
+    Question::send(address, message, files)?.answer()
 }
 
 fn is_readable(socket: &OwnedFd, limit: Duration) -> bool {
@@ -153,29 +213,38 @@ fn send(socket: &OwnedFd, text: &str, files: &[BorrowedFd<'_>]) -> Option<()> {
         .map(drop)
 }
 
-/// Gives a lease to the judge of its shell; whether it has taken it.
-pub(super) fn hand_over(address: Address, lease: &Lease) -> bool {
-    let files: Vec<BorrowedFd> = lease.files.iter().map(AsFd::as_fd).collect();
-    let text = || format!("keep\n{}", lease.to_text());
-    ask(address, text, &files).is_some()
+fn keep_message(lease: &Lease) -> String {
+    format!("keep\n{}", lease.to_text())
+}
+
+fn descriptors(lease: &Lease) -> Vec<BorrowedFd<'_>> {
+    lease.files.iter().map(AsFd::as_fd).collect()
+}
+
+/// Gives a lease to the judge of its shell, one that this launch is attached to or else whichever
+/// there is; whether it has taken it.
+pub(super) fn hand_over(address: Address, attached: Option<&Attached>, lease: &Lease) -> bool {
+    attached.is_some_and(|judge| judge.hand_over(address.directory, lease))
+        || ask(address, || keep_message(lease), &descriptors(lease)).is_some()
 }
 
 /// Tells the judge of the shell, if it has one, that the shell asks.
-pub(in crate::claim) fn tell_asks(address: Address, requester_pid: u32, form: &str) {
-    ask(
-        address,
-        || {
-            // Who else asks at the same time matters only where there is a judge.
-            let siblings = proc::children(address.shell.pid);
-            let asks = Asks {
-                form: form.to_owned(),
-                pid: requester_pid,
-                siblings,
-            };
-            format!("asks\n{}", asks.to_text())
-        },
-        &[],
-    );
+pub(in crate::claim) fn tell_asks(
+    address: Address,
+    requester_pid: u32,
+    form: &str,
+) -> Option<Question> {
+    let message = || {
+        // Who else asks at the same time matters only where there is a judge.
+        let siblings = proc::children(address.shell.pid);
+        let asks = Asks {
+            form: form.to_owned(),
+            pid: requester_pid,
+            siblings,
+        };
+        format!("asks\n{}", asks.to_text())
+    };
+    Question::send(address, message, &[])
 }
 
 /// Asks a judge for the lease around a process with these ancestors.

@@ -190,6 +190,9 @@ pub(in crate::claim) struct Lease {
     pub(in crate::claim) purpose: Purpose,
     /// The child of the shell that asked for it.
     pub(in crate::claim) requester_pid: u32,
+    /// The launch, or the child that got its claim: what the claim is for has started later. `None`
+    /// where /proc does not show it.
+    pub(in crate::claim) launch: Option<ProcessId>,
     /// The times since boot when it was made, and up to which no program need be seen.
     made: Duration,
     pub(in crate::claim) until: Duration,
@@ -225,6 +228,7 @@ impl Lease {
             files,
             purpose,
             requester_pid: std::process::id(),
+            launch: None,
             made,
             until: made.saturating_add(hold),
             followed_at: None,
@@ -260,6 +264,7 @@ impl Lease {
             form.to_owned(),
             value,
             self.requester_pid.to_string(),
+            self.launch.map(|id| id.to_string()).unwrap_or_default(),
             nanoseconds(self.made),
             nanoseconds(self.until),
             self.holding.to_string(),
@@ -283,6 +288,7 @@ impl Lease {
             _ => return None,
         };
         let requester_pid = line()?.parse().ok()?;
+        let launch = line()?.parse().ok();
         let made = Duration::from_nanos(line()?.parse().ok()?);
         let until = Duration::from_nanos(line()?.parse().ok()?);
         let holding = Holding::parse(line()?, devices.len())?;
@@ -291,6 +297,7 @@ impl Lease {
             label,
             program,
             requester_pid,
+            launch,
             made,
             until,
             holding,
@@ -370,11 +377,16 @@ impl Lease {
             }
             Environ::NotSet | Environ::Hidden => false,
         };
+        let last = proc::last_pid();
         let left = self.started_since(own, carries);
-        if left.is_empty() && self.watched.is_empty() && unclear.get() {
-            self.nothing_left = false;
-            self.due = Some(now + EXEC_LOOK);
-            return State::Lasts;
+        if left.is_empty() && self.watched.is_empty() {
+            if unclear.get() {
+                self.nothing_left = false;
+                self.due = Some(now + EXEC_LOOK);
+                return State::Lasts;
+            }
+            // None can have been missed where none has started meanwhile.
+            self.nothing_left |= last.is_some() && proc::last_pid() == last;
         }
         self.goes_on_with(left, now)
     }
@@ -412,10 +424,13 @@ impl Lease {
 
     /// The processes of `user` that have started since the claim was made.
     fn started_since(&self, user: u32, wanted: impl Fn(&Stat) -> bool) -> Vec<ProcessId> {
-        let made = ticks(self.made);
+        let made = proc::ticks(self.made);
+        let later = self.launch.and_then(proc::later_than);
         let own = |pid: &u32| proc::owner(*pid) == Some(user);
-        let all = proc::all().into_iter().filter(own).filter_map(Stat::read);
-        all.filter(|stat| stat.id.start >= made && stat.runs() && !is_ours(stat))
+        let all = later.unwrap_or_else(proc::all).into_iter();
+        all.filter(own)
+            .filter_map(Stat::read)
+            .filter(|stat| stat.id.start >= made && stat.runs() && !is_ours(stat))
             .filter(wanted)
             .map(|stat| stat.id)
             .collect()
@@ -471,6 +486,8 @@ impl Lease {
             return self.until_hold(now);
         };
         let ended = shell.has_ended();
+        // Before its programs are looked for: what it becomes meanwhile may be one.
+        let became_another = shell.became_another();
         let unclear = self.find_programs(ids, shell, ended, None);
         if !self.watched.is_empty() {
             self.phase = Phase::Running;
@@ -491,7 +508,7 @@ impl Lease {
             Phase::Grace { until } if now >= until => return State::Ended,
             Phase::Grace { until } => GRACE_LOOK.min(until - now),
             Phase::Pending if unclear => GRACE_LOOK,
-            Phase::Pending if now >= self.until || shell.became_another() => return State::Ended,
+            Phase::Pending if now >= self.until || became_another => return State::Ended,
             Phase::Pending => {
                 let age = now.saturating_sub(self.made);
                 (age / 4).clamp(FIRST_LOOK, LAST_LOOK).min(self.until - now)
@@ -536,14 +553,14 @@ impl Lease {
         found: &mut Vec<ProcessId>,
         depth: u32,
     ) -> bool {
-        let made = ticks(self.made);
+        let made = proc::ticks(self.made);
         let mut unclear = false;
         for pid in proc::children(parent) {
             let Some(stat) = Stat::read(pid) else {
                 continue;
             };
             let since = stat.id.start >= made && stat.runs() && !is_ours(&stat);
-            let followed_at = self.followed_at.filter(|_| depth == 0).map(ticks);
+            let followed_at = self.followed_at.filter(|_| depth == 0).map(proc::ticks);
             let is_anothers = followed_at.is_some_and(|time| stat.id.start > time);
             if !since || is_anothers || pid == self.requester_pid || Some(pid) == except {
                 continue;
@@ -611,7 +628,7 @@ impl Lease {
     fn is_concurrent_with(&self, asks: &Asks) -> bool {
         let started = ProcessId::of(asks.pid).map(|process| process.start);
         asks.siblings.contains(&self.requester_pid)
-            || started.is_some_and(|start| start < ticks(self.made))
+            || started.is_some_and(|start| start < proc::ticks(self.made))
     }
 
     /// Whether a process with these ancestors, the nearest first, up to the shell, belongs to it.
@@ -621,7 +638,7 @@ impl Lease {
             return false;
         };
         let is_program = |id: &ProcessId| {
-            let since = id.start >= ticks(self.made) || *id == shell.id;
+            let since = id.start >= proc::ticks(self.made) || *id == shell.id;
             let stat = Stat::read(id.pid).filter(|stat| stat.id == *id);
             since && stat.is_some_and(|stat| self.kind(&stat, ids, shell) == Kind::Program)
         };
@@ -666,11 +683,5 @@ fn is_ours(stat: &Stat) -> bool {
 }
 
 fn is_young(stat: &Stat) -> bool {
-    ticks(proc::since_boot()).saturating_sub(stat.id.start) < ticks(FORK_AGE)
-}
-
-/// A time since boot in the clock ticks of /proc.
-fn ticks(time: Duration) -> u64 {
-    let ticks = time.as_millis() * u128::from(rustix::param::clock_ticks_per_second()) / 1000;
-    u64::try_from(ticks).unwrap_or(u64::MAX)
+    proc::ticks(proc::since_boot()).saturating_sub(stat.id.start) < proc::ticks(FORK_AGE)
 }
