@@ -24,7 +24,6 @@ mod queue;
 mod requester;
 mod share;
 
-use crate::environment::Environment;
 use crate::fork_local::ForkLocal;
 use crate::proc::{self, ProcessId};
 pub(crate) use ancestry::Ancestor;
@@ -809,13 +808,13 @@ impl Claim {
     }
 }
 
-/// Ends all claims that printed choices made for the shell that started this process; how many
-/// these were.
+/// Ends all claims in `claim_dir` ([`Environment::claim_dir`](crate::Environment::claim_dir)) that
+/// printed choices made for the shell that started this process. Returns how many these were.
 ///
 /// # Errors
 /// Where the directory of claims cannot be used.
-pub fn release_shell_claims(environment: &Environment) -> io::Result<usize> {
-    let claims = ClaimStore::open(&environment.claim_dir)?;
+pub fn release_shell_claims(claim_dir: &Path) -> io::Result<usize> {
+    let claims = ClaimStore::open(claim_dir)?;
     let requester = Requester::detect();
     Ok(requester.map_or(0, |requester| {
         judge::link::release(Address::of(&requester, &claims.directory))

@@ -22,5 +22,6 @@ mod status;
 mod terminal;
 mod usage;
 mod variables;
+mod words;
 
 pub(crate) use run::run;

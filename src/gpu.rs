@@ -78,6 +78,9 @@ pub struct Recording {
     pub version: Option<String>,
 }
 
+/// Why a device that the administrator has excluded cannot be used.
+pub(crate) const RESERVED: &str = "reserved in /etc/autocvd.conf";
+
 /// One physical GPU.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]

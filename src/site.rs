@@ -12,9 +12,6 @@ use std::path::{Path, PathBuf};
 /// Where it is. No variable names another file: it counts for every user.
 pub(crate) const PATH: &str = "/etc/autocvd.conf";
 
-/// Why a device of `exclude` cannot be used.
-pub(crate) const RESERVED: &str = "reserved in /etc/autocvd.conf";
-
 /// How much of it is read, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 
-from . import _process
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Any, Literal
 
@@ -17,6 +15,15 @@ if TYPE_CHECKING:
 
     # Made by autocvd(), whose next call replaces it; by a block, which ends it; or by a task.
     Role = Literal["call", "block", "task"]
+
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: Tells a program what its parent holds: there it chooses.
+INSIDE = "AUTOCVD_INSIDE"
+
+
+def _nothing(_: Allocation) -> None:
+    pass
 
 
 class Allocation(list[int]):
@@ -40,8 +47,8 @@ class Allocation(list[int]):
     ) -> None:
         super().__init__(indices)
         self.uuids = list(uuids)
-        self.env = {name: value for name, value in variables.items() if name != _process.INSIDE}
-        self._inside = variables.get(_process.INSIDE)
+        self.env = {name: value for name, value in variables.items() if name != INSIDE}
+        self._inside = variables.get(INSIDE)
         self._keys = list(uuids)
         self._label = ""
         self._claim: Claim | None = None
@@ -50,6 +57,9 @@ class Allocation(list[int]):
         #: The request that it was the answer to.
         self._wanted: Mapping[str, Any] | None = None
         self._role: Role = "task"
+        #: What the process does where the claim ends, and where a block over it does.
+        self._at_release: Callable[[Allocation], None] = _nothing
+        self._at_exit: Callable[[Allocation], None] = _nothing
 
     @property
     def _is_held(self) -> bool:
@@ -58,11 +68,11 @@ class Allocation(list[int]):
     @property
     def visible_devices(self) -> str:
         """CUDA_VISIBLE_DEVICES: indices, or UUIDs where CUDA would take an index for another."""
-        return self.env[_process.VISIBLE]
+        return self.env[VISIBLE]
 
     def _variables(self) -> dict[str, str]:
         """All that a program has to be told, what it is inside of included."""
-        return {**self.env, _process.INSIDE: self._inside} if self._inside else dict(self.env)
+        return {**self.env, INSIDE: self._inside} if self._inside else dict(self.env)
 
     def release(self) -> None:
         """End the claim: other launches may have the GPUs. os.environ stays as it is."""
@@ -70,7 +80,7 @@ class Allocation(list[int]):
         if self._claim:
             self._claim.release()
             self._claim = None
-        _process.forget(self)
+        self._at_release(self)
 
     def run(self, args: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program on these GPUs: subprocess.run() with their environment.
@@ -96,7 +106,7 @@ class Allocation(list[int]):
         trace: TracebackType | None,
     ) -> None:
         self.release()
-        _process.unset(self)
+        self._at_exit(self)
 
     async def __aenter__(self) -> Allocation:
         return self

@@ -11,15 +11,14 @@ import os
 import sys
 from _thread import RLock, _local, get_ident
 
+from ._allocation import INSIDE, VISIBLE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ._allocation import Allocation
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: Tells a program what its parent holds: there it chooses.
-INSIDE = "AUTOCVD_INSIDE"
 _NAMES = ("CUDA_DEVICE_ORDER", VISIBLE, INSIDE)
 
 
@@ -112,6 +111,7 @@ def set_for_good(allocation: Allocation) -> bool:
             setting.before = _read()
             _settings.append(setting)
         fill(setting, allocation)
+        allocation._at_exit = _unset
         return others
 
 
@@ -137,7 +137,7 @@ def end_block(setting: Setting) -> None:
                 _settings.remove(ended)
 
 
-def unset(allocation: Allocation) -> None:
+def _unset(allocation: Allocation) -> None:
     """Put back what was before variables that were set for good, if they are still in force."""
     with lock:
         if _settings and _settings[-1].allocation is allocation and not _settings[-1].is_block:
@@ -182,10 +182,11 @@ def remember(allocation: Allocation) -> None:
         _watches_exec = True
         sys.addaudithook(_before_exec)
     held().append(allocation)
+    allocation._at_release = _forget
     _claimed[id(allocation)] = allocation
 
 
-def forget(allocation: Allocation) -> None:
+def _forget(allocation: Allocation) -> None:
     """Note that it was released, by whatever thread."""
     _claimed.pop(id(allocation), None)
 

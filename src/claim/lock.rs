@@ -4,15 +4,14 @@
 //! locks: they belong to the open file, so that a judge inherits them without a gap, two threads
 //! of one process exclude each other, and no other descriptor of the file can drop them.
 
-use super::share::Share;
+use super::share::{GRANULE_BITS, Share};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The bits that number a byte within one nesting level: room for a byte a piece of a device's
-/// memory, for claims on a part of it.
-const LEVEL_BITS: u32 = 40;
+/// The bits that number a byte within one nesting level, which has a byte for each granule.
+const LEVEL_BITS: u32 = GRANULE_BITS;
 /// How many bytes one nesting level has.
-pub(super) const LEVEL_LENGTH: u64 = 1 << LEVEL_BITS;
+const LEVEL_LENGTH: u64 = 1 << LEVEL_BITS;
 /// The first offset behind all levels.
 const LEVELS_END: u64 = 1 << 60;
 /// The first of the bytes that stand for claims.

@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 /// How many bytes of memory one byte of a lock file stands for.
 const GRANULE: u64 = 1 << 20;
+/// The bits that number a granule of a device.
+pub(super) const GRANULE_BITS: u32 = 40;
 
 /// Granules, as runs from the first one to behind the last one: in ascending order, and none
 /// touches the next.
@@ -108,7 +110,7 @@ impl FromStr for Share {
         let run = |text: &str| {
             let (start, end) = text.split_once('-').ok_or(())?;
             let run: (u64, u64) = (start.parse().map_err(drop)?, end.parse().map_err(drop)?);
-            if run.0 < run.1 && run.1 <= super::lock::LEVEL_LENGTH {
+            if run.0 < run.1 && run.1 <= 1 << GRANULE_BITS {
                 Ok(run)
             } else {
                 Err(())

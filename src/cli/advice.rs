@@ -1,7 +1,26 @@
 //! What to do about an error, in the words of the command line: the library's texts name no option.
 
-use super::options::Origins;
 use autocvd::{Error, IdList, Restriction, Shortage};
+
+/// The names of the options or variables that the values came from, for messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Origins {
+    pub(super) exclude: &'static str,
+    pub(super) only: &'static str,
+    pub(super) min_free_memory: &'static str,
+    pub(super) from: &'static str,
+}
+
+impl Default for Origins {
+    fn default() -> Self {
+        Self {
+            exclude: "--exclude",
+            only: "--only",
+            min_free_memory: "--min-free-memory",
+            from: "--from",
+        }
+    }
+}
 
 /// The error in one line that ends with what to do. `names` says where values came from.
 pub(super) fn with_advice(error: &Error, names: &Origins) -> String {

@@ -1,5 +1,6 @@
 //! The command line as it is written, for clap. Variables and defaults are added in `options`.
 
+use super::words::one_of;
 use autocvd::text::{parse_duration, parse_size};
 use clap::{ArgAction, Parser, ValueEnum};
 use std::ffi::OsString;
@@ -198,7 +199,7 @@ pub(super) enum Subcommand {
     Completions {
         /// The shell
         #[arg(value_name = "SHELL")]
-        shell: super::completions::Shell,
+        shell: Shell,
     },
     /// Print the manual page
     #[command(disable_help_flag = true)]
@@ -261,6 +262,20 @@ impl Format {
     }
 }
 
+/// The shells that completions can be printed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+    Elvish,
+    #[value(name = "powershell")]
+    Power,
+    /// The ids that the scripts offer: a GPU a line, with its name and state.
+    #[value(hide = true)]
+    Ids,
+}
+
 /// Where the machine's state can be read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum ProbeArg {
@@ -320,7 +335,7 @@ pub(super) fn value_of<T: ValueEnum>(text: &str) -> Result<T, String> {
             .iter()
             .filter_map(ValueEnum::to_possible_value);
         let names: Vec<String> = values.map(|value| value.get_name().to_owned()).collect();
-        format!("give {}", super::usage::one_of(&names))
+        format!("give {}", one_of(&names))
     })
 }
 

@@ -3,24 +3,10 @@
 //! The scripts for bash, zsh and fish are written by hand: generated ones complete neither COMMAND
 //! nor the ids of GPUs. A test holds them against the definitions of the options.
 
-use super::args::{Options, Subcommand};
+use super::args::{Options, Shell, Subcommand};
 use super::variables::Variables;
 use super::{options, status};
-use clap::{Args as _, Subcommand as _, ValueEnum};
-
-/// The shells that completions can be printed for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Shell {
-    Bash,
-    Zsh,
-    Fish,
-    Elvish,
-    #[value(name = "powershell")]
-    Power,
-    /// The ids that the scripts offer: a GPU a line, with its name and state.
-    #[value(hide = true)]
-    Ids,
-}
+use clap::{Args as _, Subcommand as _};
 
 /// What `autocvd completions SHELL` prints.
 pub(super) fn script(shell: Shell) -> String {

@@ -5,7 +5,8 @@ mod mounts;
 
 use super::exit_code::ExitCode;
 use super::failure::Failure;
-use super::{run::print, signals};
+use super::signals;
+use super::standard_output::print;
 use autocvd::{Environment, Error, Observer, ProbeChoice, Snapshot, StatusReader};
 use std::fmt::Write as _;
 use std::sync::mpsc;

@@ -56,9 +56,14 @@ fn cannot_run(name: &OsStr, error: &std::io::Error) -> Failure {
     }
 }
 
+/// Whether a word names a program that could be run: it was meant as COMMAND.
+pub(super) fn is_program(word: &str) -> bool {
+    find_program(OsStr::new(word)).is_ok()
+}
+
 /// The program file that `name` stands for, as execvp(3) looks it up; the error is that of the best
 /// candidate.
-pub(super) fn find_program(name: &OsStr) -> std::io::Result<std::path::PathBuf> {
+fn find_program(name: &OsStr) -> std::io::Result<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let runnable = |path: &std::path::Path| -> std::io::Result<()> {
         let meta = fs::metadata(path)?;
@@ -75,11 +80,11 @@ pub(super) fn find_program(name: &OsStr) -> std::io::Result<std::path::PathBuf> 
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut failure = std::io::Error::from(std::io::ErrorKind::NotFound);
-    for folder in std::env::split_paths(&path) {
-        let candidate = if folder.as_os_str().is_empty() {
+    for directory in std::env::split_paths(&path) {
+        let candidate = if directory.as_os_str().is_empty() {
             ".".into()
         } else {
-            folder
+            directory
         }
         .join(name);
         match runnable(&candidate) {

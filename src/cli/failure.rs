@@ -1,8 +1,7 @@
 //! Why the program ends without having done what was asked.
 
-use super::advice::with_advice;
+use super::advice::{Origins, with_advice};
 use super::exit_code::ExitCode;
-use super::options::Origins;
 use autocvd::Error;
 
 /// A failure as it is reported: an exit code and one line of text.

@@ -2,7 +2,8 @@
 
 use super::args::{self, MainArgs, SubcommandArgs};
 use super::failure::Failure;
-use super::{exit_code, standard_output, terminal, usage, variables};
+use super::words::nearest;
+use super::{exit_code, standard_output, terminal, variables};
 use autocvd::text::width;
 use clap::{Arg, Command, CommandFactory};
 use std::ffi::OsString;
@@ -168,7 +169,7 @@ pub(super) fn asked_for(arguments: &[OsString]) -> Result<Option<String>, Failur
         return match SubcommandArgs::command().find_subcommand(&*name) {
             Some(command) => Ok(Some(of_subcommand(command))),
             None => {
-                let near = usage::nearest(&name, args::SUBCOMMANDS);
+                let near = nearest(&name, args::SUBCOMMANDS);
                 let near = near
                     .map(|near| format!("; did you mean '{near}'?"))
                     .unwrap_or_default();

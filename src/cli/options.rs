@@ -1,5 +1,6 @@
 //! What is asked for, settled: the command line first, then the variables, then the defaults.
 
+use super::advice::Origins;
 use super::args::{self, Format, MainArgs, Options, ProbeArg, StatusArgs};
 use super::failure::Failure;
 use super::variables::{PREFIX, Variables};
@@ -77,26 +78,6 @@ pub(super) enum Verbosity {
     Verbose,
     Debug,
     Trace,
-}
-
-/// The names of the options or variables that the values came from, for messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Origins {
-    pub(super) exclude: &'static str,
-    pub(super) only: &'static str,
-    pub(super) min_free_memory: &'static str,
-    pub(super) from: &'static str,
-}
-
-impl Default for Origins {
-    fn default() -> Self {
-        Self {
-            exclude: "--exclude",
-            only: "--only",
-            min_free_memory: "--min-free-memory",
-            from: "--from",
-        }
-    }
 }
 
 /// What `autocvd status` shows, and how.

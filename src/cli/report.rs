@@ -1,8 +1,8 @@
 //! What the program reports of a choice or of a failure: to people in words, to scripts as JSON.
 
+use super::exec;
 use super::failure::Failure;
 use super::options::{Launch, Output, Verbosity};
-use super::usage;
 use autocvd::{Acquisition, DeviceId, Error, Verdict};
 use std::io::Write;
 use tracing::Level;
@@ -126,7 +126,7 @@ fn missing_dashes(launch: &Launch) -> String {
     if matches!(launch.output, Output::Command { .. }) {
         return String::new();
     }
-    match launch.ids.iter().skip(1).find(|id| usage::is_program(id)) {
+    match launch.ids.iter().skip(1).find(|id| exec::is_program(id)) {
         Some(program) => format!("; to run a command, put '--' in front of it: -- {program} …"),
         None => String::new(),
     }

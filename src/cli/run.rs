@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::guard::{self, Guard};
 use super::options::{Cores, Launch, Output, Status, Verbosity};
 use super::progress::Progress;
+use super::standard_output::print;
 use super::variables::Variables;
 use super::{
     completions, doctor, exec, format, help, man, mps_view, report, signals, standard_output,
@@ -97,7 +98,7 @@ fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), F
         Subcommand::Status(args) => status::run(Status::settle(args, variables)?),
         Subcommand::Doctor => doctor::run(),
         Subcommand::Completions { shell } => print(&completions::script(shell)),
-        Subcommand::Release => release_shell_claims(&Environment::read())
+        Subcommand::Release => release_shell_claims(&Environment::read().claim_dir)
             .map(drop)
             .map_err(|error| {
                 Failure::new(
@@ -189,11 +190,6 @@ fn start(
         claim.release();
     }
     Err(failure)
-}
-
-/// Writes a line to standard output.
-pub(super) fn print(text: &str) -> Result<(), Failure> {
-    standard_output::write(&format!("{text}\n")).map_err(Failure::cannot_write)
 }
 
 /// Writes a warning to standard error. One that cannot be written costs nothing else.

@@ -5,6 +5,7 @@
 //! Therefore the program keeps a descriptor of its own for standard output, and descriptor 1 is
 //! standard error until COMMAND takes over.
 
+use super::failure::Failure;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::DupFlags;
 use std::io::IsTerminal;
@@ -86,6 +87,11 @@ pub(super) fn give_back() {
     } else {
         let _ = rustix::stdio::dup2_stdout(descriptor());
     }
+}
+
+/// Writes a line to standard output.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    write(&format!("{text}\n")).map_err(Failure::cannot_write)
 }
 
 /// Writes all of `text` at once. The standard library would take a closed descriptor for success.

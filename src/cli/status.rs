@@ -9,6 +9,7 @@ use screen::{Rows, Screen, View};
 
 use super::failure::Failure;
 use super::options::{Status, StatusForm};
+use super::standard_output::print;
 use super::{signals, standard_output, terminal};
 use autocvd::Environment;
 use autocvd::Observer;
@@ -315,10 +316,6 @@ fn printable_json(json: &str) -> String {
         }
     }
     text
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    standard_output::write(&format!("{text}\n")).map_err(Failure::cannot_write)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::args::{self, Format};
 use super::failure::Failure;
+use super::words::nearest;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -132,7 +133,7 @@ impl Variables {
             .filter(|(name, _)| known().all(|known| name != known));
         let warning = |(name, _): &(OsString, OsString)| {
             let name = name.to_string_lossy();
-            match super::usage::nearest(&name, known().copied()) {
+            match nearest(&name, known().copied()) {
                 Some(near) => format!("{PREFIX}{name} has no effect; did you mean {PREFIX}{near}?"),
                 None => {
                     format!("{PREFIX}{name} has no effect; 'autocvd --help' names the variables")

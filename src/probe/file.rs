@@ -5,10 +5,9 @@
 
 use super::{Detail, Probe};
 use crate::gpu::{
-    ComputeMode, Fact, Gpu, Health, Judgement, Link, ProcessView, Recording, Snapshot, Source,
-    State, WaitingRequest, json,
+    ComputeMode, Fact, Gpu, Health, Judgement, Link, ProcessView, RESERVED, Recording, Snapshot,
+    Source, State, WaitingRequest, json,
 };
-use crate::site::RESERVED;
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};

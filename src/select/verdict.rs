@@ -9,15 +9,14 @@
 
 use crate::amount::bytes as amount;
 use crate::gpu::{
-    ClaimInfo, ComputeMode, Fact, Health, Memory, Process, ProcessKind, ProcessView, Snapshot,
-    State,
+    ClaimInfo, ComputeMode, Fact, Health, Memory, Process, ProcessKind, ProcessView, RESERVED,
+    Snapshot, State,
 };
 use crate::ids::{Device, DeviceId};
 use crate::policy::{
     DESKTOP_PROGRAM_MEMORY, GRAPHICS_MEMORY, IDLE_MEMORY, IDLE_UTILIZATION, LESS_THAN_A_CONTEXT,
     UNEXPLAINED_MEMORY, UNEXPLAINED_PERCENT, WINDOWS_DESKTOP_MEMORY, WINDOWS_DESKTOP_PERCENT,
 };
-use crate::site::RESERVED;
 
 /// What can be said of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
