@@ -85,14 +85,12 @@ impl<T> From<Option<T>> for Fact<T> {
 }
 
 /// As its value; without one, as null. Which facts do not apply is told beside them.
-#[cfg(feature = "serde")]
 impl<T: serde::Serialize> serde::Serialize for Fact<T> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.as_ref().value().serialize(serializer)
     }
 }
 
-#[cfg(feature = "serde")]
 impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Fact<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Option::deserialize(deserializer).map(Self::from)

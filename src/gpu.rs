@@ -3,38 +3,31 @@
 //! zero.
 
 pub(crate) use crate::fact::Fact;
-#[cfg(feature = "serde")]
 pub(crate) mod json;
 mod waiting;
 
 pub use waiting::WaitingRequest;
 
 use crate::pci::PciBusId;
-#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 /// Where a [`Snapshot`] was read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// NVIDIA's management library, libnvidia-ml.
-    #[cfg_attr(feature = "serde", serde(rename = "nvml"))]
+    #[serde(rename = "nvml")]
     Nvml,
     /// The output of `nvidia-smi -q -x`.
-    #[cfg_attr(feature = "serde", serde(rename = "nvidia-smi"))]
+    #[serde(rename = "nvidia-smi")]
     NvidiaSmi,
     /// A file in the form of `autocvd status --json`.
-    #[cfg_attr(feature = "serde", serde(rename = "file"))]
+    #[serde(rename = "file")]
     File,
 }
 
 /// Which processes the driver's lists can name (`process_view` in JSON).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(Serialize, Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ProcessView {
     /// All of them: this process lives in the host's PID namespace.
     #[default]
@@ -82,63 +75,53 @@ pub struct Recording {
 pub(crate) const RESERVED: &str = "reserved in /etc/autocvd.conf";
 
 /// One physical GPU.
-#[derive(Debug, Clone, PartialEq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Gpu {
     /// The place in PCI bus order, from 0: what nvidia-smi calls the GPU's id.
     pub index: u32,
     /// `GPU-` and 36 hexadecimal digits and dashes.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub uuid: Option<String>,
     /// Its place on the PCI bus.
-    #[cfg_attr(feature = "serde", serde(default, with = "json::pci_bus_id"))]
+    #[serde(default, with = "json::pci_bus_id")]
     pub pci_bus_id: Option<PciBusId>,
     /// The product name, such as `NVIDIA A100-SXM4-80GB`.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub name: Option<String>,
     /// Device memory.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub memory: Memory,
     /// How busy the GPU was over the driver's last sample period.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub utilization: Utilization,
     /// Who may create contexts on it.
-    #[cfg_attr(feature = "serde", serde(default, with = "json::compute_mode"))]
+    #[serde(default, with = "json::compute_mode")]
     pub compute_mode: Fact<ComputeMode>,
     /// The MIG devices it is divided into, where MIG is enabled.
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::mig"))]
+    #[serde(default, deserialize_with = "json::mig")]
     pub mig: Option<Mig>,
     /// The processes that have a context on it.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub processes: Fact<Vec<Process>>,
     /// Whether its memory is a NUMA node of the host that has no CPUs (Grace Hopper), where pages
     /// stay allocated after the process that used them has ended.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub memory_is_numa_node: bool,
     /// Whether the driver wants it to be recovered from an error; `None` where nobody asked.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub health: Option<Health>,
     /// The launches that have taken it.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub claims: Vec<ClaimInfo>,
     /// Whether the administrator keeps it from everybody: `exclude` in /etc/autocvd.conf.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, skip_serializing_if = "json::is_false")
-    )]
+    #[serde(default, skip_serializing_if = "json::is_false")]
     pub reserved: bool,
     /// Why it cannot be used at all, where the probe says so: lost, in need of a reset, not
     /// permitted.
-    #[cfg_attr(feature = "serde", serde(skip))]
+    #[serde(skip)]
     pub unusable: Option<String>,
     /// What was judged when the machine was recorded, where it comes from a file.
-    #[cfg_attr(feature = "serde", serde(skip))]
+    #[serde(skip)]
     pub recorded: Option<Judgement>,
     /// What [`Snapshot::judge`] made of all this.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub state: Option<State>,
     /// Why it is in that state, where there is something to say.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub reason: Option<String>,
 }
 
@@ -156,31 +139,24 @@ impl Gpu {
 }
 
 /// Memory in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Memory {
     /// All the memory there is; where it is the machine's (DGX Spark, Jetson), the machine's.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub total: Fact<u64>,
     /// What is allocated, without the driver's own reserve where the driver tells them apart. It
     /// does not apply to memory that the GPU shares with the CPUs: nobody tells what of it is the
     /// GPU's.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub used: Fact<u64>,
     /// What the driver calls free; where the memory is the machine's, what is available there.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub free: Fact<u64>,
 }
 
 /// Utilization in percent (nvmlDeviceGetUtilizationRates).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Utilization {
     /// The share of time in which a kernel ran.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub gpu: Fact<u32>,
     /// The share of time in which memory was read or written.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub memory: Fact<u32>,
 }
 
@@ -227,25 +203,18 @@ impl ComputeMode {
 }
 
 /// What the driver says of a GPU's health.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Health {
     /// What has to be done before it works again; `None` where that is unknown, as to drivers
     /// before R570.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub recovery_action: Option<RecoveryAction>,
     /// Whether a row of its memory could not be replaced by a spare one.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub remap_failed: Option<bool>,
 }
 
 /// NVML's nvmlDeviceGpuRecoveryAction_t, with the numbers that R590 and later added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(Serialize, Deserialize),
-    serde(rename_all = "SCREAMING_SNAKE_CASE")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum RecoveryAction {
     /// It is well.
     None,
@@ -254,7 +223,7 @@ pub enum RecoveryAction {
     /// The machine needs a reboot.
     NodeReboot,
     /// Its connections to other GPUs are to be drained; it computes on its own.
-    #[cfg_attr(feature = "serde", serde(rename = "DRAIN_P2P"))]
+    #[serde(rename = "DRAIN_P2P")]
     DrainP2p,
     /// It is to be drained of work and reset.
     DrainAndReset,
@@ -265,7 +234,7 @@ pub enum RecoveryAction {
     /// The machine needs a reboot.
     SystemReboot,
     /// An action that later drivers know.
-    #[cfg_attr(feature = "serde", serde(other))]
+    #[serde(other)]
     Other,
 }
 
@@ -332,105 +301,85 @@ impl Health {
 }
 
 /// What a MIG-enabled GPU is divided into.
-#[derive(Debug, Clone, PartialEq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Mig {
     /// The MIG devices that exist; may be empty.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub devices: Vec<MigDevice>,
 }
 
 /// One MIG device: the device that a process can use of a MIG-enabled GPU.
-#[derive(Debug, Clone, PartialEq, Default)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MigDevice {
     /// The MIG device's number on its GPU.
     pub index: u32,
     /// NVML's GPU instance id.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub gpu_instance_id: Option<u32>,
     /// NVML's compute instance id.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub compute_instance_id: Option<u32>,
     /// `MIG-` and 36 hexadecimal digits and dashes: the only way to name it to CUDA.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub uuid: Option<String>,
     /// Such as `NVIDIA A100-SXM4-80GB MIG 1g.10gb`.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub name: Option<String>,
     /// Its share of the GPU's memory.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub memory: Memory,
     /// The processes on it.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub processes: Fact<Vec<Process>>,
     /// The launches that have taken it.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub claims: Vec<ClaimInfo>,
     /// As [`Gpu::reserved`].
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, skip_serializing_if = "json::is_false")
-    )]
+    #[serde(default, skip_serializing_if = "json::is_false")]
     pub reserved: bool,
     /// As [`Gpu::unusable`].
-    #[cfg_attr(feature = "serde", serde(skip))]
+    #[serde(skip)]
     pub unusable: Option<String>,
     /// As [`Gpu::recorded`].
-    #[cfg_attr(feature = "serde", serde(skip))]
+    #[serde(skip)]
     pub recorded: Option<Judgement>,
     /// As [`Gpu::state`].
-    #[cfg_attr(feature = "serde", serde(default))]
     pub state: Option<State>,
     /// As [`Gpu::reason`].
-    #[cfg_attr(feature = "serde", serde(default))]
     pub reason: Option<String>,
 }
 
 /// A process with a context on a GPU.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its id in the namespace that the driver reports in.
     pub pid: u32,
     /// What kind of context it has.
-    #[cfg_attr(feature = "serde", serde(rename = "type"))]
+    #[serde(rename = "type")]
     pub kind: ProcessKind,
     /// The name of its user.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub user: Option<String>,
     /// Its command line.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub command: Option<String>,
     /// The GPU memory it holds, in bytes.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub used_memory: Option<u64>,
     /// When it started: Unix time in seconds.
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::time"))]
+    #[serde(default, deserialize_with = "json::time")]
     pub started: Option<u64>,
     /// Whether its program makes no GPU busy: `ignore` in /etc/autocvd.conf.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, skip_serializing_if = "json::is_false")
-    )]
+    #[serde(default, skip_serializing_if = "json::is_false")]
     pub ignored: bool,
 }
 
 /// The process types of nvidia-smi.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessKind {
     /// A compute context.
-    #[cfg_attr(feature = "serde", serde(rename = "C"))]
+    #[serde(rename = "C")]
     Compute,
     /// A graphics context only: Xorg, a compositor.
-    #[cfg_attr(feature = "serde", serde(rename = "G"))]
+    #[serde(rename = "G")]
     Graphics,
     /// Both.
-    #[cfg_attr(feature = "serde", serde(rename = "C+G"))]
+    #[serde(rename = "C+G")]
     ComputeGraphics,
     /// A compute context through the MPS server.
-    #[cfg_attr(feature = "serde", serde(rename = "M+C", alias = "M", alias = "C+M"))]
+    #[serde(rename = "M+C", alias = "M", alias = "C+M")]
     MpsCompute,
 }
 
@@ -452,52 +401,35 @@ impl ProcessKind {
 }
 
 /// A claim as it is told to people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimInfo {
     /// What it is for: `command`, `lease`, `shell` or `share`.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, skip_serializing_if = "Option::is_none")
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// The process that it is for, or the shell whose lease it is.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub pid: Option<u32>,
     /// The name of its user, or the number where it has none.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub user: Option<String>,
     /// Its command line.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub command: Option<String>,
     /// When it was made: Unix time in seconds.
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "json::time"))]
+    #[serde(default, deserialize_with = "json::time")]
     pub since: Option<u64>,
     /// When it ends unless a process is seen: Unix time in seconds.
-    #[cfg_attr(
-        feature = "serde",
-        serde(
-            default,
-            skip_serializing_if = "Option::is_none",
-            deserialize_with = "json::time"
-        )
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "json::time"
     )]
     pub until: Option<u64>,
     /// How many bytes a share is of.
-    #[cfg_attr(
-        feature = "serde",
-        serde(default, skip_serializing_if = "Option::is_none")
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
 }
 
 /// What can be done with a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(Serialize, Deserialize),
-    serde(rename_all = "lowercase")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// Nobody uses it.
     Free,
@@ -519,26 +451,20 @@ pub struct Judgement {
 }
 
 /// How two GPUs are connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// The indices of the two GPUs, the lower first.
     pub gpus: (u32, u32),
     /// How many NVLinks join them directly, or 1 where they only reach each other through NVSwitch.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[serde(default)]
     pub nvlinks: u32,
     /// Their nearest common PCIe ancestor.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub ancestor: Option<TopologyLevel>,
 }
 
 /// NVML's nvmlGpuTopologyLevel_t: the nearer, the smaller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(
-    feature = "serde",
-    derive(Serialize, Deserialize),
-    serde(rename_all = "lowercase")
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TopologyLevel {
     /// The same board.
     Internal,

@@ -40,7 +40,7 @@ mod error;
 mod fact;
 mod fork_local;
 /// For the fuzz targets alone.
-#[cfg(all(feature = "serde", any(test, fuzzing)))]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod gpu;

@@ -4,7 +4,6 @@
 //! what is happening on one of them. A request that is met by the first GPU asks no more of the
 //! driver.
 
-#[cfg(feature = "serde")]
 pub(crate) mod file;
 mod kernel;
 pub(crate) mod nvml;
@@ -119,14 +118,7 @@ pub(crate) fn open(
                 Ok(Box::new(smi))
             }
         },
-        #[cfg(feature = "serde")]
         ProbeChoice::File(path) => Ok(Box::new(file::FileProbe(file::read(path)?))),
-        #[cfg(not(feature = "serde"))]
-        ProbeChoice::File(path) => Err(Error::UnreadableFile {
-            path: path.clone(),
-            reason: "this build reads no files (it lacks the feature 'serde')".to_owned(),
-            source: None,
-        }),
     }
 }
 

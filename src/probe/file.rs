@@ -52,13 +52,9 @@ struct Document {
     _source: Source,
     #[serde(default, deserialize_with = "json::time")]
     time: Option<u64>,
-    #[serde(default)]
     host: Option<String>,
-    #[serde(default)]
     boot_id: Option<String>,
-    #[serde(default)]
     version: Option<String>,
-    #[serde(default)]
     driver_version: Option<String>,
     #[serde(default)]
     process_view: ProcessView,
