@@ -746,6 +746,8 @@ impl ClaimStore {
     /// # Errors
     /// Where it cannot be made.
     pub(crate) fn queue(&mut self, enqueued_at: Duration, demand: &Demand) -> io::Result<Ticket> {
+        // A judge has few descriptors, and those who wait may be many.
+        self.judge = None;
         self.directory.refresh()?;
         Ticket::take(&self.directory, self.inside(), enqueued_at, demand)
     }

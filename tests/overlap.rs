@@ -208,6 +208,23 @@ fn a_stopped_judge_holds_up_nobody_and_keeps_what_it_holds() {
 }
 
 #[test]
+fn a_judge_sleeps_while_more_launches_of_its_shell_wait_than_it_may_have_descriptors() {
+    let machine = machine(1);
+    let script = r#"ulimit -n 40
+        x=$(autocvd -q -o --hold 600s)
+        for i in $(seq 60); do autocvd -q -i 600s -- true & done
+        until [ $(ls "$AUTOCVD_CLAIM_DIR/queue" 2>/dev/null | wc -l) -ge 120 ]; do sleep 0.1; done
+        ticks() { cut -d' ' -f14,15 "/proc/$(pgrep -f "for bash $$\$")/stat" | tr ' ' +; }
+        before=$(($(ticks))); sleep 2; after=$(($(ticks)))
+        autocvd release; wait
+        echo $((after - before))"#;
+    let ticks = run(&mut machine.shell("bash", script)).success();
+    // A spin takes two hundred.
+    let ticks: u32 = ticks.trim().parse().expect("a number");
+    assert!(ticks < 50, "{ticks} ticks");
+}
+
+#[test]
 fn a_command_substitution_does_not_wait_for_the_judge() {
     let machine = machine(1);
     let script =

@@ -23,6 +23,7 @@ pub(super) use rules::{Lease, Purpose};
 use rules::{Shell, State};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,6 +35,8 @@ const LINGER: Duration = Duration::from_secs(60);
 /// again.
 const SETTLING_LOOKS: u32 = 8;
 const SETTLING_PAUSE: Duration = Duration::from_micros(500);
+/// How many launches it listens to at a time, where it may have that many descriptors.
+const MAX_CONNECTIONS: u64 = 64;
 /// How often a judge tells cleaners of old files that its lock files are in use.
 const UPKEEP: Duration = Duration::from_secs(3600);
 
@@ -118,6 +121,7 @@ struct Judge {
     namespace: Option<u64>,
     listener: Option<Listener>,
     connections: Vec<OwnedFd>,
+    max_connections: usize,
     /// Since when it has had nothing to hold.
     idle_since: Option<Duration>,
     next_upkeep: Duration,
@@ -137,6 +141,7 @@ impl Judge {
         kept.extend(listener.iter().map(|listener| listener.as_fd().as_raw_fd()));
         close_all_but(kept);
         detach();
+        let descriptors = raise_descriptor_limit();
         listener.iter().for_each(Listener::adopt);
         let namespace = proc::pid_namespace();
         let shell = requester.map(Shell::new);
@@ -148,6 +153,7 @@ impl Judge {
             namespace,
             listener,
             connections: Vec::new(),
+            max_connections: (descriptors / 4).clamp(1, MAX_CONNECTIONS) as usize,
             idle_since: None,
             next_upkeep: proc::since_boot() + UPKEEP,
         };
@@ -231,7 +237,9 @@ impl Judge {
         let watched = self.leases.iter().flat_map(Lease::descriptors);
         let shell = self.shell.iter().filter(|_| !self.shell_end_seen);
         let shell = shell.filter_map(|shell| shell.descriptor());
-        let listener = self.listener.iter().map(AsFd::as_fd);
+        // The others wait in the socket's queue until one of these goes.
+        let is_full = self.connections.len() >= self.max_connections;
+        let listener = self.listener.iter().filter(|_| !is_full).map(AsFd::as_fd);
         let connections = self.connections.iter().map(AsFd::as_fd);
         let all = watched.chain(shell).chain(listener).chain(connections);
         let mut all: Vec<PollFd> = all
@@ -243,7 +251,8 @@ impl Judge {
     /// Answers who asks.
     fn serve(&mut self) {
         if let Some(listener) = &self.listener {
-            self.connections.extend(listener.accept());
+            let room = self.max_connections.saturating_sub(self.connections.len());
+            self.connections.extend(listener.accept().take(room));
         }
         for connection in std::mem::take(&mut self.connections) {
             match link::receive(&connection) {
@@ -412,6 +421,16 @@ fn close_range(first: RawFd, last: RawFd) {
             unsafe { libc::close(descriptor) };
         }
     }
+}
+
+/// How many descriptors it may have: as many as its user lets it, for all leases of the shell need
+/// some.
+fn raise_descriptor_limit() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // It cannot fail where the limit is not raised beyond the maximum.
+    let _ = setrlimit(Resource::Nofile, limit);
+    limit.current.unwrap_or(u64::MAX)
 }
 
 /// Leaves the terminal, the working directory and all signals of the launch.

@@ -89,10 +89,10 @@ impl Listener {
     }
 
     /// This user's connections.
-    pub(super) fn accept(&self) -> Vec<OwnedFd> {
+    pub(super) fn accept(&self) -> impl Iterator<Item = OwnedFd> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let next = || rustix::net::accept_with(&self.0, flags).ok();
-        std::iter::from_fn(next).filter(is_ours).collect()
+        let next = move || rustix::net::accept_with(&self.0, flags).ok();
+        std::iter::from_fn(next).filter(is_ours)
     }
 }
 
