@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the release program on a machine with a real NVIDIA GPU, and measures there.
 
-    python3 benches/gpu_check.py [--program target/release/autocvd] [--results FOLDER]
+    python3 benches/gpu_check.py [--program target/release/autocvd] [--results DIRECTORY]
 
 Needs nothing but the program, Python and NVIDIA's driver: real CUDA processes are made through libcuda. Prints a
 table and writes it as JSON to benches/results/<gpu>-<driver>-<date>.json. Ends in 1 where a check failed, in 77

@@ -226,7 +226,7 @@ pub(crate) enum Environ {
     /// The environment is empty: the process is in the midst of an exec, for a moment.
     Execing,
     /// It cannot be read: another user's process, or one that has written over it.
-    Hidden,
+    Unreadable,
 }
 
 /// The environment that a process was started with; what can be told of any variable where it
@@ -243,7 +243,7 @@ fn environ(pid: u32) -> Result<Vec<u8>, Environ> {
             }
         }
         Some(environment) => Ok(environment),
-        None => Err(Environ::Hidden),
+        None => Err(Environ::Unreadable),
     }
 }
 
@@ -290,7 +290,7 @@ pub(crate) fn variable(pid: u32, name: &str, value: &str) -> Environ {
     if entries.all(is_variable) {
         Environ::NotSet
     } else {
-        Environ::Hidden
+        Environ::Unreadable
     }
 }
 

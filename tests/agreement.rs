@@ -82,10 +82,10 @@ fn at(place: Place, machine: &Machine, command: &Command) -> Option<Command> {
         Place::NodeWithoutCpus => r#"mount --bind "$ROOT/node" /sys/devices/system/node &&"#,
     };
     let root = machine.path().join("root");
-    fs::create_dir_all(root.join("dev")).expect("our own folder");
+    fs::create_dir_all(root.join("dev")).expect("our own directory");
     for (node, cpus) in [("node0", "0-7\n"), ("node1", "\n")] {
-        fs::create_dir_all(root.join("node").join(node)).expect("our own folder");
-        fs::write(root.join("node").join(node).join("cpulist"), cpus).expect("our own folder");
+        fs::create_dir_all(root.join("node").join(node)).expect("our own directory");
+        fs::write(root.join("node").join(node).join("cpulist"), cpus).expect("our own directory");
     }
     let wrapped = |command: &Command| {
         let mut inside = machine.command("unshare");
@@ -131,8 +131,9 @@ fn by_nvml(kind: &Kind) -> Option<Outcome> {
 
 fn by_nvidia_smi(kind: &Kind, printed: &Printed) -> Option<Outcome> {
     let machine = Machine::gpus(1);
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi");
-    let mut text = fs::read_to_string(format!("{folder}/{}", printed.fixture)).expect("a fixture");
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi");
+    let mut text =
+        fs::read_to_string(format!("{directory}/{}", printed.fixture)).expect("a fixture");
     for (from, to) in &printed.edits {
         assert!(
             text.contains(from),
@@ -143,10 +144,10 @@ fn by_nvidia_smi(kind: &Kind, printed: &Printed) -> Option<Outcome> {
         text = text.replacen(from, to, 1);
     }
     let file = machine.path().join("printed.xml");
-    fs::write(&file, text).expect("our own folder");
+    fs::write(&file, text).expect("our own directory");
     let file = file.display();
     let script =
-        format!("#!/bin/sh\ncase $1 in -L) cat '{folder}/list.txt';; *) cat '{file}';; esac\n");
+        format!("#!/bin/sh\ncase $1 in -L) cat '{directory}/list.txt';; *) cat '{file}';; esac\n");
     machine.install("nvidia-smi", &script);
     let mut command = machine.autocvd();
     command

@@ -461,7 +461,7 @@ fn what_outlives_an_inner_launch_is_still_inside_it_and_the_outer_one_keeps_the_
 }
 
 #[test]
-fn surroundings_that_are_not_here_are_ignored() {
+fn ancestors_that_are_not_here_are_ignored() {
     let machine = Machine::gpus(2);
     let _holder = command_running(&machine, &["--only", "1"], &["sleep", "60"]);
     let device = "GPU-00000000-0000-0000-0000-000000000000";

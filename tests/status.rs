@@ -558,7 +558,7 @@ fn colour_can_be_forced_and_forbidden() {
 }
 
 #[test]
-fn a_folder_of_claims_that_cannot_be_used_is_told_on_stderr_alone() {
+fn a_directory_of_claims_that_cannot_be_used_is_told_on_stderr_alone() {
     let machine = Machine::gpus(1);
     fs::write(machine.claims(), "no directory").expect("our own directory");
     let outcome = run(machine.autocvd().arg("status"));

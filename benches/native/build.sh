@@ -1,5 +1,5 @@
 #!/bin/sh
-# build.sh FOLDER: makes FOLDER/floor, FOLDER/usage and FOLDER/libfree_nvml.so. Needs a C compiler.
+# build.sh DIRECTORY: makes DIRECTORY/floor, DIRECTORY/usage and DIRECTORY/libfree_nvml.so. Needs a C compiler.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1

@@ -1,5 +1,8 @@
-"""`import autocvd.auto`, `autocvd.status()` and `python -m autocvd`."""
+"""The modules of the package: their imports; `autocvd.auto`, `status()`, `python -m autocvd`."""
 
+import ast
+import glob
+import graphlib
 import json
 import os
 import subprocess
@@ -9,6 +12,27 @@ import unittest
 from machine import PATIENCE, MachineTest
 
 GIB = 1 << 30
+
+
+class Imports(unittest.TestCase):
+    def test_no_module_imports_one_that_leads_back_to_it(self):
+        package = os.path.join(os.path.dirname(__file__), os.pardir, "autocvd")
+        modules = {
+            os.path.basename(path)[: -len(".py")]: path for path in glob.glob(f"{package}/*.py")
+        }
+        imports = {name: set() for name in modules}
+        for name, path in modules.items():
+            with open(path) as file:
+                nodes = ast.walk(ast.parse(file.read()))
+            for node in nodes:
+                if isinstance(node, ast.ImportFrom) and node.module and node.level:
+                    imports[name].add(node.module)
+                elif isinstance(node, ast.ImportFrom) and node.level:
+                    # `from . import name`: a module, or a name of the package itself.
+                    names = {alias.name for alias in node.names} - {"_autocvd"}
+                    imports[name] |= {one if one in modules else "__init__" for one in names}
+        self.assertIn("_allocation", imports["_process"])
+        graphlib.TopologicalSorter(imports).prepare()
 
 
 class Auto(MachineTest):

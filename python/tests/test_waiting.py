@@ -311,7 +311,7 @@ class Warnings(MachineTest):
         (warning,) = self.warned(bridge)
         self.assertIn("(jax)", warning)
 
-    def test_a_folder_of_claims_that_cannot_be_used_is_warned_of(self):
+    def test_a_directory_of_claims_that_cannot_be_used_is_warned_of(self):
         file = os.path.join(self.path, "file")
         open(file, "w").close()
         (warning,) = self.warned(environment={"AUTOCVD_CLAIM_DIR": file})

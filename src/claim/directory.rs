@@ -317,8 +317,8 @@ mod tests {
 
     #[test]
     fn a_removed_lock_file_is_made_anew_and_told_from_the_old_one() {
-        let folder = tempfile::tempdir().expect("a directory");
-        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&place.path().join("claims")).expect("our own");
         let file = directory.lock_file("GPU-1").expect("it can be made");
         assert!(directory.names_file("GPU-1", &file));
         directory.remove("GPU-1.lock");

@@ -281,10 +281,10 @@ mod tests {
 
     #[test]
     fn two_open_files_exclude_each_other_and_the_kernel_tells_of_it() {
-        let folder = tempfile::tempdir().expect("a directory");
+        let place = tempfile::tempdir().expect("a directory");
         let (one, two) = (
-            open(&folder.path().join("gpu")),
-            open(&folder.path().join("gpu")),
+            open(&place.path().join("gpu")),
+            open(&place.path().join("gpu")),
         );
         assert!(try_lock(&one, Range::level(0), Mode::Exclusive).expect("locks"));
         assert!(!try_lock(&two, Range::level(0), Mode::Exclusive).expect("locks"));
@@ -301,8 +301,8 @@ mod tests {
 
     #[test]
     fn guests_share_and_stand_against_the_outermost_level_alone() {
-        let folder = tempfile::tempdir().expect("a directory");
-        let files = [(); 3].map(|()| open(&folder.path().join("gpu")));
+        let place = tempfile::tempdir().expect("a directory");
+        let files = [(); 3].map(|()| open(&place.path().join("gpu")));
         assert!(try_lock(&files[0], Range::GUESTS, Mode::Shared).expect("locks"));
         assert!(try_lock(&files[1], Range::GUESTS, Mode::Shared).expect("locks"));
         let seen = |range| {
@@ -316,16 +316,16 @@ mod tests {
 
     #[test]
     fn all_tokens_are_found_and_waiters_are_none() {
-        let folder = tempfile::tempdir().expect("a directory");
+        let place = tempfile::tempdir().expect("a directory");
         let wanted = [0, 1, 7, TOKEN_LIMIT - 1, 1 << 40];
         let files = wanted.map(|token| {
-            let file = open(&folder.path().join("gpu"));
+            let file = open(&place.path().join("gpu"));
             assert!(try_lock(&file, Range::token(token), Mode::Exclusive).expect("locks"));
             file
         });
-        let waiter = open(&folder.path().join("gpu"));
+        let waiter = open(&place.path().join("gpu"));
         assert!(try_lock(&waiter, Range::token(9), Mode::Shared).expect("locks"));
-        let reader = open(&folder.path().join("gpu"));
+        let reader = open(&place.path().join("gpu"));
         let mut found = tokens(&reader, 64);
         found.sort_unstable();
         assert_eq!(found, [0, 1, 7, 1 << 40, TOKEN_LIMIT - 1]);

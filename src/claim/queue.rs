@@ -406,8 +406,8 @@ mod tests {
 
     #[test]
     fn a_waiter_is_read_with_what_it_waits_for_and_can_be_called() {
-        let folder = tempfile::tempdir().expect("a directory");
-        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&place.path().join("claims")).expect("our own");
         let now = proc::since_boot();
         let namespace = proc::pid_namespace();
         let ticket = Ticket::take(&directory, None, now, &demand()).expect("a position");
@@ -442,8 +442,8 @@ mod tests {
 
     #[test]
     fn a_position_whose_process_has_ended_or_is_anothers_is_none() {
-        let folder = tempfile::tempdir().expect("a directory");
-        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&place.path().join("claims")).expect("our own");
         let queue = directory.make_inner(DIRECTORY).expect("our own");
         let namespace = proc::pid_namespace().expect("tests run where /proc is");
         let own = ProcessId::own().expect("it runs");

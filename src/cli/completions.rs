@@ -30,10 +30,10 @@ fn generated(shell: clap_complete::Shell) -> String {
 
 /// Nothing where the machine cannot be read: a completion has no place for errors.
 fn ids() -> String {
-    let settled = options::Status::settle(Default::default(), &Variables::default());
-    let lines = settled
+    let merged = options::Status::merge_env(Default::default(), &Variables::default());
+    let lines = merged
         .ok()
-        .and_then(|settled| status::ids(&settled.probe).ok());
+        .and_then(|merged| status::ids(&merged.probe).ok());
     lines.unwrap_or_default()
 }
 

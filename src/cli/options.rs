@@ -1,4 +1,4 @@
-//! What is asked for, settled: the command line first, then the variables, then the defaults.
+//! What is asked for, merged: the command line first, then the variables, then the defaults.
 
 use super::advice::Origins;
 use super::args::{self, Format, MainArgs, Options, ProbeArg, StatusArgs};
@@ -99,7 +99,7 @@ pub(super) enum StatusForm {
 impl Launch {
     /// # Errors
     /// A variable's value is wrong, or two options contradict each other.
-    pub(super) fn settle(written: MainArgs, variables: &Variables) -> Result<Self, Failure> {
+    pub(super) fn merge_env(written: MainArgs, variables: &Variables) -> Result<Self, Failure> {
         let MainArgs { options, command } = written;
         let verbosity = verbosity(&options, variables)?;
         let output = output(&options, command, variables)?;
@@ -220,7 +220,7 @@ impl Launch {
 impl Status {
     /// # Errors
     /// A variable's value is wrong.
-    pub(super) fn settle(written: StatusArgs, variables: &Variables) -> Result<Self, Failure> {
+    pub(super) fn merge_env(written: StatusArgs, variables: &Variables) -> Result<Self, Failure> {
         let values = Values { variables };
         let form = if written.json {
             StatusForm::Json
@@ -451,10 +451,10 @@ mod tests {
         "-s -- prog",
     ];
 
-    fn settle(line: &str, pairs: &[(&str, &str)]) -> Launch {
+    fn merge_env(line: &str, pairs: &[(&str, &str)]) -> Launch {
         let words = std::iter::once("autocvd").chain(line.split_whitespace());
         let written = MainArgs::try_parse_from(words).expect("a right line");
-        Launch::settle(written, &Variables::from_pairs(pairs)).expect("right values")
+        Launch::merge_env(written, &Variables::from_pairs(pairs)).expect("right values")
     }
 
     #[test]
@@ -474,7 +474,7 @@ mod tests {
                 let words: Vec<OsString> = words.map(Into::into).collect();
                 let guard = Guard::of(&words, &Variables::from_pairs(pairs));
                 let is_written = Guard::of(&words, &Variables::default()) == Guard::Silent;
-                let expected = match settle(line, pairs).output {
+                let expected = match merge_env(line, pairs).output {
                     Output::Command { .. } => Guard::Silent,
                     Output::Ids | Output::Json if !is_written => {
                         assert_ne!(guard, Guard::Silent, "{line} {pairs:?}");
@@ -495,18 +495,18 @@ mod tests {
     #[test]
     fn fish_as_a_variable_is_read_by_every_shell() {
         assert_eq!(
-            settle("-s", &[("SHELL", "fish")]).output,
+            merge_env("-s", &[("SHELL", "fish")]).output,
             Output::Export(Syntax::Posix)
         );
         assert_eq!(
-            settle("-s --shell fish", &[]).output,
+            merge_env("-s --shell fish", &[]).output,
             Output::Export(Syntax::Fish)
         );
     }
 
     #[test]
     fn a_value_keeps_the_name_that_it_came_by() {
-        let launch = settle(
+        let launch = merge_env(
             "-x 1 2",
             &[("ONLY", "1, 3"), ("EXCLUDE", "0"), ("FROM", "-")],
         );
@@ -532,10 +532,10 @@ mod tests {
             let words: Vec<OsString> = std::iter::once("autocvd").chain(words).map(Into::into).collect();
             let guard = Guard::of(&words, &Variables::default());
             let parsed = MainArgs::try_parse_from(&words).ok();
-            let settled = parsed.and_then(|written| Launch::settle(written, &Variables::default()).ok());
+            let merged = parsed.and_then(|written| Launch::merge_env(written, &Variables::default()).ok());
             // A line that is wrong may be guarded in any way; one that is right as its output
             // needs.
-            if let Some(launch) = settled {
+            if let Some(launch) = merged {
                 let fits = match (launch.output, guard) {
                     (Output::Command { .. } | Output::Ids | Output::Json, guard) => guard == Guard::Silent,
                     (Output::Docker | Output::Cdi, guard) => guard == Guard::Container,

@@ -95,7 +95,7 @@ fn parse_with<'a, T: FromArgMatches>(
 
 fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), Failure> {
     match subcommand {
-        Subcommand::Status(args) => status::run(Status::settle(args, variables)?),
+        Subcommand::Status(args) => status::run(Status::merge_env(args, variables)?),
         Subcommand::Doctor => doctor::run(),
         Subcommand::Completions { shell } => print(&completions::script(shell)),
         Subcommand::Release => release_shell_claims(&Environment::read().claim_dir)
@@ -112,7 +112,7 @@ fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), F
 
 /// The main job.
 fn launch(written: MainArgs, variables: &Variables) -> Result<(), Failure> {
-    let launch = Launch::settle(written, variables)?;
+    let launch = Launch::merge_env(written, variables)?;
     if let Output::Command { words, .. } = &launch.output {
         words
             .first()

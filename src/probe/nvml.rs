@@ -6,7 +6,7 @@
 //! process that ends soon pays nothing for that, and on large machines a shutdown costs as much as
 //! all the rest.
 
-mod explain;
+mod error_text;
 mod links;
 mod processes;
 
@@ -117,7 +117,7 @@ impl Nvml {
         let library = load(named)?;
         let count = library
             .device_count()
-            .map_err(|e| format!("NVML cannot count the GPUs: {}", explain::error(&e)))?;
+            .map_err(|e| format!("NVML cannot count the GPUs: {}", error_text::error(&e)))?;
         if count == 0 {
             return Err("NVML finds no GPU; check that the machine has one and that this process may see it \
                         (in a container: start it with its GPUs, such as --gpus all)"
@@ -152,12 +152,16 @@ impl Nvml {
                 Ok(device) if slot.known.unusable.is_some() => slot.identify(device),
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!("NVML: GPU {}: {}", slot.known.index, explain::error(&error));
+                    tracing::debug!(
+                        "NVML: GPU {}: {}",
+                        slot.known.index,
+                        error_text::error(&error)
+                    );
                     if matches!(
                         error,
                         NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NoPermission
                     ) {
-                        slot.unavailable(explain::error(&error));
+                        slot.unavailable(error_text::error(&error));
                     }
                 }
             }
@@ -266,7 +270,7 @@ fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, 
         Ok::<&'static Library, NvmlError>(Box::leak(Box::new(library)))
     };
     if let Some(path) = named {
-        return init(&path).map_err(|e| explain::init(&e, Some(&path)));
+        return init(&path).map_err(|e| error_text::init(&e, Some(&path)));
     }
     let mut result = init(LIBRARY.as_ref());
     for directory in DIRECTORIES {
@@ -278,7 +282,7 @@ fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, 
             result = init(path.as_os_str());
         }
     }
-    result.map_err(|e| explain::init(&e, None))
+    result.map_err(|e| error_text::init(&e, None))
 }
 
 /// Whether the driver says, or its library's age says, that there is no such thing to ask about.
@@ -312,7 +316,7 @@ impl DeviceSlot {
         (self.answers, self.is_cold) = (true, false);
         match self.address.handle(library) {
             Ok(device) => self.identify(device),
-            Err(error) => self.unavailable(explain::error(&error)),
+            Err(error) => self.unavailable(error_text::error(&error)),
         }
     }
 
@@ -339,7 +343,7 @@ impl DeviceSlot {
             Err(error) => {
                 return self.unavailable(format!(
                     "whether MIG is enabled cannot be read: {}",
-                    explain::error(&error)
+                    error_text::error(&error)
                 ));
             }
         }
@@ -350,7 +354,7 @@ impl DeviceSlot {
                 Ok(part) => part,
                 Err(NvmlError::NotFound | NvmlError::InvalidArg) => continue,
                 Err(error) => {
-                    let unusable = Some(explain::error(&error));
+                    let unusable = Some(error_text::error(&error));
                     found.devices.push(MigDevice {
                         index,
                         unusable,
@@ -415,7 +419,7 @@ impl Probe for Nvml {
         match &mut gpu.mig {
             Some(mig) => {
                 if let Some(part) = slot.mig.iter().flatten().next() {
-                    gpu.compute_mode = reader.note(compute_mode(part));
+                    gpu.compute_mode = reader.record(compute_mode(part));
                 }
                 for (part, into) in slot.mig.iter().zip(&mut mig.devices) {
                     if let Some(part) = part {
@@ -428,7 +432,7 @@ impl Probe for Nvml {
                 }
                 if detail.shows_people() {
                     gpu.memory = reader.memory(device);
-                    gpu.processes = reader.all_processes(device).map(processes::plain);
+                    gpu.processes = reader.all_processes(device).map(processes::into_processes);
                     gpu.utilization = Utilization {
                         gpu: Fact::NotApplicable,
                         memory: Fact::NotApplicable,
@@ -554,16 +558,16 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// What the answer to a question about a metric says of it.
-    fn note<T>(&mut self, answer: std::result::Result<T, NvmlError>) -> Fact<T> {
+    fn record<T>(&mut self, answer: std::result::Result<T, NvmlError>) -> Fact<T> {
         let error = match answer {
             Ok(value) => return Fact::Value(value),
             Err(error) if is_absent(&error) => return Fact::NotApplicable,
             Err(error) => error,
         };
         if matches!(error, NvmlError::GpuLost | NvmlError::ResetRequired) {
-            self.lost = Some(explain::error(&error));
+            self.lost = Some(error_text::error(&error));
         } else {
-            tracing::debug!("NVML: {}", explain::error(&error));
+            tracing::debug!("NVML: {}", error_text::error(&error));
         }
         Fact::Unknown
     }
@@ -571,9 +575,9 @@ impl Reader<'_> {
     /// What the driver says of its health: one call. What cannot be read of it is held against no
     /// GPU.
     fn health(&mut self, device: &Device) -> Health {
-        let answers = self.note(device.field_values_for(&HEALTH_FIELDS));
+        let answers = self.record(device.field_values_for(&HEALTH_FIELDS));
         let mut numbers = answers.value().into_iter().flatten().map(|sample| {
-            match self.note(sample.and_then(|sample| sample.value)) {
+            match self.record(sample.and_then(|sample| sample.value)) {
                 Fact::Value(SampleValue::U32(number)) => Some(number),
                 _ => None,
             }
@@ -586,13 +590,13 @@ impl Reader<'_> {
     }
 
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
-        gpu.compute_mode = self.note(compute_mode(device));
+        gpu.compute_mode = self.record(compute_mode(device));
         gpu.memory = self.gpu_memory(device);
         let listed = match self.detail.shows_people() {
             true => self.all_processes(device),
             false => self.deciding_processes(device, gpu.memory),
         };
-        gpu.processes = listed.map(processes::plain);
+        gpu.processes = listed.map(processes::into_processes);
         // Memory explains nothing where its pages outlive their process; only then is it worth
         // asking.
         if self.detail.shows_people() || memory_needs_explaining(gpu.memory.used) {
@@ -601,7 +605,7 @@ impl Reader<'_> {
         let list_decides =
             self.view == ProcessView::Host && matches!(gpu.processes, Fact::Value(_));
         if self.detail.shows_people() || !list_decides {
-            let rates = self.note(device.utilization_rates());
+            let rates = self.record(device.utilization_rates());
             gpu.utilization = Utilization {
                 gpu: rates.as_ref().map(|rates| rates.gpu),
                 memory: rates.as_ref().map(|rates| rates.memory),
@@ -618,7 +622,8 @@ impl Reader<'_> {
         let instance = (part.gpu_instance_id, part.compute_instance_id);
         // Some drivers list the whole GPU's processes for each of its MIG devices.
         let listed = self.all_processes(device);
-        part.processes = listed.map(|all| processes::plain(processes::of_instance(all, instance)));
+        part.processes =
+            listed.map(|all| processes::into_processes(processes::of_instance(all, instance)));
         if self.detail.shows_people() {
             part.name = device.name().ok();
         }
@@ -643,10 +648,10 @@ impl Reader<'_> {
                 free: Fact::Value(info.free),
             },
             Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired)) => {
-                self.note::<()>(Err(error));
+                self.record::<()>(Err(error));
                 Memory::default()
             }
-            Err(_) => match self.note(processes::memory_v1(device)) {
+            Err(_) => match self.record(processes::memory_v1(device)) {
                 Fact::Value(memory) => memory,
                 Fact::NotApplicable => Memory {
                     total: Fact::NotApplicable,
@@ -691,7 +696,7 @@ impl Reader<'_> {
     }
 
     fn list(&mut self, device: &Device, list: List) -> Fact<Vec<ProcessEntry>> {
-        self.note(self.lists.read(device, list))
+        self.record(self.lists.read(device, list))
     }
 
     /// Old drivers have no list of MPS clients, and name them among the computing processes.

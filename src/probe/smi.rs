@@ -1,12 +1,12 @@
 //! The machine's state as nvidia-smi tells it: what there is to fall back to where NVML cannot be
 //! loaded.
 
-mod explain;
+mod error_text;
 pub(crate) mod parse;
 mod run;
 mod xml;
 
-pub(crate) use explain::explain;
+pub(crate) use error_text::explain;
 pub(crate) use parse::{ListedMigDevice, parse, parse_list};
 pub(crate) use run::{Output, run};
 

@@ -465,8 +465,8 @@ def command_line(program, request):
     return line
 
 
-def ask(line, request, folder, **more):
-    environment = {"PATH": os.environ["PATH"], "AUTOCVD_CLAIM_DIR": f"{folder}/claims", **more}
+def ask(line, request, directory, **more):
+    environment = {"PATH": os.environ["PATH"], "AUTOCVD_CLAIM_DIR": f"{directory}/claims", **more}
     if "visible" in request:
         environment |= {"CUDA_VISIBLE_DEVICES": request["visible"], "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     ended = subprocess.run(line, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -538,19 +538,19 @@ def as_seen_by_nvml(machine):
     return seen
 
 
-def check(case, program, seed, library, folder):
+def check(case, program, seed, library, directory):
     rng = random.Random(f"{seed}/{case}")
     machine = any_machine(rng)
     request = any_request(rng, machine)
-    own_folder = Path(folder) / str(os.getpid())
-    own_folder.mkdir(exist_ok=True)
-    file = own_folder / f"{case}.json"
+    own_directory = Path(directory) / str(os.getpid())
+    own_directory.mkdir(exist_ok=True)
+    file = own_directory / f"{case}.json"
     file.write_text(json.dumps(document(machine)))
     expected = decide(machine, request)
     problems = []
 
     def compare(what, line, **environment):
-        code, ids, told = ask(line, request, own_folder, **environment)
+        code, ids, told = ask(line, request, own_directory, **environment)
         if (code, ids) != expected:
             visible = f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={request['visible']} " if "visible" in request else ""
             problems.append(f"case {case}, {what}: expected {expected}, got {(code, ids)}\n  {visible}{shlex.join(line)}\n  {told}")
@@ -558,7 +558,7 @@ def check(case, program, seed, library, folder):
     line = command_line(program, request)
     compare("--from", [*line, "--from", str(file)])
     if case % 10 == 0:
-        again = own_folder / f"{case}-again.json"
+        again = own_directory / f"{case}-again.json"
         status = subprocess.run([program, "status", "--json", "--from", file], capture_output=True, text=True)
         again.write_text(status.stdout)
         compare("what status recorded of it", [*line, "--from", str(again)])
@@ -566,7 +566,7 @@ def check(case, program, seed, library, folder):
             again.unlink()
     told = told_by_nvml(machine) if library and case % 20 == 0 else None
     if told:
-        fake = own_folder / f"{case}.nvml"
+        fake = own_directory / f"{case}.nvml"
         fake.mkdir(exist_ok=True)
         (fake / "machine.json").write_text(json.dumps(told))
         expected = decide(as_seen_by_nvml(machine), request)
@@ -585,10 +585,10 @@ def main():
     parser.add_argument("--case", type=int, help="this one alone")
     arguments = parser.parse_args()
     cases = range(arguments.cases) if arguments.case is None else [arguments.case]
-    folder = tempfile.mkdtemp(prefix="autocvd-judge-")
+    directory = tempfile.mkdtemp(prefix="autocvd-judge-")
     failed, told = 0, 0
     with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
-        work = (pool.submit(check, case, os.path.abspath(arguments.program), arguments.seed, arguments.nvml, folder) for case in cases)
+        work = (pool.submit(check, case, os.path.abspath(arguments.program), arguments.seed, arguments.nvml, directory) for case in cases)
         for future in concurrent.futures.as_completed(list(work)):
             problems, by_nvml = future.result()
             told += by_nvml
@@ -597,9 +597,9 @@ def main():
                 print(*problems, sep="\n", end="\n" * bool(problems))
     print(f"seed {arguments.seed}: {len(cases)} cases, {failed} disagreements ({told} through NVML)")
     if failed:
-        print(f"the machines are in {folder}", file=sys.stderr)
+        print(f"the machines are in {directory}", file=sys.stderr)
     else:
-        subprocess.run(["rm", "-r", folder], check=True)
+        subprocess.run(["rm", "-r", directory], check=True)
     return 1 if failed else 0
 
 

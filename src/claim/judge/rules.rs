@@ -375,7 +375,7 @@ impl Lease {
                 unclear.set(unclear.get() || stat.parent != KTHREADD);
                 false
             }
-            Environ::NotSet | Environ::Hidden => false,
+            Environ::NotSet | Environ::Unreadable => false,
         };
         let last = proc::last_pid();
         let left = self.started_since(own, carries);
@@ -586,8 +586,8 @@ impl Lease {
             Environ::Set => Kind::Program,
             Environ::Execing => Kind::Unclear,
             // What cannot be read takes no risk, until one was seen that could.
-            Environ::Hidden if self.phase == Phase::Pending => Kind::Program,
-            Environ::Hidden | Environ::NotSet => Kind::Other,
+            Environ::Unreadable if self.phase == Phase::Pending => Kind::Program,
+            Environ::Unreadable | Environ::NotSet => Kind::Other,
         }
     }
 

@@ -188,7 +188,7 @@ pub(super) fn settles(compute: &[ProcessEntry]) -> bool {
 
 /// Whether a process of the list computes.
 pub(super) fn names_one_that_computes(listed: &[ProcessEntry]) -> bool {
-    let listed = plain(listed.to_vec());
+    let listed = into_processes(listed.to_vec());
     listed
         .iter()
         .any(|process| process.computes_beside(&listed))
@@ -236,7 +236,7 @@ pub(super) fn merge(
 }
 
 /// Without what only the driver cares for.
-pub(super) fn plain(listed: Vec<ProcessEntry>) -> Vec<Process> {
+pub(super) fn into_processes(listed: Vec<ProcessEntry>) -> Vec<Process> {
     listed.into_iter().map(|listed| listed.process).collect()
 }
 
@@ -318,7 +318,7 @@ mod tests {
             Fact::Value(vec![on(2, List::Mps)]),
             Fact::Value(vec![on(3, List::Graphics), on(4, List::Graphics)]),
         );
-        let kinds: Vec<_> = plain(merged.value().expect("a list"))
+        let kinds: Vec<_> = into_processes(merged.value().expect("a list"))
             .into_iter()
             .map(|process| (process.pid, process.kind))
             .collect();
@@ -354,7 +354,7 @@ mod tests {
     fn a_mig_device_has_the_processes_of_its_own_instance_and_those_that_may_be_on_it() {
         let on = |pid, gi| entry(pid, 0, (gi, gi.map(|_| 0)), List::Compute);
         let all = vec![on(1, Some(7)), on(2, Some(9)), on(3, None)];
-        let pids: Vec<u32> = plain(of_instance(all, (Some(7), Some(0))))
+        let pids: Vec<u32> = into_processes(of_instance(all, (Some(7), Some(0))))
             .iter()
             .map(|process| process.pid)
             .collect();

@@ -71,7 +71,7 @@ const MPS_FUNCTIONS: [&str; 22] = [
 pub struct Call {
     pub name: &'static str,
     pub machine: Arc<Machine>,
-    pub folder: &'static Path,
+    pub directory: &'static Path,
 }
 
 impl Call {
@@ -89,12 +89,12 @@ impl Call {
     }
 
     fn begin(name: &'static str) -> Result<Self, Code> {
-        let folder = folder();
-        log(folder, "calls", name);
+        let directory = directory();
+        log(directory, "calls", name);
         let call = Self {
             name,
-            machine: machine(folder)?,
-            folder,
+            machine: machine(directory)?,
+            directory,
         };
         if !name.starts_with("nvmlInit") && INITIALIZED.load(Ordering::SeqCst) == 0 {
             return Err(UNINITIALIZED);
@@ -163,7 +163,7 @@ impl Call {
     /// What a driver does when a process first asks for a GPU.
     pub fn initialize_gpu(&self, index: usize, takes_ms: u64) {
         if GPUS.next(index) == 0 {
-            log(self.folder, "initializations", &index.to_string());
+            log(self.directory, "initializations", &index.to_string());
             thread::sleep(Duration::from_millis(takes_ms));
         }
     }
@@ -178,16 +178,16 @@ impl Call {
     }
 }
 
-/// The folder of the files that tell what to say.
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| match std::env::var_os("FAKE_NVML") {
-        Some(folder) => folder.into(),
+/// The directory of the files that tell what to say.
+fn directory() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| match std::env::var_os("FAKE_NVML") {
+        Some(directory) => directory.into(),
         None => library().parent().map(Path::to_owned).unwrap_or_default(),
     })
 }
 
-/// Where this library was loaded from. One process can load several copies, each with a folder of its own.
+/// Where this library was loaded from. One process can load several copies, each with a directory of its own.
 fn library() -> PathBuf {
     // SAFETY: all-zero is a valid Dl_info, and dladdr fills it from an address within this library; the
     // name it gives lasts as long as the library is loaded.
@@ -202,9 +202,12 @@ fn library() -> PathBuf {
 }
 
 /// Adds a line to a file, if it exists.
-fn log(folder: &Path, file: &str, line: &str) {
+fn log(directory: &Path, file: &str, line: &str) {
     // One write to a file opened for appending: lines of several processes never mix.
-    if let Ok(mut file) = fs::OpenOptions::new().append(true).open(folder.join(file)) {
+    if let Ok(mut file) = fs::OpenOptions::new()
+        .append(true)
+        .open(directory.join(file))
+    {
         let _ = file.write_all(format!("{line}\n").as_bytes());
     }
 }
@@ -213,9 +216,9 @@ fn log(folder: &Path, file: &str, line: &str) {
 type Stamp = (u64, u64, i64, i64);
 
 /// The machine as machine.json describes it now.
-fn machine(folder: &Path) -> Result<Arc<Machine>, Code> {
+fn machine(directory: &Path) -> Result<Arc<Machine>, Code> {
     static READ: Mutex<Option<(Stamp, Arc<Machine>)>> = Mutex::new(None);
-    let path = folder.join("machine.json");
+    let path = directory.join("machine.json");
     let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
     let parsed = (|| {
         let metadata = fs::metadata(&path).map_err(|error| error.to_string())?;

@@ -120,7 +120,7 @@ impl<'a> Device<'a> {
     fn parts(&self) -> Vec<(Option<&'a MigDevice>, &'a [Process], Vec<Process>)> {
         let register = |names: &[Option<String>]| {
             let names: Vec<String> = names.iter().flatten().cloned().collect();
-            registered(self.call.folder, &names)
+            registered(self.call.directory, &names)
         };
         let of_mig = |number: usize, mig: &'a MigDevice| {
             let names = [Some(format!("{}.{number}", self.index)), mig.uuid.clone()];

@@ -1,4 +1,4 @@
-//! A library that speaks NVML's C interface, told what to say by files in one folder: the one that
+//! A library that speaks NVML's C interface, told what to say by files in one directory: the one that
 //! `FAKE_NVML` names, else the one the library itself lies in.
 //!
 //! - `machine.json` describes the machine ([`config::Machine`]); it is read again whenever it changed.

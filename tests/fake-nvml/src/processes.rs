@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime};
 use crate::config::{PROCESS_MEMORY, Process};
 
 /// The processes registered under one of a device's names.
-pub fn registered(folder: &Path, names: &[String]) -> Vec<Process> {
+pub fn registered(directory: &Path, names: &[String]) -> Vec<Process> {
     let mut processes: Vec<Process> = names
         .iter()
-        .filter_map(|name| fs::read_dir(folder.join("procs").join(name)).ok())
+        .filter_map(|name| fs::read_dir(directory.join("procs").join(name)).ok())
         .flatten()
         .filter_map(|entry| process(&entry.ok()?.path()))
         .collect();

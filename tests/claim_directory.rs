@@ -98,7 +98,7 @@ fn user_holds(machine: &Machine, uid: u32) -> Running {
 }
 
 #[test]
-fn users_heed_each_others_claims_whoever_made_the_folder() {
+fn users_heed_each_others_claims_whoever_made_the_directory() {
     for first in [0, NOBODY] {
         let Some(machine) = shared_machine(3) else {
             return;
@@ -166,7 +166,7 @@ impl Drop for Setting {
 }
 
 #[test]
-fn protected_files_in_sticky_folders_are_no_obstacle() {
+fn protected_files_in_sticky_directories_are_no_obstacle() {
     let Some(machine) = shared_machine(3) else {
         return;
     };
@@ -225,7 +225,7 @@ fn a_file_in_its_place_costs_a_warning_not_the_job() {
 }
 
 #[test]
-fn a_place_where_no_folder_can_be_made_costs_a_warning_not_the_job() {
+fn a_place_where_no_directory_can_be_made_costs_a_warning_not_the_job() {
     let machine = Machine::gpus(1);
     let mut command = machine.autocvd();
     command.env("AUTOCVD_CLAIM_DIR", "/proc/none/autocvd");
@@ -239,7 +239,7 @@ fn a_place_where_no_folder_can_be_made_costs_a_warning_not_the_job() {
 }
 
 #[test]
-fn a_folder_that_may_not_be_written_costs_a_warning_not_the_job() {
+fn a_directory_that_may_not_be_written_costs_a_warning_not_the_job() {
     let Some(machine) = shared_machine(1) else {
         return;
     };
@@ -381,7 +381,7 @@ fn a_directory_that_others_can_empty_is_told_of_and_repaired_by_root() {
 const LOCK_FILE: &str = "GPU-00000000-0000-0000-0000-000000000000.lock";
 
 #[test]
-fn nothing_that_lies_in_the_folder_blocks_or_hangs() {
+fn nothing_that_lies_in_the_directory_blocks_or_hangs() {
     type Make = fn(&std::path::Path);
     let kinds: [Make; 5] = [
         |path| fs::create_dir(path).expect("our own directory"),
@@ -594,7 +594,7 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
 }
 
 #[test]
-fn a_slash_behind_the_folder_does_not_follow_a_link() {
+fn a_slash_behind_the_directory_does_not_follow_a_link() {
     for end in ["", "/", "//", "/."] {
         let machine = Machine::gpus(1);
         let real = machine.path().join("real");
@@ -615,7 +615,7 @@ fn a_slash_behind_the_folder_does_not_follow_a_link() {
 }
 
 #[test]
-fn a_folder_that_is_moved_or_removed_while_the_driver_answers_is_made_anew_for_everybody() {
+fn a_directory_that_is_moved_or_removed_while_the_driver_answers_is_made_anew_for_everybody() {
     let list = "nvmlDeviceGetComputeRunningProcesses_v3";
     let asked = |machine: &Machine| machine.calls().iter().filter(|call| *call == list).count();
     for (remove, arguments) in [
