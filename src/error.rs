@@ -91,8 +91,8 @@ pub enum Error {
 
     /// An index in `CUDA_VISIBLE_DEVICES` counts the GPUs by their speed, and they are not alike.
     #[error(
-        "CUDA_VISIBLE_DEVICES='{value}' counts the fastest GPU first, and this machine's differ: set \
-         CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID"
+        "CUDA_VISIBLE_DEVICES='{value}' counts the fastest GPU first, and this machine's differ: \
+         set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID"
     )]
     AmbiguousOrder {
         /// The value.
@@ -241,7 +241,8 @@ impl fmt::Display for Shortage {
             let usable = gpus(self.usable);
             return write!(
                 f,
-                "but MIG is enabled and a process can use one MIG device alone ({usable} without MIG)"
+                "but MIG is enabled and a process can use one MIG device alone ({usable} without \
+                 MIG)"
             );
         }
         match self.total {

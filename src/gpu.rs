@@ -278,14 +278,15 @@ impl RecoveryAction {
         match self {
             Self::None | Self::DrainP2p | Self::Imex => None,
             Self::GpuReset | Self::BusReset | Self::DrainAndReset => Some(
-                "the driver wants it to be reset: end what runs on it, then run 'nvidia-smi --gpu-reset \
-                 -i ID' as root, or reboot",
+                "the driver wants it to be reset: end what runs on it, then run 'nvidia-smi \
+                 --gpu-reset -i ID' as root, or reboot",
             ),
             Self::NodeReboot | Self::SystemReboot => {
                 Some("the driver wants a reboot of the machine to recover it from an error")
             }
             Self::Other => Some(
-                "the driver wants it to be recovered from an error; 'nvidia-smi -q' says what to do",
+                "the driver wants it to be recovered from an error; 'nvidia-smi -q' says what to \
+                 do",
             ),
         }
     }
@@ -295,7 +296,8 @@ impl Health {
     /// Why programs cannot use the GPU, and what helps, if so.
     pub fn fault(self) -> Option<&'static str> {
         let remedy = self.recovery_action.and_then(RecoveryAction::remedy);
-        let remap = "a row remap failed: its memory has errors that no spare row replaces; have it replaced";
+        let remap = "a row remap failed: its memory has errors that no spare row replaces; have it \
+                     replaced";
         remedy.or_else(|| (self.remap_failed == Some(true)).then_some(remap))
     }
 }

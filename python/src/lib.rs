@@ -76,7 +76,9 @@ mod _autocvd {
 
     /// Starts finding, waiting for and claiming GPUs.
     #[pyfunction]
-    #[pyo3(signature = (wanted, *, timeout, interval, visible, inside, own_claims, wants_detail, explains))]
+    #[pyo3(signature = (
+        wanted, *, timeout, interval, visible, inside, own_claims, wants_detail, explains,
+    ))]
     #[expect(
         clippy::too_many_arguments,
         reason = "they are the function's, by name"

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 /// How long the driver may be silent before a line says so.
 const SILENCE: Duration = Duration::from_secs(5);
 /// What the line says.
-const SILENCE_TEXT: &str = "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for it (see dmesg; Ctrl-C ends this)";
+const SILENCE_TEXT: &str = "autocvd: the NVIDIA driver has not answered for 5 s; still waiting for \
+                            it (see dmesg; Ctrl-C ends this)";
 /// How long a driver that is asked shortly before the deadline may take to answer.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long it may take to answer where there is one look and no wait: without persistence mode a
@@ -354,7 +355,8 @@ impl Running {
                     .unwrap_or(ONE_LOOK),
             );
             let text = format!(
-                "the NVIDIA driver did not answer within {waited}; see dmesg, or give a longer timeout"
+                "the NVIDIA driver did not answer within {waited}; see dmesg, or give a longer \
+                 timeout"
             );
             return Err(GpuTimeoutError::new_err(text));
         }

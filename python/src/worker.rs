@@ -211,8 +211,8 @@ fn own_claims_in_the_way(own: &[String], status: &WaitStatus) -> Option<Error> {
         return None;
     }
     let text = format!(
-        "of the {all} to choose among, this thread has already claimed {}, and would wait for itself; \
-         release those first, or set a timeout",
+        "of the {all} to choose among, this thread has already claimed {}, and would wait for \
+         itself; release those first, or set a timeout",
         mine.join(", ")
     );
     Some(Error::Observer(Box::new(WouldWaitForItself(text))))

@@ -198,8 +198,8 @@ fn excluded(
                     .filter(|device| is_nameless(device.gpu()));
                 devices.extend(nameless.map(Device::id));
                 observer.warn(&format!(
-                    "'{id}', to be excluded, names no GPU that can be identified; one that cannot be is not \
-                     given either"
+                    "'{id}', to be excluded, names no GPU that can be identified; one that cannot \
+                     be is not given either"
                 ));
             }
             Err(error) => return Err(error),

@@ -1,4 +1,4 @@
-//! `NVML_MPS_DEVICE_ENUMERATION`, which puts the devices of an MPS session in the place of the GPUs.
+//! `NVML_MPS_DEVICE_ENUMERATION`, which puts the devices of an MPS session in the GPUs' place.
 //!
 //! NVML reads the variable when it is initialized, and then answers neither for process lists nor
 //! for compute modes. autocvd therefore takes it out of its own environment. COMMAND gets it back.

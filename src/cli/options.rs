@@ -324,8 +324,8 @@ fn output(
     }
     let written = options.format;
     if options.source && matches!(written, Some(Format::Docker | Format::Cdi)) {
-        let text = "--source prints a shell's assignments and --format the arguments of a container \
-                    engine; leave one of them out";
+        let text = "--source prints a shell's assignments and --format the arguments of a \
+                    container engine; leave one of them out";
         return Err(Failure::usage(text));
     }
     let container = |format| match format {
@@ -521,23 +521,27 @@ mod tests {
         fn the_guard_fits_the_output_of_every_line(
             words in proptest::collection::vec(
                 proptest::sample::select(&[
-                    "-s", "-e", "-o", "-q", "-v", "-l", "-so", "-qs", "--json", "--id-only", "--export",
-                    "--format", "--format=csh", "--shell", "fish", "tcsh", "docker", "cdi", "-x", "0",
-                    "-xo", "-n", "-n2", "-no", "--only", "--from", "-", "--bind", "--uuid", "--",
+                    "-s", "-e", "-o", "-q", "-v", "-l", "-so", "-qs", "--json", "--id-only",
+                    "--export", "--format", "--format=csh", "--shell", "fish", "tcsh", "docker",
+                    "cdi", "-x", "0", "-xo", "-n", "-n2", "-no", "--only", "--from", "-", "--bind", "--uuid", "--",
                     "prog", "status", "-x=1", "--watch", "-t", "1s", "",
                 ][..]),
                 0..7,
             ),
         ) {
-            let words: Vec<OsString> = std::iter::once("autocvd").chain(words).map(Into::into).collect();
+            let words = std::iter::once("autocvd").chain(words).map(Into::into);
+            let words: Vec<OsString> = words.collect();
             let guard = Guard::of(&words, &Variables::default());
             let parsed = MainArgs::try_parse_from(&words).ok();
-            let merged = parsed.and_then(|written| Launch::merge_env(written, &Variables::default()).ok());
+            let merge = |written| Launch::merge_env(written, &Variables::default()).ok();
+            let merged = parsed.and_then(merge);
             // A line that is wrong may be guarded in any way; one that is right as its output
             // needs.
             if let Some(launch) = merged {
                 let fits = match (launch.output, guard) {
-                    (Output::Command { .. } | Output::Ids | Output::Json, guard) => guard == Guard::Silent,
+                    (Output::Command { .. } | Output::Ids | Output::Json, guard) => {
+                        guard == Guard::Silent
+                    }
                     (Output::Docker | Output::Cdi, guard) => guard == Guard::Container,
                     (Output::Prefix(_), guard) => guard == Guard::Prefix,
                     (Output::Export(Syntax::Posix), guard) => guard == Guard::Export,

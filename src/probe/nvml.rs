@@ -119,9 +119,11 @@ impl Nvml {
             .device_count()
             .map_err(|e| format!("NVML cannot count the GPUs: {}", error_text::error(&e)))?;
         if count == 0 {
-            return Err("NVML finds no GPU; check that the machine has one and that this process may see it \
-                        (in a container: start it with its GPUs, such as --gpus all)"
-                .into());
+            return Err(
+                "NVML finds no GPU; check that the machine has one and that this process \
+                 may see it (in a container: start it with its GPUs, such as --gpus all)"
+                    .into(),
+            );
         }
         let all = || (0..count).map(|index| DeviceSlot::new(library, Address::Number(index)));
         let mut slots = match narrow.and_then(|narrow| narrowed(library, count, narrow)) {
@@ -260,8 +262,8 @@ fn load(named: Option<OsString>) -> std::result::Result<&'static Library, String
 fn initialize(named: Option<OsString>) -> std::result::Result<&'static Library, String> {
     if std::env::var_os(MPS_VIEW).is_some_and(|value| !value.is_empty() && value != "0") {
         return Err(format!(
-            "{MPS_VIEW} is set, so that NVML would show the devices of an MPS session in the place of the GPUs; unset \
-             it for this process"
+            "{MPS_VIEW} is set, so that NVML would show the devices of an MPS session in the place \
+             of the GPUs; unset it for this process"
         ));
     }
     // It is large, with all its functions' addresses: from here on only its own address moves.

@@ -44,9 +44,11 @@ impl NvidiaSmi {
     pub(crate) fn open() -> Result<Self, String> {
         let first = probe(TIME_LIMIT)?;
         match first.gpus.is_empty() {
-            true => {
-                Err("nvidia-smi finds no GPU; check that the machine has one and that this process may see it".into())
-            }
+            true => Err(
+                "nvidia-smi finds no GPU; check that the machine has one and that this process \
+                 may see it"
+                    .into(),
+            ),
             false => Ok(Self { first: Some(first) }),
         }
     }
@@ -80,8 +82,10 @@ impl Probe for NvidiaSmi {
 /// # Errors
 /// What went wrong and what to do about it, in one line.
 pub(crate) fn probe(time_limit: Duration) -> Result<Snapshot, String> {
-    let program = find(std::env::var_os("PATH").as_deref())
-        .ok_or("nvidia-smi is not on PATH: install the NVIDIA driver's utilities, or add their directory to PATH")?;
+    let program = find(std::env::var_os("PATH").as_deref()).ok_or(
+        "nvidia-smi is not on PATH: install the NVIDIA driver's utilities, or add their \
+         directory to PATH",
+    )?;
     probe_with(program.as_os_str(), time_limit)
 }
 

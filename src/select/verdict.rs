@@ -273,8 +273,8 @@ impl<'a> Evidence<'a> {
             Fact::Unknown => Verdict::Unknown(format!("unknown: {why}, nor can its utilization")),
             Fact::NotApplicable if list_may_come => Verdict::Unknown(format!("unknown: {why}")),
             Fact::NotApplicable => Verdict::Unknowable(format!(
-                "whether it is in use can never be told here: {why}, and this machine tells neither \
-                 its used memory nor its utilization"
+                "whether it is in use can never be told here: {why}, and this machine tells \
+                 neither its used memory nor its utilization"
             )),
         }
     }

@@ -17,8 +17,9 @@ pub(super) fn init(error: &NvmlError, named: Option<&OsStr>) -> String {
             let help = match named {
                 Some(_) => "name the driver's libnvidia-ml.so.1, or unset the variable",
                 None => {
-                    "install the NVIDIA driver, or name the library in AUTOCVD_NVML_LIB (in a container: start it with \
-                     its GPUs, such as --gpus all, and NVIDIA_DRIVER_CAPABILITIES=utility)"
+                    "install the NVIDIA driver, or name the library in AUTOCVD_NVML_LIB (in a \
+                     container: start it with its GPUs, such as --gpus all, and \
+                     NVIDIA_DRIVER_CAPABILITIES=utility)"
                 }
             };
             format!(
@@ -28,7 +29,8 @@ pub(super) fn init(error: &NvmlError, named: Option<&OsStr>) -> String {
         }
         NvmlError::FailedToLoadSymbol(_) => {
             format!(
-                "NVML: {library} has no nvmlInit_v2, so it is not NVIDIA's management library; name the right one"
+                "NVML: {library} has no nvmlInit_v2, so it is not NVIDIA's management library; \
+                 name the right one"
             )
         }
         other => format!("NVML cannot be initialized: {}", self::error(other)),
@@ -45,16 +47,19 @@ pub(super) fn error(error: &NvmlError) -> String {
             "it needs a reset: 'nvidia-smi --gpu-reset -i ID' as root, or reboot"
         }
         NvmlError::NoPermission => {
-            "no permission: a cgroup or the mode of /dev/nvidia* forbids it; ask for it in the job or container"
+            "no permission: a cgroup or the mode of /dev/nvidia* forbids it; ask for it in the job \
+             or container"
         }
         NvmlError::DriverNotLoaded => {
             "the NVIDIA driver is not loaded; load it with 'modprobe nvidia'"
         }
         NvmlError::LibRmVersionMismatch => {
-            "driver/library version mismatch, as after an upgrade of the driver; reboot, or reload the kernel modules"
+            "driver/library version mismatch, as after an upgrade of the driver; reboot, or reload \
+             the kernel modules"
         }
         NvmlError::Unknown => {
-            "unknown error; in a container this is a lost device cgroup: restart the container; else see dmesg"
+            "unknown error; in a container this is a lost device cgroup: restart the container; \
+             else see dmesg"
         }
         NvmlError::InsufficientPower => {
             "a power cable of the GPU is not attached properly; attach it"

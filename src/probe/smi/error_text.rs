@@ -5,11 +5,13 @@
 const MESSAGES: [(&str, &str); 13] = [
     (
         "driver/library version mismatch",
-        "the driver was upgraded while the old one is still loaded: reboot, or reload the nvidia kernel modules",
+        "the driver was upgraded while the old one is still loaded: reboot, or reload the nvidia \
+         kernel modules",
     ),
     (
         "gpu is lost",
-        "a GPU has fallen off the bus: see 'dmesg' for its Xid error, then reboot (or reset the GPU)",
+        "a GPU has fallen off the bus: see 'dmesg' for its Xid error, then reboot (or reset the \
+         GPU)",
     ),
     (
         "requires reset",
@@ -17,11 +19,13 @@ const MESSAGES: [(&str, &str); 13] = [
     ),
     (
         "unable to determine the device handle",
-        "a GPU does not answer: see 'dmesg' for its Xid error, then reset it or reboot; in a container, restart that",
+        "a GPU does not answer: see 'dmesg' for its Xid error, then reset it or reboot; in a \
+         container, restart that",
     ),
     (
         "insufficient permissions",
-        "ask for access to /dev/nvidiactl and /dev/nvidia*, or pass the GPUs to the container (docker run --gpus all)",
+        "ask for access to /dev/nvidiactl and /dev/nvidia*, or pass the GPUs to the container \
+         (docker run --gpus all)",
     ),
     (
         "couldn't find libnvidia-ml",
@@ -29,7 +33,8 @@ const MESSAGES: [(&str, &str); 13] = [
     ),
     (
         "couldn't communicate with the nvidia driver",
-        "load the driver with 'modprobe nvidia' as root; if that fails, reinstall it for this kernel",
+        "load the driver with 'modprobe nvidia' as root; if that fails, reinstall it for this \
+         kernel",
     ),
     (
         "driver not loaded",
@@ -37,15 +42,18 @@ const MESSAGES: [(&str, &str); 13] = [
     ),
     (
         "blocked by the operating system",
-        "in WSL2, update the Windows driver and run 'wsl --update'; in a container, pass it the GPUs",
+        "in WSL2, update the Windows driver and run 'wsl --update'; in a container, pass it the \
+         GPUs",
     ),
     (
         "no devices were found",
-        "the driver sees no GPU: look for one with 'lspci | grep -i nvidia' and for its errors in 'dmesg'",
+        "the driver sees no GPU: look for one with 'lspci | grep -i nvidia' and for its errors in \
+         'dmesg'",
     ),
     (
         "unknown error",
-        "in a container, restart it: it has lost its device cgroup; else see 'dmesg' for NVRM lines, then reboot",
+        "in a container, restart it: it has lost its device cgroup; else see 'dmesg' for NVRM \
+         lines, then reboot",
     ),
     (
         "function not found",
@@ -73,12 +81,14 @@ const CODES: [(i32, &str); 13] = [
     ),
     (
         6,
-        "no device was found: look for one with 'lspci | grep -i nvidia' and for its errors in 'dmesg'",
+        "no device was found: look for one with 'lspci | grep -i nvidia' and for its errors in \
+         'dmesg'",
     ),
     (8, "a GPU lacks power: plug in its external power cables"),
     (
         9,
-        "the driver is not loaded: run 'modprobe nvidia' as root; if that fails, reinstall it for this kernel",
+        "the driver is not loaded: run 'modprobe nvidia' as root; if that fails, reinstall it for \
+         this kernel",
     ),
     (
         10,
@@ -86,7 +96,8 @@ const CODES: [(i32, &str); 13] = [
     ),
     (
         12,
-        "the library libnvidia-ml.so was not found: install the driver's libraries, or pass the GPUs to the container",
+        "the library libnvidia-ml.so was not found: install the driver's libraries, or pass the \
+         GPUs to the container",
     ),
     (
         13,
@@ -98,11 +109,13 @@ const CODES: [(i32, &str); 13] = [
     ),
     (
         17,
-        "the operating system blocks the GPU: in WSL2, update the Windows driver; in a container, pass it the GPUs",
+        "the operating system blocks the GPU: in WSL2, update the Windows driver; in a container, \
+         pass it the GPUs",
     ),
     (
         18,
-        "the driver was upgraded while the old one is still loaded: reboot, or reload the nvidia kernel modules",
+        "the driver was upgraded while the old one is still loaded: reboot, or reload the nvidia \
+         kernel modules",
     ),
     (
         255,
@@ -171,7 +184,8 @@ mod tests {
         let table: [(Option<i32>, &str, &[&str]); 21] = [
             (
                 Some(18),
-                "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 535.161\n",
+                "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: \
+                 535.161\n",
                 &["Driver/library version mismatch'", "reboot, or reload"],
             ),
             (Some(18), "", &["exit code 18", "reboot, or reload"]),
@@ -213,8 +227,8 @@ mod tests {
             (Some(6), "", &["no device", "lspci"]),
             (
                 Some(9),
-                "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the \
-                 latest NVIDIA driver is installed and running.\n\n",
+                "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. \
+                 Make sure that the latest NVIDIA driver is installed and running.\n\n",
                 &["couldn't communicate", "modprobe nvidia"],
             ),
             (
@@ -225,9 +239,10 @@ mod tests {
             (Some(9), "", &["modprobe nvidia"]),
             (
                 Some(12),
-                "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA \
-                 Display Driver is properly installed and present in your system.\n\
-                 Please also try adding directory that contains libnvidia-ml.so to your system PATH.\n",
+                "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure \
+                 that the NVIDIA Display Driver is properly installed and present in your system.\n\
+                 Please also try adding directory that contains libnvidia-ml.so to your system \
+                 PATH.\n",
                 &["couldn't find libnvidia-ml.so", "--gpus all"],
             ),
             (

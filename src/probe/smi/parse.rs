@@ -68,8 +68,8 @@ pub(crate) fn parse(xml: &[u8]) -> Result<Snapshot, String> {
     if gpus.len() != attached {
         // Leaving one out would shift the numbers of those behind it, and CUDA's with them.
         return Err(format!(
-            "it counts {attached} GPUs but describes {}; one may be lost: look for Xid errors in 'dmesg', \
-             then reset that GPU or reboot",
+            "it counts {attached} GPUs but describes {}; one may be lost: look for Xid errors in \
+             'dmesg', then reset that GPU or reboot",
             gpus.len()
         ));
     }
@@ -151,7 +151,8 @@ fn unusable(gpu: &Element) -> Option<&'static str> {
         .and_then(|status| status.value("reset_required"));
     if required == Some("Yes") || gpu.any(&|element| says(element, NEEDS_RESET)) {
         return Some(
-            "the GPU needs a reset: end what runs on it, then run 'nvidia-smi --gpu-reset' as root, or reboot",
+            "the GPU needs a reset: end what runs on it, then run 'nvidia-smi --gpu-reset' as \
+             root, or reboot",
         );
     }
     // Only what a working GPU always answers: fans, clocks and utilization print errors on sound
@@ -166,7 +167,8 @@ fn unusable(gpu: &Element) -> Option<&'static str> {
     let fails = |message| vital.iter().flatten().any(|element| says(element, message));
     if fails(UNKNOWN_ERROR) || fails(ERR) {
         return Some(
-            "the driver cannot read it (Unknown Error): in a container, restart that; else reset it or reboot",
+            "the driver cannot read it (Unknown Error): in a container, restart that; else reset \
+             it or reboot",
         );
     }
     // The memory of a MIG-enabled GPU is not for everyone to read, its UUID is.

@@ -62,10 +62,13 @@ pub(crate) fn run(program: &OsStr, args: &[&str], time_limit: Duration) -> Resul
         })?;
     let result = communicate(&mut child, start, time_limit).map_err(|failure| match failure {
         Failure::TimeUp => format!(
-            "'{name}' did not answer within {time_limit:?} and was ended: the driver may hang; see 'dmesg' for NVRM \
-             lines, and reboot if it stays so"
+            "'{name}' did not answer within {time_limit:?} and was ended: the driver may hang; see \
+             'dmesg' for NVRM lines, and reboot if it stays so"
         ),
-        Failure::TooMuch => format!("'{name}' wrote more than {} MiB: is it nvidia-smi?", MOST_OUTPUT >> 20),
+        Failure::TooMuch => format!(
+            "'{name}' wrote more than {} MiB: is it nvidia-smi?",
+            MOST_OUTPUT >> 20
+        ),
         Failure::Io(error) => format!("'{name}' cannot be read from: {error}; try again"),
     });
     if result.is_err() {
@@ -223,7 +226,8 @@ mod tests {
 
     #[test]
     fn large_output_on_both_pipes_does_not_block() {
-        let script = "head -c 3000000 /dev/zero >&2; head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2";
+        let script = "head -c 3000000 /dev/zero >&2; head -c 3000000 /dev/zero; head -c 3000000 \
+                      /dev/zero >&2";
         let output = sh(script, LONG).expect("runs");
         assert_eq!(
             (output.stdout.len(), output.stderr.len()),
