@@ -19,7 +19,7 @@ use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::{self, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
-use crate::policy::{SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
+use crate::policy::{PATIENCE, SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
@@ -28,7 +28,7 @@ use crate::site::SiteConfig;
 use crate::status::{Scope, attach_claims, forget_claims, open_claims, resolve_processes};
 use crate::wait::{WakeLoop, WakeReason, WakeSources};
 use candidates::Candidates;
-use fairness::Handoff;
+use fairness::{Courtesy, Handoff};
 use reading::{Extent, Links};
 use rechecks::Rechecks;
 use retry::Backoff;
@@ -164,7 +164,6 @@ pub fn acquire(
     let attempt = Attempt {
         request,
         site,
-        limit,
         over_limit: None,
         demand: Demand {
             num_gpus,
@@ -173,7 +172,13 @@ pub fn acquire(
             tolerate: request.tolerate,
             devices: keys,
             shell,
+            patience: request
+                .patience
+                .or(environment.patience)
+                .unwrap_or(PATIENCE),
+            max_per_user: limit.as_ref().map(limit::Limit::most),
         },
+        limit,
         constraints: Constraints {
             num_gpus,
             least_used: request.least_used,
@@ -189,9 +194,10 @@ pub fn acquire(
         deadline,
         wake_loop: None,
         ticket: None,
-        position: 0,
+        ahead: Vec::new(),
         handoff: Handoff::default(),
         last_sources: WakeSources::default(),
+        others_tolerate: false,
         backoff: Backoff::new(request.interval),
         second_reading: SecondReading::NotNeeded,
         links: Links::NotAsked,
@@ -282,11 +288,14 @@ struct Attempt<'a> {
     /// Set once it waits.
     wake_loop: Option<WakeLoop>,
     ticket: Option<Ticket>,
-    /// How many came before, as of the last look.
-    position: usize,
+    /// The processes of those ahead that would take whatever this request would take, as of the
+    /// last look, the closest one last.
+    ahead: Vec<u32>,
     handoff: Handoff,
     /// What the last look that succeeded waits for.
     last_sources: WakeSources,
+    /// Whether one of those ahead tolerates processes: then all of them are to be read.
+    others_tolerate: bool,
     backoff: Backoff,
     second_reading: SecondReading,
     links: Links,
@@ -462,6 +471,8 @@ impl Attempt<'_> {
                 num_gpus: self.constraints.num_gpus,
                 min_free_memory: self.constraints.min_free_memory,
                 waiters_ahead,
+                kept: self.handoff.kept().map_or(&[], |kept| &kept.devices),
+                kept_reason: self.handoff.kept().map(|kept| &*kept.reason),
                 deadline: self.deadline,
             });
         }
@@ -483,8 +494,6 @@ impl Attempt<'_> {
             sources.add_time(time);
         }
         self.last = Some(snapshot);
-        // Now, for there is time: when it wakes there is none.
-        self.position = self.ticket.as_ref().map_or(0, Ticket::position);
         Ok(Outcome::Sleep(sources))
     }
 
@@ -558,17 +567,34 @@ impl Attempt<'_> {
             selection = self.choose(&mut snapshot);
         }
         self.apply_limit(&mut selection, &snapshot);
-        let earlier = match &self.claims {
-            // A launch that looks once has no time to leave anything to others.
-            Some(claims) if !self.once => claims.waiters_ahead(self.enqueued_at),
-            _ => Vec::new(),
+        let is_chosen = matches!(selection, Selection::Chosen(_));
+        let (earlier, courtesy) = match &self.claims {
+            Some(claims) if !self.once => (claims.waiters_ahead(self.enqueued_at), Courtesy::ToAll),
+            // A launch that looks once has no time to leave to others what they could take now.
+            Some(claims) if is_chosen => (
+                claims.impatient_ahead(self.enqueued_at),
+                Courtesy::ToGatherer,
+            ),
+            _ => (Vec::new(), Courtesy::ToGatherer),
         };
         let waiters_ahead = earlier.len();
-        if earlier.is_empty() || !matches!(selection, Selection::Chosen(_)) {
+        let own = self.ticket.as_ref().map(Ticket::waiter);
+        let covers = earlier
+            .iter()
+            .filter(|one| own.is_some_and(|own| one.covers(own)));
+        self.ahead = covers.filter_map(|one| Some(one.process?.pid)).collect();
+        let now = proc::since_boot();
+        let gathers = |waiter: &Waiter| waiter.has_lost_patience(now);
+        if self.claims.is_none() && is_chosen {
+            let remains = self.handoff.yield_as_recorded(&self.constraints, &snapshot);
+            selection = remains.unwrap_or(selection);
+        } else if earlier.is_empty() || !is_chosen && !earlier.iter().any(gathers) {
             self.handoff.clear();
         } else {
             // What is left to others is judged by what is, not by what was.
-            if !self.carried.is_empty() {
+            let others_tolerate = earlier.iter().any(|waiter| waiter.tolerate.is_some());
+            if !self.carried.is_empty() || others_tolerate && !self.others_tolerate {
+                self.others_tolerate = others_tolerate;
                 self.carried.clear();
                 self.read_and_select(&mut snapshot);
             }
@@ -577,9 +603,13 @@ impl Attempt<'_> {
                 let call = |waiter: &Waiter| {
                     self.claims.iter().for_each(|claims| claims.call(waiter));
                 };
-                selection =
-                    self.handoff
-                        .yield_to_earlier(&earlier, &self.constraints, &snapshot, call);
+                selection = self.handoff.yield_to_earlier(
+                    &earlier,
+                    courtesy,
+                    &self.constraints,
+                    &snapshot,
+                    call,
+                );
                 match &selection {
                     Selection::Chosen(chosen) if !self.confirm(chosen, &mut snapshot) => {}
                     _ => break,
@@ -692,18 +722,21 @@ impl Attempt<'_> {
             match reason {
                 WakeReason::Exited(pids) => {
                     let watched = self.watched.iter().filter(|(pid, _)| pids.contains(pid));
-                    let gpus = watched.map(|(_, gpu)| *gpu);
-                    break Extent::Gpus(gpus.collect());
+                    let gpus: Vec<usize> = watched.map(|(_, gpu)| *gpu).collect();
+                    // The exit of one who waits says nothing of a GPU.
+                    break match gpus.is_empty() {
+                        true => Extent::Full,
+                        false => Extent::Gpus(gpus),
+                    };
                 }
                 WakeReason::Called => break Extent::Full,
                 WakeReason::Time => {
-                    let is_due =
-                        |time: Option<Instant>| time.is_some_and(|at| at <= Instant::now());
-                    let reads_again = self.second_reading.take_due();
-                    let is_full = is_due(self.handoff.deadline()) || self.backoff.is_due();
-                    break match is_full || reads_again {
+                    let due = self.rechecks.take_due();
+                    // Another time than that of a recheck has come.
+                    let is_other = due.is_empty() || self.backoff.is_due();
+                    break match self.second_reading.take_due() || is_other {
                         true => Extent::Full,
-                        false => Extent::Gpus(self.rechecks.take_due()),
+                        false => Extent::Gpus(due),
                     };
                 }
                 WakeReason::Tick => {}
@@ -712,7 +745,7 @@ impl Attempt<'_> {
                 return Ok(Extent::Full);
             }
         };
-        std::thread::sleep(wakeup_jitter(self.position));
+        std::thread::sleep(wakeup_jitter(self.ahead.len()));
         Ok(extent)
     }
 
@@ -720,8 +753,9 @@ impl Attempt<'_> {
         let blocked = |id: &DeviceId| {
             let device = snapshot.device(*id);
             let shortfall = device.memory_shortfall(self.constraints.min_free_memory);
+            let kept = self.handoff.kept().filter(|kept| kept.devices.contains(id));
             let reason = match device.verdict() {
-                Verdict::Free => shortfall?,
+                Verdict::Free => shortfall.or_else(|| Some(kept?.reason.clone()))?,
                 // The least used one may be in use.
                 other if self.constraints.least_used => {
                     shortfall.or_else(|| other.reason().map(str::to_owned))?

@@ -749,7 +749,8 @@ impl ClaimStore {
         // A judge has few descriptors, and those who wait may be many.
         self.judge = None;
         self.directory.refresh()?;
-        Ticket::take(&self.directory, self.inside(), enqueued_at, demand)
+        let inside = self.inside();
+        Ticket::take(&self.directory, self.namespace, inside, enqueued_at, demand)
     }
 
     /// Those who wait inside the same launch and came before `enqueued_at`, the longest-waiting
@@ -757,6 +758,17 @@ impl ClaimStore {
     pub(crate) fn waiters_ahead(&self, enqueued_at: Duration) -> Vec<Waiter> {
         let inside = self.inside();
         queue::ahead(
+            &self.directory,
+            enqueued_at,
+            self.namespace,
+            inside.as_deref(),
+        )
+    }
+
+    /// Those of [`waiters_ahead`](Self::waiters_ahead) who have lost patience; of many the first.
+    pub(crate) fn impatient_ahead(&self, enqueued_at: Duration) -> Vec<Waiter> {
+        let inside = self.inside();
+        queue::impatient_ahead(
             &self.directory,
             enqueued_at,
             self.namespace,

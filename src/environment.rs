@@ -2,14 +2,18 @@
 
 use crate::claim::{self, Ancestry};
 use crate::site::SiteConfig;
+use crate::text;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Names the NVML library to load.
 const NVML_LIB: &str = "AUTOCVD_NVML_LIB";
 /// Names the directory of claims.
 const CLAIM_DIR: &str = "AUTOCVD_CLAIM_DIR";
+/// After which time of waiting a request gathers.
+const PATIENCE: &str = "AUTOCVD_PATIENCE";
 /// Tells a nested autocvd what it was started inside of.
 pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
 /// What batch systems set in a job, next to `CUDA_VISIBLE_DEVICES`: Slurm, PBS, LSF, and Ray in its
@@ -30,6 +34,8 @@ pub struct Environment {
     pub cuda_device_order: DeviceOrder,
     /// The variable of the batch job that this is part of.
     pub batch_job: Option<&'static str>,
+    /// `AUTOCVD_PATIENCE`: after which time of waiting a request gathers.
+    pub patience: Option<Duration>,
     /// What the administrator sets for all users.
     pub site: SiteConfig,
     /// The launches that this process was started inside of, as far as its environment tells.
@@ -56,6 +62,7 @@ impl Environment {
         Self {
             nvml_library: set(NVML_LIB),
             claim_dir,
+            patience: set(PATIENCE).and_then(|value| patience(&value, &mut site)),
             site,
             cuda_visible_devices: env::var_os("CUDA_VISIBLE_DEVICES")
                 .map(|value| value.to_string_lossy().into_owned()),
@@ -65,6 +72,19 @@ impl Environment {
             },
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
             inside: set(INSIDE).and_then(|value| value.to_str()?.parse().ok()),
+        }
+    }
+}
+
+/// A patience that can be read; the site's warnings tell of another.
+fn patience(value: &OsStr, site: &mut SiteConfig) -> Option<Duration> {
+    let text = value.to_string_lossy();
+    match text::parse_duration(&text) {
+        Ok(patience) => Some(patience),
+        Err(advice) => {
+            site.warnings
+                .push(format!("{PATIENCE}='{text}' has no effect: {advice}"));
+            None
         }
     }
 }

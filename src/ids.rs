@@ -78,6 +78,12 @@ impl<'a> Device<'a> {
         processes.as_ref().map(Vec::as_slice)
     }
 
+    /// Whether it is kept for a request that has waited for so long, as the snapshot says.
+    pub fn is_kept(self) -> bool {
+        let mut waiting = self.snapshot().waiting.iter();
+        waiting.any(|request| request.kept.contains(&self.key()))
+    }
+
     /// The launches that have taken it.
     pub fn claims(self) -> &'a [ClaimInfo] {
         self.mig.map_or(&self.gpu.claims, |mig| &mig.claims)

@@ -43,6 +43,7 @@ mod fork_local;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gather;
 mod gpu;
 mod ids;
 mod observer;

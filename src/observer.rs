@@ -20,6 +20,10 @@ pub struct WaitStatus<'a> {
     pub min_free_memory: Option<u64>,
     /// How many others asked earlier inside the same launch, or outside of any, and can act.
     pub waiters_ahead: usize,
+    /// The devices that are kept for a request that has waited for so long.
+    pub kept: &'a [DeviceId],
+    /// For whom they are.
+    pub(crate) kept_reason: Option<&'a str>,
     /// When to give up.
     pub deadline: Option<Instant>,
 }

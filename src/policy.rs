@@ -3,8 +3,8 @@
 //! # At most 50 ms from a process's exit to the answer
 //! A process's exit wakes a waiter at once. The driver may list the process for some more
 //! milliseconds, so the GPU is read again after each of [`RECHECKS_MS`]. A waiter behind others
-//! gives them a head start of at most [`MAX_WAKEUP_JITTER`]: 20 × 1 ms + 200 × 0.1 ms = 40 ms,
-//! which leaves 10 ms for the driver calls and for the claim.
+//! gives them a head start of at most [`MAX_WAKEUP_JITTER`], which leaves 47 ms for the driver calls
+//! and for the claim.
 
 use crate::fact::Fact;
 use std::time::Duration;
@@ -81,16 +81,26 @@ pub(crate) const SETTLING_LOOKS: u32 = 25;
 pub(crate) const SETTLING_PAUSE: Duration = Duration::from_millis(2);
 /// How long an earlier waiter may leave a free GPU unclaimed before it is passed over.
 pub(crate) const HANDOFF_GRACE: Duration = Duration::from_millis(250);
+/// How long a request waits before it gathers, unless it says otherwise: GPUs that it can use are
+/// kept for it from then on, until it has enough.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the request that gathers may leave enough GPUs unclaimed before it is passed over.
+pub(crate) const GATHERER_GRACE: Duration = Duration::from_secs(5);
+/// How often a request from which GPUs are kept looks whether they still are: nothing tells of a
+/// process that is stopped.
+pub(crate) const GATHERER_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How many waiters that would take the same devices watch for them; those behind these sleep until
+/// one of them leaves. More than one, for one may be stopped or killed just when a device becomes
+/// free.
+pub(crate) const LOOKOUTS: usize = 3;
 /// The longest head start that a waiter gives to those before it in the queue.
 #[cfg(test)]
-const MAX_WAKEUP_JITTER: Duration = Duration::from_millis(40);
+const MAX_WAKEUP_JITTER: Duration = Duration::from_millis(3);
 
-/// Delays a wake-up by queue position (1 ms each up to 20, then 0.1 ms) so that waiters do not
-/// stampede.
-pub(crate) fn wakeup_jitter(position: usize) -> Duration {
-    let near = position.min(20) as u64;
-    let far = position.saturating_sub(20).min(200) as u64;
-    Duration::from_micros(near * 1000 + far * 100)
+/// Delays a wake-up by 1 ms for each earlier waiter that would take the same devices, so that they
+/// look first.
+pub(crate) fn wakeup_jitter(ahead: usize) -> Duration {
+    Duration::from_millis(ahead.min(LOOKOUTS) as u64)
 }
 
 #[cfg(test)]

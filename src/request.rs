@@ -25,6 +25,7 @@ pub struct Request {
     pub(crate) least_used: bool,
     pub(crate) timeout: Option<Duration>,
     pub(crate) interval: Duration,
+    pub(crate) patience: Option<Duration>,
     pub(crate) exclude: Vec<String>,
     pub(crate) only: Option<Vec<String>>,
     pub(crate) min_free_memory: Option<u64>,
@@ -45,6 +46,7 @@ impl Default for Request {
             least_used: false,
             timeout: None,
             interval: policy::INTERVAL,
+            patience: None,
             exclude: Vec::new(),
             only: None,
             min_free_memory: None,
@@ -91,6 +93,15 @@ impl Request {
     /// once in any case.
     pub fn interval(self, interval: Duration) -> Self {
         Self { interval, ..self }
+    }
+
+    /// Gather after this time of waiting: GPUs that this request can use are then kept for it until
+    /// it has enough. 5 minutes unless told, here or by `AUTOCVD_PATIENCE`.
+    pub fn patience(self, patience: Duration) -> Self {
+        Self {
+            patience: Some(patience),
+            ..self
+        }
     }
 
     /// Leave these out: indices, UUIDs or unique starts of them, PCI bus ids.

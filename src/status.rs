@@ -2,6 +2,7 @@
 
 use crate::claim::{Claim, ClaimStore, Waiter};
 use crate::environment::Environment;
+use crate::gather;
 use crate::gpu::{
     ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State, WaitingRequest,
 };
@@ -84,12 +85,13 @@ impl StatusReader {
                     std::thread::sleep(SETTLING_PAUSE);
                     all = attach_claims(&mut snapshot, claims);
                 }
-                snapshot.waiting = waiting(&claims.waiters());
+                keep(&mut snapshot, &claims.waiters());
             }
             resolve_processes(&mut snapshot, Scope::All);
             snapshot.recording = Some(Box::new(recording()));
         }
         snapshot.judge();
+        gather::tell(&mut snapshot);
         Ok(snapshot)
     }
 
@@ -118,6 +120,26 @@ impl StatusReader {
     }
 }
 
+/// Writes down who waits, and what is kept for the one who gathers.
+fn keep(snapshot: &mut Snapshot, waiters: &[Waiter]) {
+    snapshot.waiting = waiting(waiters);
+    // What a launch inside another one waits for is claimed here.
+    let outside: Vec<Waiter> = waiters
+        .iter()
+        .filter(|one| !one.is_nested())
+        .cloned()
+        .collect();
+    let Some(gatherer) = gather::gatherer(&outside, snapshot, proc::since_boot()) else {
+        return;
+    };
+    let kept = gather::keep(gatherer, &snapshot.device_ids(), snapshot).devices;
+    let kept = kept.iter().map(|id| snapshot.device(*id).key()).collect();
+    let place = waiters.iter().position(|one| one.name == gatherer.name);
+    if let Some(request) = place.and_then(|place| snapshot.waiting.get_mut(place)) {
+        request.kept = kept;
+    }
+}
+
 /// What is shown of those who wait.
 fn waiting(waiters: &[Waiter]) -> Vec<WaitingRequest> {
     let (now, since_boot) = (SystemTime::now(), proc::since_boot());
@@ -137,6 +159,7 @@ fn waiting(waiters: &[Waiter]) -> Vec<WaitingRequest> {
             min_free_memory: waiter.min_free_memory,
             share: waiter.share.is_some(),
             place: ahead.count() + 1,
+            kept: Vec::new(),
         }
     };
     waiters.iter().enumerate().map(request).collect()
@@ -228,6 +251,7 @@ fn claim_info(claim: &Claim) -> ClaimInfo {
 /// Takes the claims off all devices, those that were recorded included.
 pub(crate) fn forget_claims(snapshot: &mut Snapshot) {
     let is_claimed = |recorded: &mut Judgement| recorded.state == State::Claimed;
+    snapshot.waiting.clear();
     for gpu in &mut snapshot.gpus {
         gpu.claims.clear();
         gpu.recorded.take_if(is_claimed);

@@ -83,7 +83,9 @@ impl WaitSummary {
         let blocked = status.candidates.iter().rev().filter_map(|id| {
             let device = status.snapshot.device(*id);
             let verdict = device.verdict();
+            let kept = status.kept_reason.filter(|_| status.kept.contains(id));
             let (holder, reason) = match verdict.state() {
+                State::Free if kept.is_some() => ("kept".to_owned(), kept?.to_owned()),
                 State::Free => (
                     "too small".to_owned(),
                     device.memory_shortfall(status.min_free_memory)?,

@@ -167,7 +167,10 @@ class Link(TypedDict):
 
 
 class Waiting(TypedDict):
-    """A request that waits. `since` is Unix time in seconds, `place` its place from 1 on."""
+    """A request that waits. `since` is Unix time in seconds, `place` its place from 1 on.
+
+    `kept` has the UUIDs of the devices that are kept for it, because it has waited for so long.
+    """
 
     pid: Optional[int]
     user: Optional[str]
@@ -177,6 +180,7 @@ class Waiting(TypedDict):
     min_free_memory: Optional[int]
     share: bool
     place: int
+    kept: List[str]
 
 
 class Status(TypedDict):

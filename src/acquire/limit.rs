@@ -32,6 +32,11 @@ impl Limit {
             })
     }
 
+    /// How many GPUs the user may hold.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// # Errors
     /// More are asked for than the user may ever hold.
     pub(super) fn check(&self, num_gpus: usize, snapshot: &Snapshot) -> Result<()> {

@@ -209,7 +209,8 @@ impl Attempt<'_> {
         let view = snapshot.process_view;
         // One process that computes ends the reading of lists early; it may be one to ignore or
         // to tolerate.
-        let settles = self.site.ignore.is_empty() && self.constraints.tolerate.is_none();
+        let tolerates = self.constraints.tolerate.is_some() || self.others_tolerate;
+        let settles = self.site.ignore.is_empty() && !tolerates;
         let detail = match settles {
             true => self.request.detail,
             false => Detail::Everything,

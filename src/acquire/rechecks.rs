@@ -49,6 +49,11 @@ impl Rechecks {
         self.gpus.remove(&gpu);
     }
 
+    /// Others look for this request.
+    pub(super) fn stop_all(&mut self) {
+        self.gpus.clear();
+    }
+
     /// When the next GPU is to be read again.
     pub(super) fn next(&self) -> Option<Instant> {
         self.gpus

@@ -5,10 +5,11 @@ use super::rechecks::Pace;
 use crate::claim::{Claim, WakeHint};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::Device;
-use crate::policy::{HIDDEN_POLL_INTERVAL, OLDEST_OF};
+use crate::policy::{GATHERER_POLL_INTERVAL, HIDDEN_POLL_INTERVAL, LOOKOUTS, OLDEST_OF};
 use crate::proc::Stat;
 use crate::select::Verdict;
 use crate::wait::WakeSources;
+use std::time::Instant;
 
 /// What has to happen before a device can be given.
 enum Blocker {
@@ -24,11 +25,20 @@ impl Attempt<'_> {
     /// What may free a GPU for this request.
     ///
     /// A GPU on which a process computes cannot become free before that process exits, so one
-    /// process of each GPU is watched, the oldest.
+    /// process of each GPU is watched, the oldest. A request behind enough others that would take
+    /// what it would take watches the closest of them alone.
     pub(super) fn wake_sources(&mut self, snapshot: &Snapshot, known: &[Claim]) -> WakeSources {
         let mut sources = WakeSources::default();
-        self.watch_claims(known, &mut sources);
         let watched = std::mem::take(&mut self.watched);
+        if let (Some(closest), true) = (self.ahead.last(), self.ahead.len() >= LOOKOUTS) {
+            sources.pids.push(*closest);
+            self.claims
+                .iter_mut()
+                .for_each(|claims| claims.watch_only(&[]));
+            self.rechecks.stop_all();
+            return sources;
+        }
+        self.watch_claims(known, &mut sources);
         let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
         gpus.dedup();
         for gpu in gpus {
@@ -58,6 +68,10 @@ impl Attempt<'_> {
                     self.rechecks.start(gpu, Pace::Every(HIDDEN_POLL_INTERVAL));
                 }
             }
+        }
+        sources.pids.extend(self.handoff.processes());
+        if self.handoff.kept().is_some() {
+            sources.add_time(Instant::now() + GATHERER_POLL_INTERVAL);
         }
         sources.pids.sort_unstable();
         sources.pids.dedup();

@@ -4,12 +4,20 @@
 //! nowhere and says for what its owner waits, and a socket by which others tell it to look again.
 //! The socket is bound as long as its process lives, which the kernel tells every sender, in
 //! whatever namespace. A message has no content; more than a few of them are dropped.
+//!
+//! # Who is woken
+//! A waiter that stands behind [`LOOKOUTS`] others which would take whatever it would take need not
+//! watch any device: it sleeps until one of them leaves. Who leaves calls those for whom that makes
+//! a difference, and for one that is killed the closest one behind it watches: so each chain of
+//! waiters ends in one that watches the devices itself.
 
 use super::cleanup;
 use super::directory::Directory;
+use crate::policy::{LOOKOUTS, PATIENCE};
 use crate::proc::{self, ProcessId, Stat};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,6 +28,8 @@ const DIRECTORY: &str = "queue";
 const SOCKET: &str = ".socket";
 /// Of one user so many positions count: more can only be meant to slow down others.
 const POSITIONS_PER_USER: usize = 1024;
+/// A launch that does not wait looks at so many of those who have lost patience.
+const MAX_GATHERERS: usize = 64;
 /// A record of a request for more devices is nobody's.
 const MAX_GPUS: usize = 4096;
 
@@ -38,6 +48,10 @@ pub(crate) struct Demand {
     pub devices: Vec<String>,
     /// The shell for which it asks, where that is not for its own process.
     pub shell: Option<ProcessId>,
+    /// After which time it gathers.
+    pub patience: Duration,
+    /// How many devices its user may hold by claims.
+    pub max_per_user: Option<usize>,
 }
 
 /// A request that waits.
@@ -59,12 +73,36 @@ pub(crate) struct Waiter {
     pub process: Option<ProcessId>,
     /// The shell for which it asks, where that is not for its own process.
     shell: Option<ProcessId>,
+    /// After which time it gathers.
+    patience: Duration,
+    /// How many devices its user may hold by claims.
+    pub max_per_user: Option<usize>,
     /// The innermost claim that it is inside of.
     inside: String,
+    /// The PID namespace that it says it lives in.
+    namespace: Option<u64>,
     devices: Vec<u32>,
 }
 
 impl Waiter {
+    /// Whether it would take whatever frees `other` from waiting, so that `other` need not look for
+    /// it while this one can act. Each must see the other's process.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        let sees = self.namespace.is_some() && self.namespace == other.namespace;
+        let is_as_small = self.num_gpus <= other.num_gpus
+            && self.min_free_memory.unwrap_or(0) <= other.min_free_memory.unwrap_or(0)
+            && self.tolerate >= other.tolerate;
+        let share = match (self.share, other.share) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one <= other,
+            _ => false,
+        };
+        // One user may be at the limit while another one is not.
+        let is_unlimited = self.max_per_user.is_none() || self.uid == other.uid;
+        let has_all = || other.devices.iter().all(|hash| self.devices.contains(hash));
+        sees && self.is_beside(other) && is_as_small && share && is_unlimited && has_all()
+    }
+
     /// The time since boot at which the request came.
     pub(crate) fn enqueued_at(&self) -> Option<Duration> {
         let nanoseconds = self.name.split_once('-')?.0.parse().ok()?;
@@ -80,6 +118,18 @@ impl Waiter {
         }
     }
 
+    /// Whether it has waited for so long that it gathers; `now` is the time since boot.
+    pub(crate) fn has_lost_patience(&self, now: Duration) -> bool {
+        self.enqueued_at()
+            .and_then(|enqueued_at| enqueued_at.checked_add(self.patience))
+            .is_some_and(|end| end <= now)
+    }
+
+    /// Whether it is made inside a claim.
+    pub(crate) fn is_nested(&self) -> bool {
+        !self.inside.is_empty()
+    }
+
     /// Whether both requests are made inside the same claim, or inside none.
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
         self.inside == other.inside
@@ -93,14 +143,15 @@ impl Waiter {
 /// A position in the queue. It is given up when dropped.
 #[must_use = "the position is given up when this is dropped"]
 pub(crate) struct Ticket {
-    name: String,
-    directory: Directory,
+    waiter: Waiter,
+    queue: Queue,
     socket: OwnedFd,
 }
 
 impl Ticket {
     pub(super) fn take(
         directory: &Directory,
+        namespace: Option<u64>,
         inside: Option<String>,
         enqueued_at: Duration,
         demand: &Demand,
@@ -115,19 +166,25 @@ impl Ticket {
         );
         rustix::net::bind(&socket, &SocketAddrUnix::new(address)?)?;
         cleanup::set(&directory, [&name, &socket_name]);
+        let text = describe(inside, demand);
+        let uid = rustix::process::geteuid().as_raw();
+        let waiter = parse(&text, name, uid, namespace)
+            .ok_or_else(|| io::Error::other("nobody waits for so many GPUs"))?;
         let ticket = Self {
-            name,
-            directory,
+            waiter,
+            queue: Queue {
+                directory,
+                namespace,
+            },
             socket,
         };
         // The umask took its share. Nobody but this user or the directory's owner can have put
         // another file there since.
         let mode = Mode::from_raw_mode(0o666);
         let flags = rustix::fs::AtFlags::empty();
-        rustix::fs::chmodat(ticket.directory.descriptor(), &socket_name, mode, flags)?;
-        ticket
-            .directory
-            .publish(&ticket.name, &describe(inside, demand))?;
+        let Queue { directory, .. } = &ticket.queue;
+        rustix::fs::chmodat(directory.descriptor(), &socket_name, mode, flags)?;
+        directory.publish(&ticket.waiter.name, &text)?;
         Ok(ticket)
     }
 
@@ -136,21 +193,19 @@ impl Ticket {
         self.socket.try_clone()
     }
 
-    /// How many positions are before this one, those of ended waiters included.
-    pub(crate) fn position(&self) -> usize {
-        let names = self.directory.names();
-        names
-            .iter()
-            .filter(|name| is_position(name) && **name < self.name)
-            .count()
+    /// The request, as others see it.
+    pub(crate) fn waiter(&self) -> &Waiter {
+        &self.waiter
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         cleanup::clear();
-        self.directory.remove(&self.name);
-        self.directory.remove(&format!("{}{SOCKET}", self.name));
+        let Self { waiter, queue, .. } = self;
+        queue.directory.remove(&waiter.name);
+        queue.directory.remove(&format!("{}{SOCKET}", waiter.name));
+        queue.call_successors(waiter);
     }
 }
 
@@ -190,6 +245,12 @@ fn describe(inside: Option<String>, demand: &Demand) -> String {
     );
     add("share", demand.share.map(|bytes| bytes.to_string()));
     add("tolerate", demand.tolerate.map(|bytes| bytes.to_string()));
+    let patience = u64::try_from(demand.patience.as_millis()).unwrap_or(u64::MAX);
+    add("patience", Some(patience.to_string()));
+    add(
+        "max_per_user",
+        demand.max_per_user.map(|most| most.to_string()),
+    );
     add("inside", inside);
     let devices: Vec<String> = demand
         .devices
@@ -224,21 +285,40 @@ pub(super) fn ahead(
     })
 }
 
+/// As [`ahead`], but those alone who have lost patience, and the first of them only.
+pub(super) fn impatient_ahead(
+    directory: &Directory,
+    enqueued_at: Duration,
+    namespace: Option<u64>,
+    inside: Option<&str>,
+) -> Vec<Waiter> {
+    let own = name(enqueued_at);
+    let now = proc::since_boot();
+    Queue::open(directory, namespace).map_or_else(Vec::new, |queue| {
+        let read = queue.read(|name| *name < own);
+        let ahead = read.filter(|waiter| {
+            waiter.has_lost_patience(now) && waiter.inside == inside.unwrap_or_default()
+        });
+        ahead
+            .filter(|waiter| can_act(&queue.directory, waiter))
+            .take(MAX_GATHERERS)
+            .collect()
+    })
+}
+
 /// All who can act, the longest-waiting first.
 pub(super) fn all(directory: &Directory, namespace: Option<u64>) -> Vec<Waiter> {
     Queue::open(directory, namespace)
         .map_or_else(Vec::new, |queue| queue.waiters(|_| true).collect())
 }
 
-/// Calls all who may want one of these devices.
+/// Calls those whom it concerns that these devices may be free.
 pub(super) fn notify(directory: &Directory, devices: &[String], namespace: Option<u64>) {
     let Some(queue) = Queue::open(directory, namespace) else {
         return;
     };
-    queue
-        .waiters(|_| true)
-        .filter(|waiter| devices.iter().any(|key| waiter.wants(key)))
-        .for_each(|waiter| call(&queue.directory, &waiter.name));
+    let hashes: Vec<u32> = devices.iter().map(|key| hash(key)).collect();
+    queue.call_lookouts(&hashes, |_| true);
 }
 
 /// Tells a waiter to look again.
@@ -265,8 +345,57 @@ impl Queue {
         })
     }
 
+    /// Calls those who may want one of these devices, but none who stands behind enough others that
+    /// are called and would take whatever it would take.
+    fn call_lookouts(&self, devices: &[u32], is_behind: impl Fn(&String) -> bool) {
+        let mut called: Vec<Waiter> = Vec::new();
+        for waiter in self.read(is_behind) {
+            let wants = devices.iter().any(|hash| waiter.devices.contains(hash));
+            let ahead = called.iter().filter(|ahead| ahead.covers(&waiter));
+            // Whether a process lives is asked last: it takes longest.
+            if wants && ahead.take(LOOKOUTS).count() < LOOKOUTS && can_act(&self.directory, &waiter)
+            {
+                call(&self.directory, &waiter.name);
+                called.push(waiter);
+            }
+        }
+    }
+
+    /// Calls those for whom it makes a difference that this one has left: those who slept behind it
+    /// and now have to watch themselves or behind another one, and where things were kept for it
+    /// those who may want them.
+    fn call_successors(&self, left: &Waiter) {
+        if left.has_lost_patience(proc::since_boot()) {
+            return self.call_lookouts(&left.devices, |name| *name > left.name);
+        }
+        let mut ahead: Vec<(Waiter, OnceCell<bool>)> = Vec::new();
+        for waiter in self.read(|_| true) {
+            if waiter.name > left.name && left.covers(&waiter) {
+                let covers = || ahead.iter().filter(|(ahead, _)| ahead.covers(&waiter));
+                let is_able = |(ahead, known): &&(Waiter, OnceCell<bool>)| {
+                    *known.get_or_init(|| can_act(&self.directory, ahead))
+                };
+                // It may not know yet that some of them are stopped.
+                let slept = covers().take(LOOKOUTS).count() + 1 >= LOOKOUTS;
+                let last = covers().next_back();
+                let was_closest = last.is_none_or(|(last, _)| last.name < left.name);
+                let is_to_watch = || covers().filter(is_able).take(LOOKOUTS).count() < LOOKOUTS;
+                if slept && (was_closest || is_to_watch()) && can_act(&self.directory, &waiter) {
+                    call(&self.directory, &waiter.name);
+                }
+            }
+            ahead.push((waiter, OnceCell::new()));
+        }
+    }
+
     /// Those of these names who can act, in their order; each is read when it is asked for.
     fn waiters(&self, is_wanted: impl Fn(&String) -> bool) -> impl Iterator<Item = Waiter> + '_ {
+        let read = self.read(is_wanted);
+        read.filter(|waiter| can_act(&self.directory, waiter))
+    }
+
+    /// The records of these names, whether their processes live or not.
+    fn read(&self, is_wanted: impl Fn(&String) -> bool) -> impl Iterator<Item = Waiter> + '_ {
         let mut names = self.directory.names();
         names.retain(|name| is_position(name) && is_wanted(name));
         names.sort_unstable();
@@ -278,8 +407,7 @@ impl Queue {
             if *count > POSITIONS_PER_USER {
                 return None;
             }
-            let waiter = parse(&text, name, owner, self.namespace)?;
-            can_act(&self.directory, &waiter).then_some(waiter)
+            parse(&text, name, owner, self.namespace)
         })
     }
 }
@@ -306,7 +434,10 @@ fn parse(text: &str, name: String, uid: u32, own_namespace: Option<u64>) -> Opti
         uid,
         process: process("process"),
         shell: process("shell"),
+        patience: value(text, "patience").map_or(PATIENCE, Duration::from_millis),
+        max_per_user: value(text, "max_per_user"),
         inside: field(text, "inside").unwrap_or_default().to_owned(),
+        namespace: value(text, "namespace"),
         devices: devices
             .filter_map(|hash| u32::from_str_radix(hash, 16).ok())
             .collect(),
@@ -401,6 +532,8 @@ mod tests {
             tolerate: Some(7),
             devices,
             shell: None,
+            patience: Duration::from_millis(1500),
+            max_per_user: Some(9),
         }
     }
 
@@ -410,7 +543,7 @@ mod tests {
         let directory = Directory::open(&place.path().join("claims")).expect("our own");
         let now = proc::since_boot();
         let namespace = proc::pid_namespace();
-        let ticket = Ticket::take(&directory, None, now, &demand()).expect("a position");
+        let ticket = Ticket::take(&directory, namespace, None, now, &demand()).expect("a position");
         let later = now + Duration::from_secs(1);
         for namespace in [namespace, None] {
             let found = ahead(&directory, later, namespace, None);
@@ -418,6 +551,9 @@ mod tests {
             assert_eq!((found[0].num_gpus, found[0].min_free_memory), (2, Some(3)));
             assert_eq!((found[0].share, found[0].tolerate), (Some(5), Some(7)));
             assert_eq!(found[0].enqueued_at(), Some(now));
+            assert_eq!(found[0].max_per_user, Some(9));
+            assert!(!found[0].has_lost_patience(later));
+            assert!(found[0].has_lost_patience(later + Duration::from_millis(500)));
             assert!(found[0].wants("GPU-1") && !found[0].wants("GPU-3"));
             assert!(ahead(&directory, now, namespace, None).is_empty());
             assert!(ahead(&directory, later, namespace, Some("x")).is_empty());

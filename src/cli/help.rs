@@ -39,7 +39,7 @@ pub(super) const EXAMPLES: [(&str, &str); 7] = [
 ];
 
 /// Variables beside those that stand for options.
-pub(super) const VARIABLES: [(&str, &str); 6] = [
+pub(super) const VARIABLES: [(&str, &str); 7] = [
     (
         "AUTOCVD_NVML_LIB",
         "the NVML library to load instead of libnvidia-ml.so.1",
@@ -47,6 +47,10 @@ pub(super) const VARIABLES: [(&str, &str); 6] = [
     (
         "AUTOCVD_CLAIM_DIR",
         "the directory of claims, the same for all who are to see each other's",
+    ),
+    (
+        "AUTOCVD_PATIENCE",
+        "how long a request waits before GPUs are kept for it until it has enough [default: 5m]",
     ),
     (
         "CUDA_VISIBLE_DEVICES",
@@ -264,7 +268,7 @@ fn long() -> String {
 pub(super) fn names_of_variables() -> Vec<String> {
     variables::OPTIONS
         .iter()
-        .filter(|name| !matches!(**name, "SHELL" | "WATCH" | "SHORT"))
+        .filter(|name| !matches!(**name, "SHELL" | "WATCH" | "SHORT" | "PATIENCE"))
         .map(|name| format!("{}{name}", variables::PREFIX))
         .collect()
 }

@@ -122,6 +122,7 @@ impl Launch {
             "AUTOCVD_INTERVAL",
             args::positive_duration,
         )?;
+        let patience = variables.parse("PATIENCE", autocvd::text::parse_duration)?;
         let (hold, _) = values.pick(
             options.hold,
             "--hold",
@@ -166,6 +167,9 @@ impl Launch {
         }
         if let Some(interval) = interval {
             request = request.interval(interval);
+        }
+        if let Some(patience) = patience {
+            request = request.patience(patience);
         }
         if let Some(only) = &only {
             request = request.only(only.iter().cloned());

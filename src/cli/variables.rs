@@ -10,11 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 pub(super) const PREFIX: &str = "AUTOCVD_";
 
 /// The variables that set options, without their prefix.
-pub(super) const OPTIONS: [&str; 25] = [
+pub(super) const OPTIONS: [&str; 26] = [
     "NUM_GPUS",
     "LEAST_USED",
     "TIMEOUT",
     "INTERVAL",
+    "PATIENCE",
     "SOURCE",
     "EXPORT",
     "ID_ONLY",

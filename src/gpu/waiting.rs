@@ -26,4 +26,6 @@ pub struct WaitingRequest {
     /// Its place in the queue, from 1: among the requests inside the same launch, or outside of
     /// any.
     pub place: usize,
+    /// The UUIDs of the devices that are kept for it, because it has waited for so long.
+    pub kept: Vec<String>,
 }

@@ -380,6 +380,11 @@ impl Snapshot {
         }
     }
 
+    /// Says why a device is in its state.
+    pub(crate) fn set_reason(&mut self, id: DeviceId, text: String) {
+        *self.judgement_mut(id).1 = Some(text);
+    }
+
     fn judgement_mut(&mut self, id: DeviceId) -> (&mut Option<State>, &mut Option<String>) {
         let gpu = &mut self.gpus[id.gpu];
         match (id.mig, &mut gpu.mig) {

@@ -100,17 +100,20 @@ pub(super) fn short(snapshot: &Snapshot) -> String {
 
 fn free_of_all(snapshot: &Snapshot) -> (usize, usize) {
     let all = snapshot.devices().count();
-    let is_free = |device: &Device| device.state() == Some(State::Free);
-    (snapshot.devices().filter(is_free).count(), all)
+    (snapshot.devices().filter(is_to_be_had).count(), all)
+}
+
+/// Whether a launch gets it now.
+fn is_to_be_had(device: &Device) -> bool {
+    device.state() == Some(State::Free) && !device.is_kept()
 }
 
 /// Where it is and how many are free, and what the machine is: in one line where it fits.
 fn headline(snapshot: &Snapshot, view: &View) -> Vec<String> {
     let (free, all) = free_of_all(snapshot);
-    let is_free = |device: &Device| device.state() == Some(State::Free);
     let mut free_gpus: Vec<u32> = snapshot
         .devices()
-        .filter(is_free)
+        .filter(is_to_be_had)
         .map(|device| device.gpu().index)
         .collect();
     free_gpus.dedup();
