@@ -16,6 +16,7 @@
 mod ancestry;
 mod cleanup;
 mod directory;
+mod failures;
 mod holder;
 mod in_process;
 mod judge;
@@ -416,6 +417,11 @@ impl ClaimStore {
         };
         self.files.insert(key.to_owned(), file);
         claims
+    }
+
+    /// Until when this device is to be given last, in Unix seconds: COMMANDs have failed on it.
+    pub(crate) fn suspect_until(&self, key: &str) -> Option<u64> {
+        self.files.get(key).and_then(failures::suspect_until)
     }
 
     /// What others have of the device beside the launches around this process, where `obstacle` is

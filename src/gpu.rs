@@ -109,6 +109,14 @@ pub struct Gpu {
     /// The launches that have taken it.
     #[serde(default)]
     pub claims: Vec<ClaimInfo>,
+    /// Until when launches take it last, in Unix seconds: COMMANDs have failed on it one after
+    /// another, soon after their start.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "json::time"
+    )]
+    pub suspect_until: Option<u64>,
     /// Whether the administrator keeps it from everybody: `exclude` in /etc/autocvd.conf.
     #[serde(default, skip_serializing_if = "json::is_false")]
     pub reserved: bool,
@@ -331,6 +339,13 @@ pub struct MigDevice {
     /// The launches that have taken it.
     #[serde(default)]
     pub claims: Vec<ClaimInfo>,
+    /// As [`Gpu::suspect_until`].
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "json::time"
+    )]
+    pub suspect_until: Option<u64>,
     /// As [`Gpu::reserved`].
     #[serde(default, skip_serializing_if = "json::is_false")]
     pub reserved: bool,

@@ -100,6 +100,14 @@ impl<'a> Device<'a> {
         self.gpu.reserved || self.mig.is_some_and(|mig| mig.reserved)
     }
 
+    /// Whether launches take it last: COMMANDs have failed on it one after another.
+    pub(crate) fn is_suspect(self) -> bool {
+        let until = self
+            .mig
+            .map_or(self.gpu.suspect_until, |mig| mig.suspect_until);
+        until.is_some()
+    }
+
     /// What was judged when the machine was recorded.
     pub(crate) fn recorded(self) -> Option<&'a Judgement> {
         self.mig
@@ -186,6 +194,15 @@ impl Snapshot {
         match (id.mig, &mut gpu.mig) {
             (Some(place), Some(mig)) => &mut mig.devices[place].claims,
             _ => &mut gpu.claims,
+        }
+    }
+
+    /// Until when a device is taken last.
+    pub(crate) fn suspicion_mut(&mut self, id: DeviceId) -> &mut Option<u64> {
+        let gpu = &mut self.gpus[id.gpu];
+        match (id.mig, &mut gpu.mig) {
+            (Some(place), Some(mig)) => &mut mig.devices[place].suspect_until,
+            _ => &mut gpu.suspect_until,
         }
     }
 

@@ -53,6 +53,15 @@ pub(crate) fn memory_needs_explaining(used: Fact<u64>) -> bool {
     }
 }
 
+// The order.
+
+/// A COMMAND that fails within this time of its start tells of its GPU, not of its work.
+pub(crate) const EARLY_FAILURE: Duration = Duration::from_secs(10);
+/// How many COMMANDs in a row have to fail so on a GPU before it is given last.
+pub(crate) const SUSPICIOUS_FAILURES: u32 = 2;
+/// For how long a GPU is given last after the last of these failures.
+pub(crate) const SUSPICION: Duration = Duration::from_secs(600);
+
 // Waiting.
 
 /// The default of how often a waiter looks at the GPUs though nothing woke it.

@@ -130,6 +130,22 @@ impl Stat {
     }
 }
 
+/// The status of a zombie as wait(2) has it, which its parent has not asked for yet; `None` where
+/// there is no such process, or where it is hidden.
+pub(crate) fn status_of_zombie(id: ProcessId) -> Option<i32> {
+    let text = read_start(&format!("/proc/{}/stat", id.pid), 1024)?;
+    let stat = Stat::parse(&text)?;
+    // Of another user's the kernel says 0.
+    let is_own = owner(id.pid) == Some(rustix::process::geteuid().as_raw());
+    if stat.id != id || stat.runs() || !is_own {
+        return None;
+    }
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    let fields = std::str::from_utf8(&text[end + 1..]).ok()?;
+    // Field 52; the first one behind the name is field 3.
+    fields.split_whitespace().nth(52 - 3)?.parse().ok()
+}
+
 /// The first bytes of a file that the kernel makes up on reading, and gives in one piece.
 fn read_start(path: &str, limit: usize) -> Option<Vec<u8>> {
     let file = open(path)?;

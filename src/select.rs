@@ -43,7 +43,8 @@ pub(crate) enum Selection {
 /// Chooses devices.
 ///
 /// Among free ones the higher index goes first; of several, the best connected set
-/// ([`Snapshot::links`]) goes first, and the higher indices among equals.
+/// ([`Snapshot::links`]) goes first, and the higher indices among equals. Those on which COMMANDs
+/// have failed go last.
 pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selection {
     let judge = |id: &DeviceId| {
         let device = snapshot.device(*id);
@@ -69,20 +70,7 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     if constraints.least_used {
         return least_used(constraints.num_gpus, usable);
     }
-    let (free, others): (Vec<_>, Vec<_>) = usable
-        .into_iter()
-        .partition(|(_, verdict)| *verdict == Verdict::Free);
-    let mut free: Vec<DeviceId> = free.iter().map(|(device, _)| device.id()).collect();
-    if free.len() < constraints.num_gpus {
-        let tolerated = others.iter().rev().filter(|(device, _)| {
-            constraints
-                .tolerate
-                .is_some_and(|most| device.is_tolerable(most))
-        });
-        let missing = constraints.num_gpus - free.len();
-        free.extend(tolerated.map(|(device, _)| device.id()).take(missing));
-        free.sort_unstable();
-    }
+    let free = preferred(&usable, constraints);
     if free.len() < constraints.num_gpus {
         return Selection::NotNow { free };
     }
@@ -91,6 +79,32 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
         None => free,
     };
     Selection::Chosen(sets::best(snapshot, &free, constraints.num_gpus))
+}
+
+/// The free devices, in ascending order, and no suspect or tolerated ones unless the others are too
+/// few: then as many of them as are missing, the higher indices first.
+fn preferred(usable: &[(Device, Verdict)], constraints: &Constraints) -> Vec<DeviceId> {
+    let (free, others): (Vec<_>, Vec<_>) = usable
+        .iter()
+        .partition(|(_, verdict)| *verdict == Verdict::Free);
+    let (suspect, free): (Vec<_>, Vec<_>) = free
+        .into_iter()
+        .partition(|(device, _)| device.is_suspect());
+    let most = constraints.tolerate;
+    let is_tolerated =
+        |(device, _): &&(Device, Verdict)| most.is_some_and(|most| device.is_tolerable(most));
+    let (last, tolerated): (Vec<_>, Vec<_>) = others
+        .into_iter()
+        .filter(is_tolerated)
+        .partition(|(device, _)| device.is_suspect());
+    let mut chosen: Vec<DeviceId> = free.iter().map(|(device, _)| device.id()).collect();
+    for more in [tolerated, suspect, last] {
+        let missing = constraints.num_gpus.saturating_sub(chosen.len());
+        let more = more.iter().rev().map(|(device, _)| device.id());
+        chosen.extend(more.take(missing));
+    }
+    chosen.sort_unstable();
+    chosen
 }
 
 /// Where sizes differ, the `num_gpus` with the least total memory, the higher indices among equals:
@@ -167,7 +181,7 @@ fn capacity(memory: Memory) -> Option<u64> {
 }
 
 /// The most free memory first; claimed ones, and then exclusive ones that a process has taken, only
-/// where no others are left. Among each of these, unknown ones go last.
+/// where no others are left. Among each of these, suspect ones and then unknown ones go last.
 fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection {
     if usable.len() < num_gpus {
         let free = usable.iter().map(|(device, _)| device.id()).collect();
@@ -182,7 +196,7 @@ fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection 
         let is_unknown =
             free.is_none() || matches!(verdict, Verdict::Unknown(_) | Verdict::Unknowable(_));
         let order = Reverse((free, device.id()));
-        (is_taken, is_claimed, is_unknown, order)
+        (is_taken, is_claimed, device.is_suspect(), is_unknown, order)
     });
     let best = usable.iter().take(num_gpus);
     let mut chosen: Vec<DeviceId> = best.map(|(device, _)| device.id()).collect();

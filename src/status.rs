@@ -229,8 +229,10 @@ pub(crate) fn attach_claims(snapshot: &mut Snapshot, claims: &mut ClaimStore) ->
     claims.refresh();
     let mut all = Vec::new();
     for id in snapshot.device_ids() {
-        let on_it = claims.active(&snapshot.device(id).key());
+        let key = snapshot.device(id).key();
+        let on_it = claims.active(&key);
         *snapshot.claims_mut(id) = on_it.iter().map(claim_info).collect();
+        *snapshot.suspicion_mut(id) = claims.suspect_until(&key);
         all.extend(on_it);
     }
     all

@@ -91,6 +91,8 @@ class Claim(_Kind):
 class _Reserved(TypedDict, total=False):
     #: Whether the administrator keeps it from everybody (`exclude` in /etc/autocvd.conf).
     reserved: bool
+    #: Until when launches take it last, in Unix seconds: commands have failed on it in a row.
+    suspect_until: int
 
 
 class MigDevice(_Reserved):

@@ -142,7 +142,9 @@ impl Attempt<'_> {
             self.touch_all(snapshot);
         }
         let brief = !self.constraints.least_used && self.request.detail == Detail::Decision;
-        for gpu in gpus.into_iter().rev() {
+        gpus.reverse();
+        gpus.sort_by_key(|gpu| self.has_suspect(*gpu, snapshot));
+        for gpu in gpus {
             let mut devices = self.constraints.devices.clone();
             devices.retain(|id| id.gpu == gpu);
             let is_claimed =
@@ -176,6 +178,14 @@ impl Attempt<'_> {
             }
         }
         select::select(snapshot, &self.constraints)
+    }
+
+    /// Whether one of the devices of this GPU comes last, so that another GPU's may go before it.
+    fn has_suspect(&self, gpu: usize, snapshot: &Snapshot) -> bool {
+        let of_gpu = self.constraints.devices.iter().filter(|id| id.gpu == gpu);
+        of_gpu
+            .into_iter()
+            .any(|id| snapshot.device(*id).is_suspect())
     }
 
     /// Asks how the candidates are joined: many calls of the driver,

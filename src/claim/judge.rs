@@ -6,6 +6,7 @@
 //! command substitution waits for that. One judge serves all launches of a shell: a later one hands
 //! its locked files over by a socket. When a judge is killed, its locks go with it.
 
+mod exit;
 pub(super) mod link;
 mod rules;
 mod title;
@@ -51,12 +52,14 @@ pub(super) enum Parent {
 
 /// Lets `lease` live on without this process: with the judge of the shell, or one of its own.
 pub(super) fn keep(
-    lease: Lease,
+    mut lease: Lease,
     requester: Option<&Requester>,
     attached: Option<&Attached>,
     directory: &Directory,
     parent: Parent,
 ) -> io::Result<()> {
+    // Now: what is short may have ended before a judge has done anything.
+    lease.begin();
     let address = requester.map(|requester| Address::of(requester, directory));
     let hand_over =
         |attached| address.is_some_and(|address| link::hand_over(address, attached, &lease));
@@ -137,6 +140,7 @@ impl Judge {
     ) -> Self {
         std::panic::set_hook(Box::new(|_| {}));
         let mut kept: Vec<RawFd> = lease.files.iter().map(AsRawFd::as_raw_fd).collect();
+        kept.extend(lease.descriptors().map(|watched| watched.as_raw_fd()));
         kept.push(directory.descriptor().as_raw_fd());
         kept.extend(listener.iter().map(|listener| listener.as_fd().as_raw_fd()));
         close_all_but(kept);
@@ -162,8 +166,7 @@ impl Judge {
         judge
     }
 
-    fn accept_lease(&mut self, mut lease: Lease) {
-        lease.begin();
+    fn accept_lease(&mut self, lease: Lease) {
         self.publish(&lease);
         let first = lease.devices.first();
         if first.is_some_and(|key| !ancestry::is_held(&self.directory, key, lease.token)) {

@@ -57,6 +57,11 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
             tracing::info!("tolerated on {}: {why}, idle (--tolerate)", device.label());
         }
     }
+    for device in found.devices.iter().map(|id| snapshot.device(*id)) {
+        if let Some(why) = device.suspicion() {
+            tracing::info!("{} {why}; there was no other", device.label());
+        }
+    }
     let passed_over = snapshot
         .devices()
         .filter(|device| !found.devices.contains(&device.id()));
@@ -69,7 +74,8 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
             }
             Verdict::Free => {
                 let shortfall = device.memory_shortfall(launch.min_free_memory);
-                shortfall.unwrap_or_else(|| "free, but not needed".to_owned())
+                let last = || device.suspicion().unwrap_or("but not needed");
+                shortfall.unwrap_or_else(|| format!("free, {}", last()))
             }
             verdict => verdict.reason().unwrap_or("no reason").to_owned(),
         };

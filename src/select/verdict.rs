@@ -18,6 +18,9 @@ use crate::policy::{
     UNEXPLAINED_MEMORY, UNEXPLAINED_PERCENT, WINDOWS_DESKTOP_MEMORY, WINDOWS_DESKTOP_PERCENT,
 };
 
+/// Why a device is given last that is free.
+const SUSPECT: &str = "comes last: 2 commands in a row failed on it within 10 s of their start";
+
 /// What can be said of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -97,6 +100,11 @@ impl<'a> Device<'a> {
             return Verdict::Claimed(format!("claimed by {}", describe_claim(claim)));
         }
         self.use_verdict()
+    }
+
+    /// Why it is given last, if so.
+    pub fn suspicion(self) -> Option<&'static str> {
+        self.is_suspect().then_some(SUSPECT)
     }
 
     /// What keeps it from being used at all, of what is known of it.
@@ -358,10 +366,12 @@ impl Snapshot {
     /// summary of theirs. To judge again gives the same.
     pub fn judge(&mut self) {
         for id in self.device_ids() {
-            let verdict = self.device(id).verdict();
+            let device = self.device(id);
+            let verdict = device.verdict();
+            let suspicion = device.suspicion();
             let (state, reason) = self.judgement_mut(id);
             *state = Some(verdict.state());
-            *reason = verdict.reason().map(str::to_owned);
+            *reason = verdict.reason().or(suspicion).map(str::to_owned);
         }
         for gpu in &mut self.gpus {
             if let Some(mig) = gpu.mig.as_ref().filter(|mig| !mig.devices.is_empty()) {

@@ -218,7 +218,8 @@ fn keep_message(lease: &Lease) -> String {
 }
 
 fn descriptors(lease: &Lease) -> Vec<BorrowedFd<'_>> {
-    lease.files.iter().map(AsFd::as_fd).collect()
+    let files = lease.files.iter().map(AsFd::as_fd);
+    files.chain(lease.descriptors()).collect()
 }
 
 /// Gives a lease to the judge of its shell, one that this launch is attached to or else whichever

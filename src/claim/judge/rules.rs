@@ -6,10 +6,11 @@
 
 use super::super::ancestry::{Ancestry, Token};
 use super::super::directory::Directory;
+use super::super::failures::{self, Ending};
 use super::super::lock::{self, Mode, Range};
 use super::super::requester::Requester;
 use super::super::share::Holding;
-use super::title;
+use super::{exit, title};
 use crate::proc::{self, Environ, ProcessId, Stat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -63,11 +64,16 @@ impl Watched {
         let pid = i32::try_from(id.pid).ok().and_then(Pid::from_raw);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // Its number may have been another's by then. Without /proc the start is not known.
-        let is_it = id.start == 0 || id.is_alive();
+        let is_it = id.pid == std::process::id() || id.start == 0 || id.is_alive();
         Self {
             id,
             pidfd: pidfd.filter(|_| is_it),
         }
+    }
+
+    /// How it has ended, where that can be told.
+    fn status(&self) -> Option<i32> {
+        exit::status(self.id, self.pidfd.as_ref()?)
     }
 
     fn has_ended(&self) -> bool {
@@ -240,7 +246,7 @@ impl Lease {
         }
     }
 
-    /// Begins to watch: to be called in the judge.
+    /// Begins to watch: to be called before its COMMAND can have ended.
     pub(super) fn begin(&mut self) {
         if let Purpose::Command(id) = self.purpose {
             self.watched.push(Watched::new(id));
@@ -272,7 +278,8 @@ impl Lease {
         .join("\n")
     }
 
-    pub(super) fn parse(text: &str, files: Vec<OwnedFd>) -> Option<Self> {
+    /// `files` are those of [`files`](Self::files), and then the [`descriptors`](Self::descriptors).
+    pub(super) fn parse(text: &str, mut files: Vec<OwnedFd>) -> Option<Self> {
         let mut lines = text.split('\n');
         let mut line = || lines.next();
         let token = line()?.parse().ok()?;
@@ -292,10 +299,16 @@ impl Lease {
         let made = Duration::from_nanos(line()?.parse().ok()?);
         let until = Duration::from_nanos(line()?.parse().ok()?);
         let holding = Holding::parse(line()?, devices.len())?;
+        let pidfd = (files.len() > devices.len()).then(|| files.pop()).flatten();
+        let watched = match purpose {
+            Purpose::Command(id) => vec![Watched { id, pidfd }],
+            _ => Vec::new(),
+        };
         let lease = Self::new(token, ancestry, devices, files, purpose, Duration::ZERO);
         (lease.files.len() == lease.devices.len()).then_some(Self {
             label,
             program,
+            watched,
             requester_pid,
             launch,
             made,
@@ -338,7 +351,10 @@ impl Lease {
     /// Looks whether it goes on, and sets when to look again.
     pub(super) fn update(&mut self, shell: Option<&Shell>) -> State {
         let now = proc::since_boot();
-        self.watched.retain(|watched| !watched.has_ended());
+        let watched = std::mem::take(&mut self.watched).into_iter();
+        let (ended, running) = watched.partition::<Vec<_>, _>(Watched::has_ended);
+        self.watched = running;
+        ended.iter().for_each(|watched| self.note_end(watched, now));
         self.due = self
             .watched
             .iter()
@@ -349,6 +365,20 @@ impl Lease {
             Purpose::Command(id) => self.update_command(id, now),
             Purpose::Shell(ids) => self.update_shell(&ids, shell, now),
             Purpose::Prefix(ids) => self.update_prefix(&ids, shell, now),
+        }
+    }
+
+    /// Notes on its devices how COMMAND has ended, if it is this process. Of a share its end tells
+    /// nothing: the others may have taken its memory.
+    fn note_end(&self, ended: &Watched, now: Duration) {
+        if self.purpose != Purpose::Command(ended.id) || self.holding != Holding::Whole {
+            return;
+        }
+        if let Some(status) = ended.status() {
+            let ending = Ending::of(status, now.saturating_sub(self.made));
+            self.files
+                .iter()
+                .for_each(|file| failures::note(file, ending));
         }
     }
 
