@@ -10,7 +10,7 @@ trap 'rm -rf "$work"' EXIT
 
 if (($#)) && [[ $1 = *aarch64* ]] && [ "$(uname -m)" != aarch64 ]; then
     # build_wheel.sh has left its tools.
-    tools=$CARGO_TARGET_DIR/wheel-tools/bin
+    tools=$CARGO_TARGET_DIR/packaging-tools/bin
     CARGO_ZIGBUILD_PYTHON_PATH=$tools/python PATH=$tools:$PATH \
         cargo-zigbuild zigbuild --quiet -p fake-nvml --target aarch64-unknown-linux-gnu
     python3 -m zipfile -e "$1" "$work"
