@@ -80,9 +80,8 @@ impl<'a> Device<'a> {
         if let Some(fault) = self.fault() {
             return Verdict::Unavailable(fault.to_owned());
         }
-        if let Some(recorded) = self.recorded()
-            && recorded.state == State::Unavailable
-        {
+        let recorded_as = |state| self.recorded().filter(|recorded| recorded.state == state);
+        if let Some(recorded) = recorded_as(State::Unavailable) {
             let reason = recorded.reason.as_deref();
             return Verdict::Unavailable(reason.unwrap_or("not usable").to_owned());
         }
@@ -90,9 +89,7 @@ impl<'a> Device<'a> {
             let text = "its UUID cannot be read, and its index may mean another GPU to CUDA";
             return Verdict::Unavailable(text.into());
         }
-        if let ([], Some(recorded)) = (self.claims(), self.recorded())
-            && recorded.state == State::Claimed
-        {
+        if let ([], Some(recorded)) = (self.claims(), recorded_as(State::Claimed)) {
             let reason = recorded.reason.as_deref();
             return Verdict::Claimed(reason.unwrap_or("claimed when it was recorded").to_owned());
         }
