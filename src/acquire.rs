@@ -551,22 +551,7 @@ impl Attempt<'_> {
             None => {}
         }
         self.read_what_was_released(&snapshot);
-        let mut selection = self.choose(&mut snapshot);
-        // What has ended is to be free for the first look, which may be the only one.
-        for _ in 0..SETTLING_LOOKS {
-            let is_met = matches!(selection, Selection::Chosen(_)) && !self.constraints.least_used;
-            let settles = known.iter().any(Claim::is_settling);
-            let Some(claims) = self.claims.as_mut().filter(|_| settles) else {
-                break;
-            };
-            if is_met || self.wake_loop.is_some() {
-                break;
-            }
-            std::thread::sleep(SETTLING_PAUSE);
-            known = attach_claims(&mut snapshot, claims);
-            selection = self.choose(&mut snapshot);
-        }
-        self.apply_limit(&mut selection, &snapshot);
+        let mut selection = self.choose_settled(&mut snapshot, &mut known);
         let is_chosen = matches!(selection, Selection::Chosen(_));
         let (earlier, courtesy) = match &self.claims {
             Some(claims) if !self.once => (claims.waiters_ahead(self.enqueued_at), Courtesy::ToAll),
@@ -621,6 +606,28 @@ impl Attempt<'_> {
             selection,
             known,
             waiters_ahead,
+        }
+    }
+
+    /// Chooses; a first look that does not find enough waits a moment for what is about to end: it
+    /// may be the only one.
+    fn choose_settled(&mut self, snapshot: &mut Snapshot, known: &mut Vec<Claim>) -> Selection {
+        let mut looks = 0;
+        loop {
+            let mut selection = self.choose(snapshot);
+            self.apply_limit(&mut selection, snapshot);
+            let is_met = matches!(selection, Selection::Chosen(_)) && !self.constraints.least_used;
+            let is_settled = is_met || !known.iter().any(Claim::is_settling);
+            match &mut self.claims {
+                Some(claims)
+                    if !is_settled && self.wake_loop.is_none() && looks < SETTLING_LOOKS =>
+                {
+                    looks += 1;
+                    std::thread::sleep(SETTLING_PAUSE);
+                    *known = attach_claims(snapshot, claims);
+                }
+                _ => return selection,
+            }
         }
     }
 
