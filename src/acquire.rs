@@ -639,6 +639,10 @@ impl Attempt<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Option<(Vec<String>, Option<ClaimGuard>)>> {
         let ids = ids::for_cuda(devices, self.request.uuid, snapshot)?;
+        // Until the claim is made.
+        let Ok(_turn) = self.take_turn(devices.len(), snapshot) else {
+            return Ok(None);
+        };
         let Some(claims) = &mut self.claims else {
             return Ok(Some((ids, None)));
         };

@@ -26,6 +26,7 @@ mod requester;
 mod share;
 
 use crate::fork_local::ForkLocal;
+use crate::policy::TURN_PAUSE;
 use crate::proc::{self, ProcessId};
 pub(crate) use ancestry::Ancestor;
 pub use ancestry::Ancestry;
@@ -47,7 +48,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How many claims of one device are told of at most.
 const MAX_TOLD: usize = 64;
@@ -417,6 +418,19 @@ impl ClaimStore {
         };
         self.files.insert(key.to_owned(), file);
         claims
+    }
+
+    /// Waits until no other launch of this user counts what the user holds, and keeps others from
+    /// it until the file is dropped; `None` where that cannot be had in time.
+    pub(crate) fn take_turn(&self, deadline: Instant) -> Option<OwnedFd> {
+        let file = self.directory.user_file().ok()?;
+        while !lock::try_lock(&file, Range::ALL, Mode::Exclusive).ok()? {
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::sleep(TURN_PAUSE);
+        }
+        Some(file)
     }
 
     /// Until when this device is to be given last, in Unix seconds: COMMANDs have failed on it.

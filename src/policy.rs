@@ -88,6 +88,11 @@ pub(crate) const FIRST_RETRY: Duration = Duration::from_secs(1);
 pub(crate) const SETTLING_LOOKS: u32 = 25;
 /// See [`SETTLING_LOOKS`].
 pub(crate) const SETTLING_PAUSE: Duration = Duration::from_millis(2);
+/// Where the GPUs of a user are limited: how long a launch waits for the others of its user that
+/// count and claim, and for the claims of which nobody has told yet whose they are.
+pub(crate) const TURN_PATIENCE: Duration = Duration::from_secs(1);
+/// How soon it looks again meanwhile.
+pub(crate) const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// How long an earlier waiter may leave a free GPU unclaimed before it is passed over.
 pub(crate) const HANDOFF_GRACE: Duration = Duration::from_millis(250);
 /// How long a request waits before it gathers, unless it says otherwise: GPUs that it can use are

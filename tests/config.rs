@@ -146,6 +146,37 @@ fn a_user_holds_no_more_gpus_than_the_limit() {
 }
 
 #[test]
+fn launches_of_the_same_instant_do_not_pass_the_limit_together() {
+    let machine = Machine::gpus(6);
+    if configured(&machine, "max_per_user 2\n").is_none() {
+        return;
+    }
+    // All have looked at the claims before one of them claims.
+    let slow = json!({"nvmlDeviceGetComputeRunningProcesses_v3": 300});
+    machine.set("/delays_ms", slow);
+    let release = machine.path().join("release");
+    let wait = format!("until [ -e '{}' ]; do sleep 0.05; done", release.display());
+    let job = format!("echo $CUDA_VISIBLE_DEVICES; {wait}");
+    let launch = |gpu: &str| {
+        let words = ["-q", "-t", "0", "--only", gpu, "--", "sh", "-c", &job];
+        start(&mut inside(&machine, machine.autocvd().args(words)))
+    };
+    let mut left: Vec<_> = ["0", "1", "2", "3", "4", "5"].map(launch).into();
+    wait_until("two run, and the others have given up", || {
+        left.retain_mut(|launch| !launch.stdout().is_empty() || launch.is_running());
+        left.len() <= 2 || left.iter().filter(|one| !one.stdout().is_empty()).count() > 2
+    });
+    fs::write(&release, "").expect("our own directory");
+    let mut given: Vec<String> = left
+        .into_iter()
+        .map(|launch| launch.finish().success())
+        .collect();
+    given.sort();
+    assert_eq!(given.len(), 2, "{given:?}");
+    assert_ne!(given[0], given[1]);
+}
+
+#[test]
 fn the_directory_of_claims_is_the_administrators() {
     let machine = Machine::gpus(1);
     let directory = machine.path().join("agreed");

@@ -3,11 +3,15 @@
 use super::Attempt;
 use crate::environment::Environment;
 use crate::error::{BlockedDevice, Error, Restriction, Result, Shortage};
-use crate::gpu::Snapshot;
+use crate::gpu::{ClaimInfo, Snapshot};
 use crate::ids::DeviceId;
+use crate::policy::{TURN_PATIENCE, TURN_PAUSE};
 use crate::probe::Probe;
 use crate::request::{ClaimPolicy, Request};
 use crate::select::Selection;
+use crate::status::attach_claims;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 /// How many GPUs this user may hold.
 pub(super) struct Limit {
@@ -56,15 +60,51 @@ impl Limit {
 
     /// What the user holds; claims carry the user's number until they are shown.
     fn held(&self, snapshot: &Snapshot) -> usize {
-        let is_own = |id: &DeviceId| {
-            let mut users = snapshot.device(*id).claims().iter();
-            users.any(|claim| claim.user.as_ref() == Some(&self.uid))
-        };
-        snapshot.device_ids().iter().filter(|id| is_own(id)).count()
+        self.count(snapshot, |claim| claim.user.as_ref() == Some(&self.uid))
+    }
+
+    /// What the user may hold besides: a claim is told of shortly after it was made.
+    fn undisclosed(&self, snapshot: &Snapshot) -> usize {
+        self.count(snapshot, |claim| claim.user.is_none())
+    }
+
+    fn count(&self, snapshot: &Snapshot, is_counted: impl Fn(&ClaimInfo) -> bool) -> usize {
+        let on_it = |id: &DeviceId| snapshot.device(*id).claims().iter().any(&is_counted);
+        snapshot.device_ids().iter().filter(|id| on_it(id)).count()
     }
 }
 
+/// The user holds too many by now.
+pub(super) struct Refused;
+
 impl Attempt<'_> {
+    /// Counts again what the user holds, while no other launch of the user claims: two of them may
+    /// have looked at the same time. The others count again once what is returned is dropped.
+    pub(super) fn take_turn(
+        &mut self,
+        chosen: usize,
+        snapshot: &Snapshot,
+    ) -> std::result::Result<Option<OwnedFd>, Refused> {
+        let (Some(limit), Some(claims)) = (&self.limit, &mut self.claims) else {
+            return Ok(None);
+        };
+        let deadline = Instant::now() + TURN_PATIENCE;
+        let turn = claims.take_turn(deadline);
+        let mut now = snapshot.clone();
+        loop {
+            attach_claims(&mut now, claims);
+            let held = limit.held(&now) + chosen;
+            if held > limit.most {
+                return Err(Refused);
+            }
+            let is_sure = held + limit.undisclosed(&now) <= limit.most;
+            if is_sure || Instant::now() >= deadline {
+                return Ok(turn);
+            }
+            std::thread::sleep(TURN_PAUSE);
+        }
+    }
+
     /// Leaves what is chosen where the user would hold too many with it.
     pub(super) fn apply_limit(&mut self, selection: &mut Selection, snapshot: &Snapshot) {
         let Some(limit) = &self.limit else { return };

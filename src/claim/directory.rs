@@ -186,6 +186,20 @@ impl Directory {
         })
     }
 
+    /// This user's own file, made if it is not there: no other user can lock it.
+    pub(super) fn user_file(&self) -> io::Result<OwnedFd> {
+        let user = rustix::process::geteuid().as_raw();
+        let flags = LOCK_FILE | OFlags::CREATE;
+        let own = Mode::from_raw_mode(0o600);
+        let file = rustix::fs::openat(&self.descriptor, format!("user-{user}"), flags, own)?;
+        let stat = rustix::fs::fstat(&file)?;
+        let is_own = stat.st_uid == user && stat.st_mode & 0o077 == 0;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile if is_own => Ok(file),
+            _ => Err(io::Error::other("it is another user's")),
+        }
+    }
+
     fn make_lock_file(&self, key: &str) -> io::Result<OwnedFd> {
         let everybody = Mode::from_raw_mode(0o666);
         let flags = LOCK_FILE | OFlags::CREATE | OFlags::EXCL;
