@@ -25,6 +25,14 @@ python:
     python/check_recipes.sh
     python/check_wheel.sh
 
+# All packages, with their checksums, into dist/
+packages:
+    packaging/all.sh
+
+# Installs the packages, and runs the README's commands, in fresh roots of Debian
+fresh-roots *ARGS:
+    packaging/fresh_roots.sh {{ARGS}}
+
 # Instructions of a start, beside their budget
 budget:
     benches/budget.sh

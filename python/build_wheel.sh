@@ -24,15 +24,18 @@ chmod +x "$tools/cargo-for-glibc"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/tree" "$work/raw"
-git archive HEAD | tar -x -C "$work/tree"
-reproducible "$work/tree"
+# Always the same place: cargo builds anew what is remapped from elsewhere.
+tree=$target/wheel-tree
+rm -rf "$tree"
+mkdir "$tree" "$work/raw"
+git archive HEAD | tar -x -C "$tree"
+reproducible "$tree"
 if [ "$machine" != "$(uname -m)" ]; then
     # Python names the wheel after the machine that it runs on, but for this.
     export _PYTHON_HOST_PLATFORM=linux-$machine PYO3_CROSS=1 CARGO_BUILD_TARGET=$machine-unknown-linux-gnu
 fi
 CARGO=$tools/cargo-for-glibc CARGO_TARGET_DIR=$target "$tools/bin/python" -m build --wheel --no-isolation \
-    --outdir "$work/raw" "$work/tree" >&2
+    --outdir "$work/raw" "$tree" >&2
 # Fails where the wheel needs more than it is to promise. Of another machine's wheels auditwheel only tells what they
 # need.
 promised=manylinux_${glibc/./_}_$machine

@@ -14,17 +14,10 @@ pub(super) fn init(error: &NvmlError, named: Option<&OsStr>) -> String {
             // The loader's own words are in the cause behind libloading's.
             let cause = std::error::Error::source(cause)
                 .map_or_else(|| cause.to_string(), ToString::to_string);
-            let help = match named {
-                Some(_) => "name the driver's libnvidia-ml.so.1, or unset the variable",
-                None => {
-                    "install the NVIDIA driver, or name the library in AUTOCVD_NVML_LIB (in a \
-                     container: start it with its GPUs, such as --gpus all, and \
-                     NVIDIA_DRIVER_CAPABILITIES=utility)"
-                }
-            };
             format!(
-                "NVML: cannot load {library}: {}; {help}",
-                cause.replace('\n', " ")
+                "NVML: cannot load {library}: {}; {}",
+                cause.replace('\n', " "),
+                help_to_load(CLibrary::OF_THIS_BUILD, named)
             )
         }
         NvmlError::FailedToLoadSymbol(_) => {
@@ -34,6 +27,38 @@ pub(super) fn init(error: &NvmlError, named: Option<&OsStr>) -> String {
             )
         }
         other => format!("NVML cannot be initialized: {}", self::error(other)),
+    }
+}
+
+/// The C library that this program is built for.
+#[derive(Clone, Copy)]
+enum CLibrary {
+    Glibc,
+    /// The driver's library is made for glibc, and a static program loads no library at all.
+    Musl,
+}
+
+impl CLibrary {
+    const OF_THIS_BUILD: Self = if cfg!(target_env = "musl") {
+        Self::Musl
+    } else {
+        Self::Glibc
+    };
+}
+
+/// What helps where the loader does not load the library.
+fn help_to_load(built_for: CLibrary, named: Option<&OsStr>) -> &'static str {
+    match (built_for, named) {
+        (CLibrary::Musl, _) => {
+            "this autocvd is built for musl, which cannot load the driver's library: use a build \
+             for glibc (x86_64-unknown-linux-gnu, aarch64-unknown-linux-gnu)"
+        }
+        (CLibrary::Glibc, Some(_)) => "name the driver's libnvidia-ml.so.1, or unset the variable",
+        (CLibrary::Glibc, None) => {
+            "install the NVIDIA driver, or name the library in AUTOCVD_NVML_LIB (in a \
+             container: start it with its GPUs, such as --gpus all, and \
+             NVIDIA_DRIVER_CAPABILITIES=utility)"
+        }
     }
 }
 
@@ -79,4 +104,18 @@ pub(super) fn error(error: &NvmlError) -> String {
         other => return other.to_string(),
     };
     known.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_for_musl_says_that_it_cannot_load_the_library() {
+        for named in [None, Some(OsStr::new("/usr/lib/libnvidia-ml.so.1"))] {
+            let help = help_to_load(CLibrary::Musl, named);
+            assert!(help.contains("for glibc"), "{help}");
+            assert!(!help_to_load(CLibrary::Glibc, named).contains("musl"));
+        }
+    }
 }
