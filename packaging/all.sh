@@ -7,6 +7,8 @@ if [ -n "$(git status --porcelain)" ]; then
     echo "all.sh: packages are built of what is committed; commit or stash first" >&2
     exit 1
 fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 mkdir -p dist
 rm -f dist/autocvd[-_]* dist/SHA256SUMS
 for machine in ${MACHINES:-x86_64 aarch64}; do
@@ -15,7 +17,7 @@ for machine in ${MACHINES:-x86_64 aarch64}; do
     packaging/tar.sh
     packaging/deb.sh
     packaging/rpm.sh
-    python/build_wheel.sh
+    python/build_wheel.sh 2>"$log" || { tail -n 20 "$log"; exit 1; }
 done
 unset MACHINE
 packaging/crate.sh
