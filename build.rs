@@ -1,6 +1,6 @@
 //! Links the program with the static form of GCC's unwinder where a trial link with it succeeds:
 //! to load the shared one, which only backtraces need, takes a tenth of all the time of a start.
-//! Where the trial fails (GCC 14 and later with ld.bfd) the program is linked as Rust links it.
+//! Where the trial fails the program is linked as Rust links it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,8 @@ fn main() {
         return;
     };
     let unwinder = unwinder.display();
-    let argument = format!("-Wl,--whole-archive,{unwinder},--no-whole-archive");
+    // Since GCC 14 it needs a symbol of ld.so, which comes with libc where libc stands behind it.
+    let argument = format!("-Wl,--whole-archive,{unwinder},--no-whole-archive,-lc");
     if links_with(&argument, Path::new(&variable("OUT_DIR"))) {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
@@ -34,7 +35,8 @@ fn static_unwinder() -> Option<PathBuf> {
     path.is_absolute().then_some(path)
 }
 
-/// Whether the C compiler links a program with this argument.
+/// Whether a program is linked with this argument on a line like rustc's: without what the C
+/// compiler adds to its own, the libraries first. The program refers to nothing, as after LTO.
 fn links_with(argument: &str, directory: &Path) -> bool {
     let (source, program) = (directory.join("trial.c"), directory.join("trial"));
     if std::fs::write(&source, "int main(void) { return 0; }\n").is_err() {
@@ -42,7 +44,8 @@ fn links_with(argument: &str, directory: &Path) -> bool {
     }
     let mut link = Command::new("cc");
     link.arg(&source)
-        .args(["-pie", "-fPIE", argument, "-o"])
+        .args(["-Wl,--as-needed", "-lgcc_s", "-lc", "-pie", "-fPIE"])
+        .args(["-nodefaultlibs", argument, "-o"])
         .arg(&program);
     link.output().is_ok_and(|output| output.status.success())
 }
