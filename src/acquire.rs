@@ -38,7 +38,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 #[must_use = "the claim on the GPUs ends when this is dropped"]
 pub struct Acquisition {
-    /// The machine as it was seen. With [`Detail::Decision`] it holds only what the choice needed.
+    /// The machine as it was seen: what the choice needed, and all of it only
+    /// [with details](Request::with_details).
     pub snapshot: Snapshot,
     /// What was chosen, in ascending order.
     pub devices: Vec<DeviceId>,

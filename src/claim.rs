@@ -29,7 +29,7 @@ use crate::fork_local::ForkLocal;
 use crate::policy::TURN_PAUSE;
 use crate::proc::{self, ProcessId};
 pub(crate) use ancestry::Ancestor;
-pub use ancestry::Ancestry;
+pub(crate) use ancestry::Ancestry;
 use ancestry::Token;
 pub use cleanup::remove_files;
 use directory::Directory;
@@ -842,12 +842,12 @@ impl Claim {
     }
 }
 
-/// Ends all claims in `claim_dir` ([`Environment::claim_dir`](crate::Environment::claim_dir)) that
-/// printed choices made for the shell that started this process. Returns how many these were.
+/// Ends all claims in a directory that printed choices made for the shell that started this process.
+/// Returns how many these were.
 ///
 /// # Errors
 /// Where the directory of claims cannot be used.
-pub fn release_shell_claims(claim_dir: &Path) -> io::Result<usize> {
+pub(crate) fn release_shell_claims(claim_dir: &Path) -> io::Result<usize> {
     let claims = ClaimStore::open(claim_dir)?;
     let requester = Requester::detect();
     Ok(requester.map_or(0, |requester| {
@@ -857,7 +857,7 @@ pub fn release_shell_claims(claim_dir: &Path) -> io::Result<usize> {
 
 impl ClaimGuard {
     /// What a launch inside it is told.
-    pub fn inside(&self) -> Ancestry {
+    pub(crate) fn inside(&self) -> Ancestry {
         judge::inside(&self.ancestry, self.token, &self.devices, &self.holding)
     }
 

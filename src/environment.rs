@@ -31,7 +31,7 @@ pub struct Environment {
     /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
     pub cuda_visible_devices: Option<String>,
     /// `CUDA_DEVICE_ORDER`, by which its indices count.
-    pub cuda_device_order: DeviceOrder,
+    pub(crate) cuda_device_order: DeviceOrder,
     /// The variable of the batch job that this is part of.
     pub batch_job: Option<&'static str>,
     /// `AUTOCVD_PATIENCE`: after which time of waiting a request gathers.
@@ -39,12 +39,12 @@ pub struct Environment {
     /// What the administrator sets for all users.
     pub site: SiteConfig,
     /// The launches that this process was started inside of, as far as its environment tells.
-    pub inside: Option<Ancestry>,
+    pub(crate) inside: Option<Ancestry>,
 }
 
 /// How CUDA counts GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceOrder {
+pub(crate) enum DeviceOrder {
     /// The fastest first, as CUDA estimates it; equal ones by their places on the bus.
     #[default]
     FastestFirst,
@@ -73,6 +73,22 @@ impl Environment {
             batch_job: BATCH_JOBS.into_iter().find(|name| set(name).is_some()),
             inside: set(INSIDE).and_then(|value| value.to_str()?.parse().ok()),
         }
+    }
+
+    /// The same inside of the launches that this value of `AUTOCVD_INSIDE` tells of, for a process
+    /// that has set the variable for its children.
+    pub fn started_inside(self, value: Option<&str>) -> Self {
+        let inside = value.and_then(|value| value.parse().ok());
+        Self { inside, ..self }
+    }
+
+    /// Ends all claims that printed choices made for the shell that started this process. Returns
+    /// how many these were.
+    ///
+    /// # Errors
+    /// Where the directory of claims cannot be used.
+    pub fn release_shell_claims(&self) -> std::io::Result<usize> {
+        claim::release_shell_claims(&self.claim_dir)
     }
 }
 

@@ -69,7 +69,7 @@ impl<T> Fact<Vec<T>> {
     }
 
     /// The same, to be changed.
-    pub fn items_mut(&mut self) -> &mut [T] {
+    pub(crate) fn items_mut(&mut self) -> &mut [T] {
         match self {
             Self::Value(items) => items,
             Self::NotApplicable | Self::Unknown => &mut [],

@@ -126,7 +126,7 @@ pub struct Gpu {
     pub unusable: Option<String>,
     /// What was judged when the machine was recorded, where it comes from a file.
     #[serde(skip)]
-    pub recorded: Option<Judgement>,
+    pub(crate) recorded: Option<Judgement>,
     /// What [`Snapshot::judge`] made of all this.
     pub state: Option<State>,
     /// Why it is in that state, where there is something to say.
@@ -198,7 +198,7 @@ impl ComputeMode {
     }
 
     /// The mode of that name, in NVML's or nvidia-smi's spelling (`Exclusive_Process`).
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [
             Self::Default,
             Self::ExclusiveThread,
@@ -260,13 +260,13 @@ const RECOVERY_ACTIONS: [RecoveryAction; 8] = [
 
 impl RecoveryAction {
     /// The action that NVML's number stands for.
-    pub fn from_number(number: u32) -> Self {
+    pub(crate) fn from_number(number: u32) -> Self {
         let known = RECOVERY_ACTIONS.get(number as usize);
         known.copied().unwrap_or(Self::Other)
     }
 
     /// The action of nvidia-smi's name, such as `Drain and Reset`.
-    pub fn from_smi_name(name: &str) -> Self {
+    pub(crate) fn from_smi_name(name: &str) -> Self {
         let name = name.to_ascii_lowercase().replace([' ', '_'], "");
         match name.as_str() {
             "none" => Self::None,
@@ -282,7 +282,7 @@ impl RecoveryAction {
     }
 
     /// What a person has to do before programs can use the GPU, if so.
-    pub fn remedy(self) -> Option<&'static str> {
+    pub(crate) fn remedy(self) -> Option<&'static str> {
         match self {
             Self::None | Self::DrainP2p | Self::Imex => None,
             Self::GpuReset | Self::BusReset | Self::DrainAndReset => Some(
@@ -354,7 +354,7 @@ pub struct MigDevice {
     pub unusable: Option<String>,
     /// As [`Gpu::recorded`].
     #[serde(skip)]
-    pub recorded: Option<Judgement>,
+    pub(crate) recorded: Option<Judgement>,
     /// As [`Gpu::state`].
     pub state: Option<State>,
     /// As [`Gpu::reason`].
@@ -460,7 +460,7 @@ pub enum State {
 
 /// A state, and why a device was in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Judgement {
+pub(crate) struct Judgement {
     /// What could be done with the device.
     pub state: State,
     /// Why, where there is something to say.

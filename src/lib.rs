@@ -60,19 +60,19 @@ mod wait;
 
 pub use acquire::{Acquisition, acquire, try_acquire};
 pub use cancel::CancelToken;
-pub use claim::{Ancestry, ClaimGuard, release_shell_claims, remove_files};
-pub use environment::{DeviceOrder, Environment};
+pub use claim::{ClaimGuard, remove_files};
+pub use environment::Environment;
 pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
 pub use fact::Fact;
 pub use gpu::{
-    ClaimInfo, ComputeMode, Gpu, Health, Judgement, Link, Memory, Mig, MigDevice, Process,
-    ProcessKind, ProcessView, Recording, RecoveryAction, Snapshot, Source, State, TopologyLevel,
-    Utilization, WaitingRequest,
+    ClaimInfo, ComputeMode, Gpu, Health, Link, Memory, Mig, MigDevice, Process, ProcessKind,
+    ProcessView, Recording, RecoveryAction, Snapshot, Source, State, TopologyLevel, Utilization,
+    WaitingRequest,
 };
 pub use ids::{Device, DeviceId};
 pub use observer::{NoObserver, Observer, WaitStatus};
 pub use pci::PciBusId;
-pub use probe::{Detail, ProbeChoice};
+pub use probe::ProbeChoice;
 pub use request::{ClaimPolicy, OutputForm, Request};
 pub use select::Verdict;
 pub use site::SiteConfig;

@@ -31,7 +31,7 @@ pub enum ProbeChoice {
 
 /// What to read of each GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Detail {
+pub(crate) enum Detail {
     /// What a decision needs.
     #[default]
     Decision,

@@ -156,9 +156,13 @@ impl Request {
         Self { probe, ..self }
     }
 
-    /// What to read beyond what the decision needs, for showing it.
-    pub fn detail(self, detail: Detail) -> Self {
-        Self { detail, ..self }
+    /// Also read what the decision does not need, for showing it: names, utilization, the driver's
+    /// version and complete process lists.
+    pub fn with_details(self) -> Self {
+        Self {
+            detail: Detail::Everything,
+            ..self
+        }
     }
 
     /// End with [`Error::Cancelled`](crate::Error::Cancelled) once the token is cancelled.

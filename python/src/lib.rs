@@ -35,7 +35,7 @@ mod _autocvd {
     use super::{GpuTimeoutError, NoGpuError};
     use crate::search::{self, Own, Reasons};
     use crate::worker::Checks;
-    use autocvd::{CancelToken, ClaimPolicy, Detail, Environment, Request, text};
+    use autocvd::{CancelToken, ClaimPolicy, Environment, Request, text};
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
     use std::time::Duration;
@@ -109,7 +109,7 @@ mod _autocvd {
         }
         let mut reasons = Reasons::Unread;
         if explains {
-            request = request.detail(Detail::Everything);
+            request = request.with_details();
             let min_free_memory = wanted.min_free_memory;
             reasons = Reasons::Read { min_free_memory };
         }
@@ -144,7 +144,7 @@ mod _autocvd {
             .least_used()
             .timeout(Duration::ZERO)
             .claim(ClaimPolicy::No)
-            .detail(Detail::Everything);
+            .with_details();
         let own = Own {
             keys,
             num_gpus: wanted.num_gpus,

@@ -176,12 +176,9 @@ pub(crate) fn status(
 
 /// The environment of this process, as it was before autocvd set anything in it.
 pub(crate) fn environment(visible: Option<String>, inside: Option<String>) -> Environment {
-    let inside = inside.and_then(|inside| inside.parse().ok());
-    Environment {
-        cuda_visible_devices: visible,
-        inside,
-        ..Environment::read()
-    }
+    let mut environment = Environment::read().started_inside(inside.as_deref());
+    environment.cuda_visible_devices = visible;
+    environment
 }
 
 /// Why each device that was not chosen was passed over.

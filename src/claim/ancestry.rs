@@ -91,7 +91,7 @@ pub(super) fn is_held(directory: &Directory, key: &str, token: Token) -> bool {
 
 /// The launches around this process, the outermost first, each nested in the one before it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ancestry(pub(crate) Vec<Ancestor>);
+pub(crate) struct Ancestry(pub(crate) Vec<Ancestor>);
 
 impl Ancestry {
     /// How many claims are around a claim that is made inside all of these.
@@ -120,7 +120,7 @@ impl Ancestry {
     }
 
     /// The keys of the devices that the innermost one has.
-    pub fn devices(&self) -> Option<&[String]> {
+    pub(crate) fn devices(&self) -> Option<&[String]> {
         self.0.last().map(|ancestor| &ancestor.devices[..])
     }
 }

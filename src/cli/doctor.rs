@@ -104,14 +104,11 @@ fn report(findings: &[Finding]) -> String {
 /// Reads the machine on a thread that a hanging driver keeps: the process ends all the same.
 fn ask_driver(environment: &Environment) -> Answer {
     let (sender, receiver) = mpsc::channel();
-    let environment = environment.clone();
+    let mut quiet = environment.clone();
+    // Told of among the findings.
+    quiet.site = environment.site.without_warnings();
     let look = move || {
         let mut warnings = Warnings(Vec::new());
-        // Told of among the findings.
-        let quiet = Environment {
-            site: environment.site.without_warnings(),
-            ..environment
-        };
         let started = Instant::now();
         let read =
             StatusReader::open(&ProbeChoice::Auto, &quiet, &mut warnings).and_then(|reader| {

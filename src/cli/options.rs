@@ -4,7 +4,7 @@ use super::advice::Origins;
 use super::args::{self, Format, MainArgs, Options, ProbeArg, StatusArgs};
 use super::failure::Failure;
 use super::variables::{PREFIX, Variables};
-use autocvd::{ClaimPolicy, Detail, OutputForm, ProbeChoice, Request};
+use autocvd::{ClaimPolicy, OutputForm, ProbeChoice, Request};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -187,7 +187,7 @@ impl Launch {
             request = request.by_uuid();
         }
         if output == Output::Json || verbosity > Verbosity::Normal {
-            request = request.detail(Detail::Everything);
+            request = request.with_details();
         }
         if matches!(
             output,

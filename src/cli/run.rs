@@ -12,7 +12,7 @@ use super::{
     completions, doctor, exec, format, help, man, mps_view, report, signals, standard_output,
     status, usage,
 };
-use autocvd::{Acquisition, Environment, acquire, release_shell_claims};
+use autocvd::{Acquisition, Environment, acquire};
 use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 use std::io::Write;
@@ -98,7 +98,8 @@ fn run_subcommand(subcommand: Subcommand, variables: &Variables) -> Result<(), F
         Subcommand::Status(args) => status::run(Status::merge_env(args, variables)?),
         Subcommand::Doctor => doctor::run(),
         Subcommand::Completions { shell } => print(&completions::script(shell)),
-        Subcommand::Release => release_shell_claims(&Environment::read().claim_dir)
+        Subcommand::Release => Environment::read()
+            .release_shell_claims()
             .map(drop)
             .map_err(|error| {
                 Failure::new(

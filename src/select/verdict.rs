@@ -172,7 +172,7 @@ impl<'a> Device<'a> {
 impl Process {
     /// Whether it computes. Of a desktop's programs that draw by Vulkan the driver says C+G: where
     /// a display server or compositor is among the processes listed, small ones are taken for that.
-    pub fn computes_beside(&self, listed: &[Process]) -> bool {
+    pub(crate) fn computes_beside(&self, listed: &[Process]) -> bool {
         let is_small = self
             .used_memory
             .is_some_and(|held| held <= DESKTOP_PROGRAM_MEMORY);
