@@ -14,10 +14,10 @@ use crate::claim::{
     Ancestor, Ancestry, Asked, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Holding, Target,
     Ticket, Waiter,
 };
-use crate::environment::{DeviceOrder, Environment, INSIDE};
+use crate::environment::{DeviceOrder, Environment, INSIDE, MEMORY};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{ProcessView, Snapshot};
-use crate::ids::{self, DeviceId};
+use crate::ids::{self, Device, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
 use crate::policy::{PATIENCE, SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
@@ -50,6 +50,9 @@ pub struct Acquisition {
     /// The CPU cores near them, where [`Request::with_cpu_affinity`] asks for them; empty where
     /// unknown.
     pub cpu_affinity: Vec<usize>,
+    /// How many bytes of each are given: of a share, or of the share that this process is inside
+    /// of; `None` where they are given whole.
+    pub memory: Option<u64>,
     /// The claim on them.
     pub claim: Option<ClaimGuard>,
     ancestry: Ancestry,
@@ -57,11 +60,13 @@ pub struct Acquisition {
 
 impl Acquisition {
     /// The variables that give the GPUs to a program.
-    pub fn variables(&self) -> [(&'static str, String); 2] {
-        [
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        let mut variables = vec![
             ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
             ("CUDA_VISIBLE_DEVICES", self.ids.join(",")),
-        ]
+        ];
+        variables.extend(self.memory.map(|bytes| (MEMORY, bytes.to_string())));
+        variables
     }
 
     /// The variable that tells an autocvd inside that program what to choose among.
@@ -161,7 +166,9 @@ pub fn acquire(
         restrictions,
     } = Candidates::of(request, environment, &snapshot, claims.as_mut(), observer)?;
     let keys = keys_of(&devices, &snapshot);
-    let (num_gpus, min_free_memory) = (request.num_gpus, request.min_free_memory);
+    let (num_gpus, share) = (request.num_gpus, request.share);
+    // A device that has less free has no room for the share.
+    let min_free_memory = request.min_free_memory.max(share);
     let attempt = Attempt {
         request,
         site,
@@ -169,7 +176,7 @@ pub fn acquire(
         demand: Demand {
             num_gpus,
             min_free_memory,
-            share: None,
+            share,
             tolerate: request.tolerate,
             devices: keys,
             shell,
@@ -182,7 +189,8 @@ pub fn acquire(
         limit,
         constraints: Constraints {
             num_gpus,
-            least_used: request.least_used,
+            least_used: request.least_used && share.is_none(),
+            share,
             min_free_memory,
             tolerate: request.tolerate,
             devices,
@@ -198,7 +206,7 @@ pub fn acquire(
         ahead: Vec::new(),
         handoff: Handoff::default(),
         last_sources: WakeSources::default(),
-        others_tolerate: false,
+        others_need_lists: false,
         backoff: Backoff::new(request.interval),
         second_reading: SecondReading::NotNeeded,
         links: Links::NotAsked,
@@ -244,6 +252,27 @@ fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
         .iter()
         .map(|id| snapshot.device(*id).key())
         .collect()
+}
+
+/// A share of this device, which has room for it.
+fn share_of(device: Device, bytes: u64) -> claim::Extent {
+    let memory = device.memory();
+    let free = memory.free.value().unwrap_or(0);
+    let shares = device.claims().iter();
+    let (held, unused) = shares.fold((0_u64, 0_u64), |(held, unused), share| {
+        let all = share.memory.unwrap_or(0);
+        let used = share.used_memory.unwrap_or(0);
+        (
+            held.saturating_add(all),
+            unused.saturating_add(all.saturating_sub(used)),
+        )
+    });
+    claim::Extent::Share {
+        bytes,
+        memory: memory.total.value().unwrap_or(free),
+        // What is left now is left for all that are made from now on.
+        limit: held.saturating_add(free).saturating_sub(unused),
+    }
 }
 
 /// For whom to claim a choice of which these ids are printed.
@@ -296,7 +325,7 @@ struct Attempt<'a> {
     /// What the last look that succeeded waits for.
     last_sources: WakeSources,
     /// Whether one of those ahead tolerates processes: then all of them are to be read.
-    others_tolerate: bool,
+    others_need_lists: bool,
     backoff: Backoff,
     second_reading: SecondReading,
     links: Links,
@@ -394,7 +423,9 @@ impl Attempt<'_> {
                 false => Vec::new(),
             };
             let ancestry = self.claims.as_ref().map(ClaimStore::ancestry).cloned();
+            let claimed = claim.as_ref().and_then(ClaimGuard::memory);
             return Ok(Acquisition {
+                memory: self.request.share.or(claimed),
                 snapshot,
                 devices,
                 candidates: self.constraints.devices,
@@ -434,6 +465,9 @@ impl Attempt<'_> {
                     std::thread::sleep(Duration::from_micros(pause));
                     return Ok(Outcome::Again);
                 };
+                if self.constraints.share.is_some() {
+                    self.tell_of_overdrawn_shares(&mut snapshot, observer);
+                }
                 if self.constraints.least_used {
                     tell_of_claims(&devices, &mut snapshot, observer);
                 }
@@ -471,6 +505,8 @@ impl Attempt<'_> {
                 free: &free,
                 num_gpus: self.constraints.num_gpus,
                 min_free_memory: self.constraints.min_free_memory,
+                share: self.constraints.share,
+                tolerate: self.constraints.tolerate,
                 waiters_ahead,
                 kept: self.handoff.kept().map_or(&[], |kept| &kept.devices),
                 kept_reason: self.handoff.kept().map(|kept| &*kept.reason),
@@ -578,9 +614,11 @@ impl Attempt<'_> {
             self.handoff.clear();
         } else {
             // What is left to others is judged by what is, not by what was.
-            let others_tolerate = earlier.iter().any(|waiter| waiter.tolerate.is_some());
-            if !self.carried.is_empty() || others_tolerate && !self.others_tolerate {
-                self.others_tolerate = others_tolerate;
+            let others_need_lists = earlier
+                .iter()
+                .any(|waiter| waiter.tolerate.or(waiter.share).is_some());
+            if !self.carried.is_empty() || others_need_lists && !self.others_need_lists {
+                self.others_need_lists = others_need_lists;
                 self.carried.clear();
                 self.read_and_select(&mut snapshot);
             }
@@ -641,7 +679,7 @@ impl Attempt<'_> {
     ) -> Result<Option<(Vec<String>, Option<ClaimGuard>)>> {
         let ids = ids::for_cuda(devices, self.request.uuid, snapshot)?;
         // Until the claim is made.
-        let Ok(_turn) = self.take_turn(devices.len(), snapshot) else {
+        let Ok(_turn) = self.take_turn(devices, snapshot) else {
             return Ok(None);
         };
         let Some(claims) = &mut self.claims else {
@@ -652,10 +690,11 @@ impl Attempt<'_> {
         }
         let target = |id: &DeviceId| {
             let device = snapshot.device(*id);
-            // Only the least used one may be another's.
-            let extent = match device.verdict() {
-                Verdict::Claimed(_) => claim::Extent::Guest,
-                _ => claim::Extent::Whole,
+            let extent = match (self.constraints.share, device.verdict()) {
+                (Some(bytes), _) => share_of(device, bytes),
+                // Only the least used one may be another's.
+                (None, Verdict::Claimed(_) | Verdict::Shared(_)) => claim::Extent::Guest,
+                (None, _) => claim::Extent::Whole,
             };
             Target {
                 key: device.key(),
@@ -674,6 +713,27 @@ impl Attempt<'_> {
                 Ok(Some((ids, None)))
             }
         }
+    }
+
+    /// Tells of the shares whose processes hold more than they asked for.
+    fn tell_of_overdrawn_shares(&self, snapshot: &mut Snapshot, observer: &mut dyn Observer) {
+        let overdrawn = |snapshot: &Snapshot| -> Vec<String> {
+            let devices = self
+                .constraints
+                .devices
+                .iter()
+                .map(|id| snapshot.device(*id));
+            let told = devices.filter_map(|device| {
+                let told = device.overdrawn()?;
+                Some(format!("{}: {told}", device.label()))
+            });
+            told.collect()
+        };
+        if overdrawn(snapshot).is_empty() {
+            return;
+        }
+        resolve_processes(snapshot, Scope::Named);
+        observer.warn(&overdrawn(snapshot).join("; "));
     }
 
     fn start_waiting(&mut self, observer: &mut dyn Observer) {
@@ -764,10 +824,15 @@ impl Attempt<'_> {
     fn timed_out(&self, snapshot: &Snapshot, free: usize) -> Error {
         let blocked = |id: &DeviceId| {
             let device = snapshot.device(*id);
-            let shortfall = device.memory_shortfall(self.constraints.min_free_memory);
+            let shortfall = match self.constraints.share {
+                Some(bytes) => device.share_shortfall(bytes, self.constraints.tolerate),
+                None => device.memory_shortfall(self.constraints.min_free_memory),
+            };
             let kept = self.handoff.kept().filter(|kept| kept.devices.contains(id));
+            let kept = kept.map(|kept| kept.reason.clone());
             let reason = match device.verdict() {
-                Verdict::Free => shortfall.or_else(|| Some(kept?.reason.clone()))?,
+                Verdict::Free => shortfall.or(kept)?,
+                Verdict::Shared(_) if self.constraints.share.is_some() => shortfall.or(kept)?,
                 // The least used one may be in use.
                 other if self.constraints.least_used => {
                     shortfall.or_else(|| other.reason().map(str::to_owned))?
@@ -784,7 +849,8 @@ impl Attempt<'_> {
             requested: self.constraints.num_gpus,
             free,
             after: self.request.timeout.filter(waited),
-            least_used: self.constraints.least_used,
+            least_used: self.request.least_used,
+            share: self.request.share.is_some(),
             blocked: self
                 .constraints
                 .devices

@@ -156,7 +156,6 @@ pub(crate) enum Extent {
     /// All of it, beside those who have claimed it already.
     Guest,
     /// A share of its memory.
-    #[allow(dead_code, reason = "requests do not ask for it yet")]
     Share {
         /// How many bytes.
         bytes: u64,
@@ -383,7 +382,6 @@ impl ClaimStore {
 
     /// The share of this device that the claims around this process leave to it, in bytes; `None`
     /// where they leave it all of it.
-    #[allow(dead_code, reason = "requests do not ask for it yet")]
     pub(crate) fn ancestor_share(&self, key: &str) -> Option<u64> {
         self.ancestry.share(key).map(Share::bytes)
     }
@@ -943,6 +941,8 @@ impl ClaimGuard {
         lease.holding = self.holding.clone();
         lease.label = self.devices.join(", ");
         lease.launch = Some(child);
+        // Its keeper tells of it anew.
+        holder::withdraw(&self.directory, self.token);
         judge::keep(lease, None, None, &self.directory, Parent::Execs)?;
         OWN.lock().retain(|token| *token != self.token);
         self.persists = true;

@@ -16,6 +16,8 @@ const CLAIM_DIR: &str = "AUTOCVD_CLAIM_DIR";
 const PATIENCE: &str = "AUTOCVD_PATIENCE";
 /// Tells a nested autocvd what it was started inside of.
 pub(crate) const INSIDE: &str = "AUTOCVD_INSIDE";
+/// Tells a program how many bytes of each GPU its share is of.
+pub(crate) const MEMORY: &str = "AUTOCVD_MEMORY";
 /// What batch systems set in a job, next to `CUDA_VISIBLE_DEVICES`: Slurm, PBS, LSF, and Ray in its
 /// workers.
 const BATCH_JOBS: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RAYLET_PID"];

@@ -276,6 +276,8 @@ pub struct Timeout {
     /// Whether it was content with GPUs in use:
     /// [`Request::least_used`](crate::Request::least_used).
     pub least_used: bool,
+    /// Whether shares were enough: [`Request::share`](crate::Request::share).
+    pub share: bool,
     /// What is not to be had, and why.
     pub blocked: Vec<BlockedDevice>,
 }
@@ -364,6 +366,7 @@ mod tests {
             free,
             after,
             least_used: false,
+            share: false,
             blocked: vec![blocked("GPU 0", "busy")],
         };
         let second = Some(Duration::from_secs(1));

@@ -57,6 +57,7 @@ fn decide(snapshot: &Snapshot) {
     for num_gpus in [1, 2] {
         for least_used in [false, true] {
             let constraints = Constraints {
+                share: None,
                 tolerate: None,
                 num_gpus,
                 least_used,

@@ -8,7 +8,8 @@ use crate::claim::Waiter;
 use crate::gpu::Snapshot;
 use crate::ids::{Device, DeviceId};
 use crate::proc;
-use crate::select::{self, Constraints, Selection};
+use crate::select::{self, Constraints, Selection, Verdict};
+use std::cmp::Reverse;
 use std::time::Duration;
 
 /// What is kept for the request that gathers.
@@ -50,11 +51,41 @@ pub(crate) fn keep(waiter: &Waiter, left: &[DeviceId], snapshot: &Snapshot) -> K
         let is_whole = waiter.num_gpus == 1 || snapshot.device(*id).mig().is_none();
         is_whole && matches!(select::select(snapshot, &one), Selection::Chosen(_))
     };
+    let mut devices: Vec<DeviceId> = left.iter().copied().filter(is_usable).collect();
+    let missing = waiter.num_gpus.saturating_sub(devices.len());
+    devices.extend(drained(waiter, left, snapshot).into_iter().take(missing));
+    devices.sort_unstable();
     Kept {
-        devices: left.iter().copied().filter(is_usable).collect(),
+        devices,
         pid: waiter.process.map(|process| process.pid),
         reason: reason(&proc::user_name(waiter.uid), waiter.num_gpus),
     }
+}
+
+/// The shared devices of `left` that a request can use once enough of their shares have ended: no
+/// more shares are given there. Those of which the least is given go first.
+fn drained(waiter: &Waiter, left: &[DeviceId], snapshot: &Snapshot) -> Vec<DeviceId> {
+    let wanted = waiter.min_free_memory.max(waiter.share).unwrap_or(0);
+    let is_drained = |id: &DeviceId| {
+        let device = snapshot.device(*id);
+        let is_large = device
+            .memory()
+            .total
+            .value()
+            .is_none_or(|total| total >= wanted);
+        let lacks = waiter
+            .share
+            .is_none_or(|bytes| device.shareable().is_ok_and(|room| room < bytes));
+        let is_shared = matches!(device.verdict(), Verdict::Shared(_));
+        is_shared && is_large && lacks && waiter.wants(&device.key())
+    };
+    let given = |id: &DeviceId| -> u64 {
+        let shares = snapshot.device(*id).claims().iter();
+        shares.filter_map(|share| share.memory).sum()
+    };
+    let mut devices: Vec<DeviceId> = left.iter().copied().filter(is_drained).collect();
+    devices.sort_by_key(|id| (given(id), Reverse(*id)));
+    devices
 }
 
 /// What was kept when the machine was recorded.
@@ -75,7 +106,7 @@ pub(crate) fn tell(snapshot: &mut Snapshot) {
         return;
     };
     for id in kept.devices {
-        snapshot.set_reason(id, kept.reason.clone());
+        snapshot.add_reason(id, &kept.reason);
     }
 }
 
@@ -101,6 +132,7 @@ pub(crate) fn constraints(
         least_used: false,
         tolerate: waiter.tolerate,
         min_free_memory: waiter.min_free_memory,
+        share: waiter.share,
         devices: devices.filter(is_wanted).map(Device::id).collect(),
     }
 }

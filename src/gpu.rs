@@ -9,6 +9,7 @@ mod waiting;
 pub use waiting::WaitingRequest;
 
 use crate::pci::PciBusId;
+use crate::proc::ProcessId;
 use serde::{Deserialize, Serialize};
 
 /// Where a [`Snapshot`] was read from.
@@ -55,6 +56,16 @@ pub struct Snapshot {
     pub waiting: Vec<WaitingRequest>,
     /// When and where it was read, where that is known.
     pub recording: Option<Box<Recording>>,
+}
+
+impl Snapshot {
+    /// Whether the pids that the driver lists are those of this process's namespace. Before 535.113
+    /// a container is told the host's, which mean other processes there, or none.
+    pub(crate) fn pids_are_known(&self) -> bool {
+        let version = self.driver_version.as_deref();
+        let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+        self.process_view == ProcessView::Host || major.is_some_and(|major| major > 535)
+    }
 }
 
 /// When, where and by what a [`Snapshot`] was read.
@@ -131,6 +142,9 @@ pub struct Gpu {
     pub state: Option<State>,
     /// Why it is in that state, where there is something to say.
     pub reason: Option<String>,
+    /// How many bytes another share of it can be; `None` where it is not shared.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub shareable: Option<u64>,
 }
 
 impl Gpu {
@@ -359,6 +373,9 @@ pub struct MigDevice {
     pub state: Option<State>,
     /// As [`Gpu::reason`].
     pub reason: Option<String>,
+    /// As [`Gpu::shareable`].
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub shareable: Option<u64>,
 }
 
 /// A process with a context on a GPU.
@@ -381,6 +398,9 @@ pub struct Process {
     /// Whether its program makes no GPU busy: `ignore` in /etc/autocvd.conf.
     #[serde(default, skip_serializing_if = "json::is_false")]
     pub ignored: bool,
+    /// Whether it belongs to one of the shares that the device's claims are on.
+    #[serde(default, skip_serializing_if = "json::is_false")]
+    pub in_share: bool,
 }
 
 /// The process types of nvidia-smi.
@@ -442,6 +462,21 @@ pub struct ClaimInfo {
     /// How many bytes a share is of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// How many bytes the processes of a share hold; `None` where its holder is out of sight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_memory: Option<u64>,
+    /// Whose the share is.
+    #[serde(skip)]
+    pub(crate) share_holder: Option<ShareHolder>,
+}
+
+/// What a share is for, and by what its processes are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ShareHolder {
+    /// The process, where it is one of this process's PID namespace.
+    pub process: Option<ProcessId>,
+    /// What stands in the environment of its processes.
+    pub token: Option<String>,
 }
 
 /// What can be done with a GPU.
@@ -454,6 +489,8 @@ pub enum State {
     Busy,
     /// Another launch has taken it.
     Claimed,
+    /// Other launches have taken shares of it.
+    Shared,
     /// It cannot be used: lost, in need of a reset, not permitted, prohibited.
     Unavailable,
 }

@@ -206,6 +206,33 @@ impl Snapshot {
         }
     }
 
+    /// The processes on a device, where they are known.
+    pub(crate) fn processes_mut(&mut self, id: DeviceId) -> Option<&mut Vec<Process>> {
+        let gpu = &mut self.gpus[id.gpu];
+        match (id.mig, &mut gpu.mig) {
+            (Some(place), Some(mig)) => mig.devices[place].processes.value_mut(),
+            _ => gpu.processes.value_mut(),
+        }
+    }
+
+    /// Makes a device look like one that has so much memory and nothing on it.
+    pub(crate) fn confine(&mut self, id: DeviceId, bytes: u64) {
+        let gpu = &mut self.gpus[id.gpu];
+        let (memory, processes) = match (id.mig, &mut gpu.mig) {
+            (Some(place), Some(mig)) => {
+                let part = &mut mig.devices[place];
+                (&mut part.memory, &mut part.processes)
+            }
+            _ => (&mut gpu.memory, &mut gpu.processes),
+        };
+        *memory = Memory {
+            total: Fact::Value(bytes),
+            used: Fact::Value(0),
+            free: Fact::Value(bytes),
+        };
+        *processes = Fact::Value(Vec::new());
+    }
+
     /// Marks a device as kept from everybody.
     pub(crate) fn reserve(&mut self, id: DeviceId) {
         let gpu = &mut self.gpus[id.gpu];

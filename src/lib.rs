@@ -53,6 +53,7 @@ mod probe;
 mod proc;
 mod request;
 mod select;
+mod shares;
 mod site;
 mod status;
 pub mod text;

@@ -18,6 +18,10 @@ pub struct WaitStatus<'a> {
     pub num_gpus: usize,
     /// How many bytes each is to have free.
     pub min_free_memory: Option<u64>,
+    /// How many bytes of each, where a share is enough.
+    pub share: Option<u64>,
+    /// How many bytes idle processes may hold.
+    pub(crate) tolerate: Option<u64>,
     /// How many others asked earlier inside the same launch, or outside of any, and can act.
     pub waiters_ahead: usize,
     /// The devices that are kept for a request that has waited for so long.

@@ -29,6 +29,7 @@ pub struct Request {
     pub(crate) exclude: Vec<String>,
     pub(crate) only: Option<Vec<String>>,
     pub(crate) min_free_memory: Option<u64>,
+    pub(crate) share: Option<u64>,
     pub(crate) tolerate: Option<u64>,
     pub(crate) inherit: bool,
     pub(crate) uuid: bool,
@@ -50,6 +51,7 @@ impl Default for Request {
             exclude: Vec::new(),
             only: None,
             min_free_memory: None,
+            share: None,
             tolerate: None,
             inherit: false,
             uuid: false,
@@ -120,6 +122,19 @@ impl Request {
     pub fn min_free_memory(self, bytes: u64) -> Self {
         Self {
             min_free_memory: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Take a share of this many bytes of each GPU instead of whole GPUs: other shares go beside
+    /// it, as long as their sum is no more than the GPU's memory. The fullest GPU that has room
+    /// goes first. Nothing keeps a program within its share.
+    ///
+    /// With [`least_used`](Self::least_used) it does not wait, and ends with
+    /// [`Error::TimedOut`](crate::Error::TimedOut) where no GPU has room.
+    pub fn share(self, bytes: u64) -> Self {
+        Self {
+            share: Some(bytes),
             ..self
         }
     }

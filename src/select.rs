@@ -1,6 +1,7 @@
 //! Which devices to give: pure functions of a [`Snapshot`] and [`Constraints`].
 
 mod sets;
+mod shares;
 mod verdict;
 
 pub use verdict::Verdict;
@@ -20,6 +21,8 @@ pub(crate) struct Constraints {
     pub least_used: bool,
     /// Only GPUs with this many bytes free.
     pub min_free_memory: Option<u64>,
+    /// How many bytes of each, where a share is enough.
+    pub share: Option<u64>,
     /// How much memory, in bytes, idle processes may hold on a GPU that is given.
     pub tolerate: Option<u64>,
     /// The devices to choose among.
@@ -67,6 +70,17 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
             .memory_shortfall(constraints.min_free_memory)
             .is_none()
     });
+    if let Some(bytes) = constraints.share {
+        let usable: Vec<Device> = usable.into_iter().map(|(device, _)| device).collect();
+        let mut fitting = shares::with_room(&usable, bytes, constraints.tolerate);
+        let is_enough = fitting.len() >= constraints.num_gpus;
+        fitting.truncate(constraints.num_gpus);
+        fitting.sort_unstable();
+        return match is_enough {
+            true => Selection::Chosen(fitting),
+            false => Selection::NotNow { free: fitting },
+        };
+    }
     if constraints.least_used {
         return least_used(constraints.num_gpus, usable);
     }
@@ -142,6 +156,7 @@ pub(crate) fn free_gpus(snapshot: &Snapshot, constraints: &Constraints) -> Vec<D
 pub(crate) fn links_matter(snapshot: &Snapshot, constraints: &Constraints) -> bool {
     constraints.num_gpus > 1
         && !constraints.least_used
+        && constraints.share.is_none()
         && free_gpus(snapshot, constraints).len() > constraints.num_gpus
 }
 
@@ -189,7 +204,7 @@ fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection 
     }
     usable.sort_by_key(|(device, verdict)| {
         let free = device.memory().free.value();
-        let is_claimed = matches!(verdict, Verdict::Claimed(_));
+        let is_claimed = matches!(verdict, Verdict::Claimed(_) | Verdict::Shared(_));
         let mode = device.gpu().compute_mode.value();
         let is_exclusive = mode.is_some_and(ComputeMode::is_exclusive);
         let is_taken = is_exclusive && device.use_verdict() != Verdict::Free;

@@ -1,17 +1,21 @@
 //! The machine as it is shown: what a probe reads, with the claims and all that /proc adds to them.
 
-use crate::claim::{Claim, ClaimStore, Waiter};
+use crate::claim::{Claim, ClaimKind, ClaimStore, Share, Waiter};
 use crate::environment::Environment;
 use crate::gather;
 use crate::gpu::{
-    ClaimInfo, Judgement, Link, Process, ProcessView, Recording, Snapshot, State, WaitingRequest,
+    ClaimInfo, Judgement, Link, Process, Recording, ShareHolder, Snapshot, State, WaitingRequest,
 };
 use crate::observer::Observer;
 use crate::policy::{SETTLING_LOOKS, SETTLING_PAUSE};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
+use crate::shares;
 use crate::site::SiteConfig;
 use crate::{Error, Result, proc};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The kind of a claim on a share, whatever it is for.
+const SHARE: &str = "share";
 
 /// A machine to look at as a whole, once or again and again.
 pub struct StatusReader {
@@ -87,6 +91,7 @@ impl StatusReader {
                 }
                 keep(&mut snapshot, &claims.waiters());
             }
+            (0..snapshot.gpus.len()).for_each(|gpu| shares::attribute(&mut snapshot, gpu));
             resolve_processes(&mut snapshot, Scope::All);
             snapshot.recording = Some(Box::new(recording()));
         }
@@ -239,20 +244,31 @@ pub(crate) fn attach_claims(snapshot: &mut Snapshot, claims: &mut ClaimStore) ->
 }
 
 fn claim_info(claim: &Claim) -> ClaimInfo {
+    let share_holder = claim.share.is_some().then(|| ShareHolder {
+        process: claim.process,
+        token: claim.token.clone(),
+    });
+    let kind = match claim.share {
+        Some(_) => Some(SHARE),
+        None => claim.kind.map(ClaimKind::name),
+    };
     ClaimInfo {
-        kind: claim.kind.map(|kind| kind.name().to_owned()),
+        kind: kind.map(str::to_owned),
         pid: claim.pid,
         user: claim.uid.map(|uid| uid.to_string()),
         command: claim.pid.and_then(proc::command),
         since: claim.since,
         until: claim.until,
-        memory: None,
+        memory: claim.share.as_ref().map(Share::bytes),
+        used_memory: None,
+        share_holder,
     }
 }
 
 /// Takes the claims off all devices, those that were recorded included.
 pub(crate) fn forget_claims(snapshot: &mut Snapshot) {
-    let is_claimed = |recorded: &mut Judgement| recorded.state == State::Claimed;
+    let is_claimed =
+        |recorded: &mut Judgement| matches!(recorded.state, State::Claimed | State::Shared);
     snapshot.waiting.clear();
     for gpu in &mut snapshot.gpus {
         gpu.claims.clear();
@@ -278,10 +294,7 @@ pub(crate) fn resolve_processes(snapshot: &mut Snapshot, scope: Scope) {
     if snapshot.source == crate::gpu::Source::File {
         return;
     }
-    // Before 535.113 a container is told the host's pids, which mean other processes there, or
-    // none.
-    let known = snapshot.process_view == ProcessView::Host
-        || driver_major(snapshot).is_some_and(|major| major > 535);
+    let known = snapshot.pids_are_known();
     for id in snapshot.device_ids() {
         for claim in snapshot.claims_mut(id) {
             if let Some(uid) = claim.user.as_ref().and_then(|user| user.parse().ok()) {
@@ -311,14 +324,4 @@ pub(crate) fn resolve_processes(snapshot: &mut Snapshot, scope: Scope) {
             }
         }
     }
-}
-
-fn driver_major(snapshot: &Snapshot) -> Option<u32> {
-    snapshot
-        .driver_version
-        .as_deref()?
-        .split('.')
-        .next()?
-        .parse()
-        .ok()
 }

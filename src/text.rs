@@ -84,13 +84,22 @@ impl WaitSummary {
             let device = status.snapshot.device(*id);
             let verdict = device.verdict();
             let kept = status.kept_reason.filter(|_| status.kept.contains(id));
+            let shortfall = status
+                .share
+                .map(|bytes| device.share_shortfall(bytes, status.tolerate));
             let (holder, reason) = match verdict.state() {
-                State::Free if kept.is_some() => ("kept".to_owned(), kept?.to_owned()),
+                State::Free | State::Shared if kept.is_some() => {
+                    ("kept".to_owned(), kept?.to_owned())
+                }
+                State::Free | State::Shared if shortfall.is_some() => {
+                    ("too full".to_owned(), shortfall??)
+                }
                 State::Free => (
                     "too small".to_owned(),
                     device.memory_shortfall(status.min_free_memory)?,
                 ),
                 State::Claimed => ("claimed".to_owned(), verdict.reason()?.to_owned()),
+                State::Shared => ("shared".to_owned(), verdict.reason()?.to_owned()),
                 State::Unavailable => ("unusable".to_owned(), verdict.reason()?.to_owned()),
                 State::Busy => (user_on(device), verdict.reason()?.to_owned()),
             };

@@ -93,6 +93,18 @@ fn a_scheduler_hands_each_claim_to_its_command() {
     let mut given: Vec<String> = scheduler.stdout().lines().map(str::to_owned).collect();
     given.sort_unstable();
     assert_eq!(given, ["has 0", "has 1"]);
+    // A command may speak before its claim has been handed to it.
+    let holders = || {
+        let json = run(machine.autocvd().args(["status", "--json"])).success();
+        let status: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let pid = |gpu: usize| status["gpus"][gpu]["claims"][0]["pid"].as_u64();
+        [pid(0), pid(1)]
+    };
+    wait_until("both claims are handed over", || {
+        let scheduler = u64::from(scheduler.pid());
+        let is_handed = |pid: &Option<u64>| pid.is_some_and(|pid| pid != scheduler);
+        holders().iter().all(is_handed)
+    });
     // Its commands run on, and keep what they were given.
     scheduler.signal(rustix::process::Signal::KILL);
     drop(input);

@@ -123,6 +123,11 @@ fn children_choose_among_what_their_parent_holds() {
 }
 
 #[test]
+fn shares_go_beside_each_other() {
+    passes("test_shares");
+}
+
+#[test]
 fn what_goes_in_and_comes_out_has_types() {
     passes("test_types");
 }

@@ -23,6 +23,35 @@ echo "$1" >>"$FAKE_NVML/ran"
 exec sleep "$3"
 "#;
 
+/// `part NUMBER SECONDS`: says in a file of its GPU that it runs there, and then looks who else does: what all
+/// hold together is no more than the GPU has, and a whole-GPU job is alone. The kernel drops its lock on its file
+/// when it ends, so that the files of dead jobs do not count. It allocates what it was promised.
+const PART: &str = r#"#!/bin/bash
+gpu=$CUDA_VISIBLE_DEVICES
+mine="$FAKE_NVML/jobs/$gpu/$1"
+gib=$((${AUTOCVD_MEMORY:-$((40 << 30))} >> 30))
+exec 8>>"$FAKE_NVML/jobs/$gpu.door"
+flock 8
+exec 9>>"$mine"
+flock -n 9 || exit 71
+echo "$gib ${AUTOCVD_MEMORY:+share}" >"$mine"
+sum=0 others=0
+for file in "$FAKE_NVML/jobs/$gpu"/*; do
+    flock -n "$file" true && continue
+    read -r held kind <"$file"
+    sum=$((sum + held)) others=$((others + 1))
+    [ "$kind" = share ] || whole=1
+done
+[ "$sum" -le 40 ] || echo "job $1: $sum GiB on GPU $gpu" >>"$FAKE_NVML/collisions"
+[ -z "${whole-}" ] || [ "$others" -eq 1 ] || echo "job $1: $others jobs beside a whole one on GPU $gpu" >>"$FAKE_NVML/collisions"
+echo "$others" >>"$FAKE_NVML/company"
+exec 8>&-
+[ -z "${AUTOCVD_MEMORY-}" ] || { mkdir -p "$FAKE_NVML/procs/$gpu"; echo "C $AUTOCVD_MEMORY" >"$FAKE_NVML/procs/$gpu/$$"; }
+[ -n "${AUTOCVD_MEMORY-}" ] || { mkdir -p "$FAKE_NVML/procs/$gpu"; : >"$FAKE_NVML/procs/$gpu/$$"; }
+echo "$1" >>"$FAKE_NVML/ran"
+exec sleep "$2"
+"#;
+
 /// Numbers that look like chance and are the same each time (SplitMix64).
 struct Chance(u64);
 
@@ -148,6 +177,106 @@ fn nothing_blocks(machine: &Machine) {
         .autocvd()
         .args(["-q", "-t", "0", "-n", "8", "--", "true"]))
     .success();
+}
+
+/// Launches so many jobs on 4 GPUs of 40 GiB, up to `at_once` at a time: shares of 1 to 30 GiB, each seventh a whole
+/// GPU, half of them by exec and half by eval. One in eight is killed at some moment.
+fn stress_shares(count: usize, at_once: usize, run_ms: u64, seed: u64) -> (usize, usize, f64) {
+    let gpu = serde_json::json!({ "memory": { "total": 40_u64 << 30, "reserved": 0 } });
+    let machine = Machine::described(serde_json::json!({ "gpus": vec![gpu; 4] }));
+    machine.install("part", PART);
+    for gpu in 0..4 {
+        fs::create_dir_all(machine.path().join(format!("jobs/{gpu}"))).expect("our own directory");
+    }
+    let mut chance = Chance(seed);
+    let mut live: HashMap<usize, (Running, Option<Instant>)> = HashMap::new();
+    let mut killed = Vec::new();
+    let mut next = 0;
+    let began = Instant::now();
+    while next < count || !live.is_empty() {
+        while next < count && live.len() < at_once {
+            let size = format!("{}GiB", chance.below(30) + 1);
+            let share = ["--share", "-m", &size];
+            let options = if chance.below(7) == 0 {
+                &[][..]
+            } else {
+                &share[..]
+            };
+            let job = format!(
+                "part {next} {:.3}",
+                (chance.below(run_ms) + 20) as f64 / 1000.0
+            );
+            let running = if chance.below(2) == 0 {
+                let mut command = machine.autocvd();
+                command.args(["-q", "-t", "300"]).args(options).arg("--");
+                start(command.args(job.split(' ')))
+            } else {
+                let options = options.join(" ");
+                let script = format!("eval $(autocvd -q -t 300 {options}) {job}; exit $?");
+                start(&mut machine.shell("bash", &script))
+            };
+            let end = (chance.below(8) == 0)
+                .then(|| Instant::now() + Duration::from_millis(chance.below(run_ms * 2)));
+            live.insert(next, (running, end));
+            next += 1;
+        }
+        let mut ended = Vec::new();
+        for (number, (running, end)) in &mut live {
+            if !running.is_running() {
+                ended.push(*number);
+            } else if end.is_some_and(|end| end <= Instant::now()) {
+                let pid = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
+                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+                *end = None;
+                killed.push(*number);
+            }
+        }
+        for number in ended {
+            let (running, _) = live.remove(&number).expect("it was live");
+            let outcome = running.finish();
+            if !killed.contains(&number) {
+                assert_eq!(outcome.code, Some(0), "job {number}: {outcome:#?}");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(collisions(&machine), "", "more than there is");
+    let ran = fs::read_to_string(machine.path().join("ran")).expect("some did");
+    for number in (0..count).filter(|number| !killed.contains(number)) {
+        let number = number.to_string();
+        assert!(
+            ran.lines().any(|line| line == number),
+            "job {number} has not run"
+        );
+    }
+    let company = fs::read_to_string(machine.path().join("company")).expect("some did");
+    let most = company.lines().filter_map(|line| line.parse().ok()).max();
+    let all = run(machine
+        .autocvd()
+        .args(["-q", "-t", "10", "-n", "4", "--", "true"]));
+    assert_eq!(all.code, Some(0), "{all:#?}");
+    (
+        killed.len(),
+        most.unwrap_or(0),
+        began.elapsed().as_secs_f64(),
+    )
+}
+
+#[test]
+fn shares_of_a_gpu_are_never_more_than_it_has() {
+    let (killed, most, seconds) = stress_shares(60, 16, 150, 3);
+    eprintln!("{killed} killed, up to {most} at once on one GPU, {seconds:.1} s");
+    assert!(most > 1, "nothing was shared");
+}
+
+#[test]
+#[ignore = "takes a minute: cargo test --release --test stress -- --ignored --nocapture hundreds_of_shares"]
+fn hundreds_of_shares() {
+    let (killed, most, seconds) = stress_shares(300, 32, 500, 4);
+    println!(
+        "300 launches of shares and whole GPUs on 4 GPUs of 40 GiB, up to 32 at once, {killed} killed: up to {most} \
+         at once on one GPU, never more than it has, no whole one with a neighbour, all others ran in {seconds:.1} s"
+    );
 }
 
 #[test]

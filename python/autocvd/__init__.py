@@ -101,6 +101,7 @@ def autocvd(
     exclude: types.Ids = None,
     only: types.Ids = None,
     min_free_memory: types.Size = None,
+    share: bool = False,
     inherit: bool = False,
     claim: bool = True,
     progress: types.Progress = None,
@@ -125,6 +126,8 @@ def autocvd(
             several of them.
         only: The GPUs to choose among, as `exclude`.
         min_free_memory: Only GPUs with so many bytes free, or a size such as '10GiB'.
+        share: Take a share of `min_free_memory` of each GPU instead of whole GPUs, beside other
+            shares. AUTOCVD_MEMORY says how many bytes that is; nothing enforces it.
         inherit: Choose among the GPUs that CUDA_VISIBLE_DEVICES allowed when this process began.
         claim: Keep other launches off the GPUs, and stay off theirs.
         progress: A function to call with each line instead of printing it; False prints nothing.
@@ -156,6 +159,7 @@ def autocvd(
         exclude=exclude,
         only=only,
         min_free_memory=min_free_memory,
+        share=share,
         inherit=inherit,
         claim=claim,
         progress=progress,
@@ -174,6 +178,7 @@ async def acquire_async(
     exclude: types.Ids = None,
     only: types.Ids = None,
     min_free_memory: types.Size = None,
+    share: bool = False,
     inherit: bool = False,
     claim: bool = True,
     progress: types.Progress = None,
@@ -197,6 +202,7 @@ async def acquire_async(
         exclude=exclude,
         only=only,
         min_free_memory=min_free_memory,
+        share=share,
         inherit=inherit,
         claim=claim,
         progress=progress,
@@ -233,6 +239,7 @@ class gpus:
         exclude: types.Ids = None,
         only: types.Ids = None,
         min_free_memory: types.Size = None,
+        share: bool = False,
         inherit: bool = False,
         claim: bool = True,
         progress: types.Progress = None,
@@ -247,6 +254,7 @@ class gpus:
             exclude=exclude,
             only=only,
             min_free_memory=min_free_memory,
+            share=share,
             inherit=inherit,
             claim=claim,
             progress=progress,
@@ -329,8 +337,8 @@ def status() -> types.Status:
     """Tell what is on this machine: what `autocvd status --json` prints, as data.
 
     `status()["gpus"]` has a dict for each GPU: "index", "uuid", "name", "memory", "processes",
-    "claims", "state" ('free', 'busy', 'claimed', 'unavailable'), "reason" and others. Memory is in
-    bytes, utilization in percent; None is unknown.
+    "claims", "state" ('free', 'busy', 'claimed', 'shared', 'unavailable'), "reason" and others.
+    Memory is in bytes, utilization in percent; None is unknown.
 
     Raises:
         NoGpuError: No NVIDIA GPU can be read here. An OSError.
@@ -361,6 +369,7 @@ def _request(
     exclude: object,
     only: object,
     min_free_memory: object,
+    share: object,
     inherit: object,
     claim: object,
     progress: object,

@@ -28,6 +28,7 @@ class Request:
         exclude: object,
         only: object,
         min_free_memory: object,
+        share: object,
         inherit: object,
         claim: object,
         progress: Any,
@@ -39,9 +40,16 @@ class Request:
             "exclude": [] if exclude is None else _ids("exclude", exclude),
             "only": None if only is None else _ids("only", only),
             "min_free_memory": None if min_free_memory is None else _bytes(min_free_memory),
+            "share": None,
             "inherit": _flag("inherit", inherit),
             "claim": _flag("claim", claim),
         }
+        if _flag("share", share):
+            size = self.wanted["min_free_memory"]
+            if not size:
+                hint = "say how much: share=True, min_free_memory='15GiB'"
+                raise wrong("share", share, hint)
+            self.wanted["share"], self.wanted["min_free_memory"] = size, None
         self.timeout = None if timeout is None else _seconds("timeout", timeout)
         self.interval = _seconds("interval", interval)
         self.set_env = _flag("set_env", set_env)
@@ -84,7 +92,7 @@ class Request:
         ]
         shown += [
             f"{name}={self.wanted[name]!r}"
-            for name in ("min_free_memory", "inherit")
+            for name in ("min_free_memory", "share", "inherit")
             if self.wanted[name]
         ]
         return ValueError(f"{', '.join(shown)}: {text}")

@@ -150,7 +150,9 @@ def _look_at_own(request: Request) -> tuple[Allocation | None, Allocation | None
             return allocation, None
     replaceable = next((one for one in reversed(held) if one._role == "call"), None)
     alike = [
-        one for one in reversed(held) if len(one) == request.num_gpus and _is_free(one, request)
+        one
+        for one in reversed(held)
+        if len(one) == request.num_gpus and _is_free(one, request) and _is_as_much(one, request)
     ]
     # Also where none can serve: a request that can never be met replaces nothing.
     for allocation in alike or ([replaceable] if replaceable is not None else []):
@@ -164,10 +166,11 @@ def _look_at_own(request: Request) -> tuple[Allocation | None, Allocation | None
         )
         _wait_for(search, Silent())
         try:
-            if search.serves():
-                return allocation, None
+            serves = search.serves()
         except ValueError as error:
             raise request.explain(error) from None
+        if serves and _is_as_much(allocation, request):
+            return allocation, None
     return None, replaceable
 
 
@@ -175,6 +178,12 @@ def _is_free(allocation: Allocation, request: Request) -> bool:
     """Whether it was free when it was taken, where that is asked for."""
     was_least_used = bool(allocation._wanted and allocation._wanted["least_used"])
     return bool(request.wanted["least_used"]) or not was_least_used
+
+
+def _is_as_much(allocation: Allocation, request: Request) -> bool:
+    """Whether it is a share of the same size, or whole GPUs where these are asked for."""
+    had = allocation._wanted["share"] if allocation._wanted else None
+    return bool(had == request.wanted["share"])
 
 
 def _take_again(allocation: Allocation) -> None:

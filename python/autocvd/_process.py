@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from ._allocation import Allocation
 
-_NAMES = ("CUDA_DEVICE_ORDER", VISIBLE, INSIDE)
+#: Tells a program how many bytes its share is of.
+MEMORY = "AUTOCVD_MEMORY"
+_NAMES = ("CUDA_DEVICE_ORDER", VISIBLE, MEMORY, INSIDE)
 
 
 class Setting:

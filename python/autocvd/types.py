@@ -39,7 +39,7 @@ Size = Union[SupportsIndex, SupportsFloat, str, None]
 #: A function that takes a line; True: the usual place; False: none; None: as `verbose` says.
 Progress = Union[Callable[[str], object], bool, None]
 #: What can be done with a GPU.
-State = Literal["free", "busy", "claimed", "unavailable"]
+State = Literal["free", "busy", "claimed", "shared", "unavailable"]
 
 
 class Memory(TypedDict):
@@ -60,6 +60,8 @@ class Utilization(TypedDict):
 class _Ignored(TypedDict, total=False):
     #: Whether its program makes no GPU busy (`ignore` in /etc/autocvd.conf).
     ignored: bool
+    #: Whether it belongs to a share of the GPU.
+    in_share: bool
 
 
 class Process(_Ignored):
@@ -76,7 +78,9 @@ class Process(_Ignored):
 class _Kind(TypedDict, total=False):
     kind: Literal["command", "lease", "shell", "share"]
     until: Optional[int]
-    memory: Optional[int]
+    #: How many bytes a share is of, and how many its processes hold where they can be seen.
+    memory: int
+    used_memory: int
 
 
 class Claim(_Kind):
@@ -93,6 +97,8 @@ class _Reserved(TypedDict, total=False):
     reserved: bool
     #: Until when launches take it last, in Unix seconds: commands have failed on it in a row.
     suspect_until: int
+    #: Where it is shared: how many bytes another share can be.
+    shareable: int
 
 
 class MigDevice(_Reserved):

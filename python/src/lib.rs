@@ -54,6 +54,7 @@ mod _autocvd {
         exclude: Vec<String>,
         only: Option<Vec<String>>,
         min_free_memory: Option<u64>,
+        share: Option<u64>,
         inherit: bool,
         claim: bool,
     }
@@ -104,13 +105,21 @@ mod _autocvd {
         if let Some(bytes) = wanted.min_free_memory {
             request = request.min_free_memory(bytes);
         }
+        if let Some(bytes) = wanted.share {
+            request = request.share(bytes);
+        }
         if !wanted.claim {
             request = request.claim(ClaimPolicy::No);
         }
         let mut reasons = Reasons::Unread;
         if explains {
+<<<<<<< HEAD
             request = request.with_details();
             let min_free_memory = wanted.min_free_memory;
+=======
+            request = request.detail(Detail::Everything);
+            let min_free_memory = wanted.min_free_memory.or(wanted.share);
+>>>>>>> 21e8810 (A share of a GPU's memory: --share -m SIZE, beside other shares and never more than there is)
             reasons = Reasons::Read { min_free_memory };
         }
         // Read before other threads run: Python changes the environment only while it holds them
@@ -214,6 +223,9 @@ fn with_advice(error: &Error) -> String {
             format!("{error}; {}", about_shortage(shortage))
         }
         Error::TimedOut(timeout) if timeout.least_used => format!("{error}; try again later"),
+        Error::TimedOut(timeout) if timeout.share => {
+            format!("{error}; wait longer (timeout), or ask for a smaller share (min_free_memory)")
+        }
         Error::TimedOut(_) => {
             format!("{error}; wait longer (timeout), or take the least used (least_used=True)")
         }

@@ -276,7 +276,7 @@ impl Search {
         let indices = devices.iter().map(|device| device.gpu().index).collect();
         let keys = devices.iter().map(|device| device.key()).collect();
         let label: Vec<String> = devices.iter().map(|device| device.label()).collect();
-        let mut variables = Vec::from(acquisition.variables());
+        let mut variables = acquisition.variables();
         if acquisition.claim.is_some() {
             variables.push(acquisition.inside());
         }

@@ -195,7 +195,7 @@ class Arguments(MachineTest):
         either = [("num_gpus", 1), ("least_used", False), ("timeout", None)]
         either += [("interval", 30), ("set_env", True), ("verbose", True)]
         named = [("exclude", None), ("only", None), ("min_free_memory", None)]
-        named += [("inherit", False), ("claim", True), ("progress", None)]
+        named += [("share", False), ("inherit", False), ("claim", True), ("progress", None)]
         expected = [(*one, "P") for one in either] + [(*one, "K") for one in named]
         self.assertEqual(self.run_script(script), [str(expected), "True", "Allocation"])
 

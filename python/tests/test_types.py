@@ -23,9 +23,9 @@ class Types(MachineTest):
             say(typing.get_type_hints(autocvd.status)["return"] is Status)
         """
         lines = [
-            "autocvd ['claim', 'exclude'] 13",
-            "acquire_async ['claim', 'exclude'] 13",
-            "__init__ ['claim', 'exclude'] 13",
+            "autocvd ['claim', 'exclude'] 14",
+            "acquire_async ['claim', 'exclude'] 14",
+            "__init__ ['claim', 'exclude'] 14",
             "status ['return'] 1",
             "True",
             "True",

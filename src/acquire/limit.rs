@@ -58,20 +58,28 @@ impl Limit {
         })))
     }
 
-    /// What the user holds; claims carry the user's number until they are shown.
-    fn held(&self, snapshot: &Snapshot) -> usize {
-        self.count(snapshot, |claim| claim.user.as_ref() == Some(&self.uid))
+    /// What the user holds, these devices included; claims carry the user's number until they are
+    /// shown. Several shares of one device are one.
+    fn held_with(&self, chosen: &[DeviceId], snapshot: &Snapshot) -> usize {
+        let is_users = |claim: &ClaimInfo| claim.user.as_ref() == Some(&self.uid);
+        count(snapshot, |id, claims| {
+            chosen.contains(&id) || claims.iter().any(is_users)
+        })
     }
 
     /// What the user may hold besides: a claim is told of shortly after it was made.
-    fn undisclosed(&self, snapshot: &Snapshot) -> usize {
-        self.count(snapshot, |claim| claim.user.is_none())
+    fn undisclosed(chosen: &[DeviceId], snapshot: &Snapshot) -> usize {
+        let is_undisclosed = |claim: &ClaimInfo| claim.user.is_none();
+        count(snapshot, |id, claims| {
+            !chosen.contains(&id) && claims.iter().any(is_undisclosed)
+        })
     }
+}
 
-    fn count(&self, snapshot: &Snapshot, is_counted: impl Fn(&ClaimInfo) -> bool) -> usize {
-        let on_it = |id: &DeviceId| snapshot.device(*id).claims().iter().any(&is_counted);
-        snapshot.device_ids().iter().filter(|id| on_it(id)).count()
-    }
+fn count(snapshot: &Snapshot, is_counted: impl Fn(DeviceId, &[ClaimInfo]) -> bool) -> usize {
+    let ids = snapshot.device_ids().into_iter();
+    ids.filter(|id| is_counted(*id, snapshot.device(*id).claims()))
+        .count()
 }
 
 /// The user holds too many by now.
@@ -82,7 +90,7 @@ impl Attempt<'_> {
     /// have looked at the same time. The others count again once what is returned is dropped.
     pub(super) fn take_turn(
         &mut self,
-        chosen: usize,
+        chosen: &[DeviceId],
         snapshot: &Snapshot,
     ) -> std::result::Result<Option<OwnedFd>, Refused> {
         let (Some(limit), Some(claims)) = (&self.limit, &mut self.claims) else {
@@ -93,11 +101,11 @@ impl Attempt<'_> {
         let mut now = snapshot.clone();
         loop {
             attach_claims(&mut now, claims);
-            let held = limit.held(&now) + chosen;
+            let held = limit.held_with(chosen, &now);
             if held > limit.most {
                 return Err(Refused);
             }
-            let is_sure = held + limit.undisclosed(&now) <= limit.most;
+            let is_sure = held + Limit::undisclosed(chosen, &now) <= limit.most;
             if is_sure || Instant::now() >= deadline {
                 return Ok(turn);
             }
@@ -108,16 +116,18 @@ impl Attempt<'_> {
     /// Leaves what is chosen where the user would hold too many with it.
     pub(super) fn apply_limit(&mut self, selection: &mut Selection, snapshot: &Snapshot) {
         let Some(limit) = &self.limit else { return };
-        let held = limit.held(snapshot);
+        let held = limit.held_with(&[], snapshot);
         self.over_limit = match selection {
-            Selection::Chosen(chosen) if held + chosen.len() > limit.most => Some(BlockedDevice {
-                label: "this user".to_owned(),
-                reason: format!(
-                    "holds {held} of at most {} (max_per_user in {})",
-                    limit.most,
-                    crate::site::PATH
-                ),
-            }),
+            Selection::Chosen(chosen) if limit.held_with(chosen, snapshot) > limit.most => {
+                Some(BlockedDevice {
+                    label: "this user".to_owned(),
+                    reason: format!(
+                        "holds {held} of at most {} (max_per_user in {})",
+                        limit.most,
+                        crate::site::PATH
+                    ),
+                })
+            }
             _ => None,
         };
         if let (Some(_), Selection::Chosen(chosen)) = (&self.over_limit, &selection) {

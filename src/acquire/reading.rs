@@ -2,10 +2,11 @@
 
 use super::Attempt;
 use crate::error::Result;
-use crate::gpu::{Gpu, Link, Snapshot};
-use crate::ids::DeviceId;
+use crate::gpu::{ClaimInfo, Gpu, Link, Snapshot};
+use crate::ids::{Device, DeviceId};
 use crate::probe::Detail;
 use crate::select::{self, Constraints, Selection, Verdict};
+use crate::shares;
 use std::time::Instant;
 
 /// What is known of how GPUs are joined, which does not change.
@@ -66,7 +67,10 @@ impl Attempt<'_> {
     pub(super) fn read_what_was_released(&mut self, snapshot: &Snapshot) {
         let Some(last) = &self.last else { return };
         let claims = |snapshot: &Snapshot, gpu: usize| {
-            let on_each = snapshot.devices_of(gpu).map(|device| device.claims().len());
+            let on_each = snapshot.devices_of(gpu).map(|device| {
+                let shown = |claim: &ClaimInfo| (claim.pid, claim.since, claim.memory);
+                device.claims().iter().map(shown).collect::<Vec<_>>()
+            });
             on_each.collect::<Vec<_>>()
         };
         self.carried
@@ -141,14 +145,18 @@ impl Attempt<'_> {
         if self.constraints.devices.iter().any(is_nameless) {
             self.touch_all(snapshot);
         }
-        let brief = !self.constraints.least_used && self.request.detail == Detail::Decision;
+        let brief = !self.constraints.least_used
+            && self.constraints.share.is_none()
+            && self.request.detail == Detail::Decision;
         gpus.reverse();
         gpus.sort_by_key(|gpu| self.has_suspect(*gpu, snapshot));
         for gpu in gpus {
             let mut devices = self.constraints.devices.clone();
             devices.retain(|id| id.gpu == gpu);
-            let is_claimed =
-                |id: &DeviceId| matches!(snapshot.device(*id).verdict(), Verdict::Claimed(_));
+            let is_claimed = |id: &DeviceId| {
+                let verdict = snapshot.device(*id).verdict();
+                matches!(verdict, Verdict::Claimed(_) | Verdict::Shared(_))
+            };
             // Whether it is large enough is to be known at once, claimed or not.
             let settled = brief && self.constraints.min_free_memory.is_none();
             if settled && devices.iter().all(is_claimed) {
@@ -214,19 +222,36 @@ impl Attempt<'_> {
 
     fn read(&mut self, gpu: usize, snapshot: &mut Snapshot) {
         if self.carried.contains(&gpu) {
+            shares::attribute(snapshot, gpu);
             return;
         }
         let view = snapshot.process_view;
         // One process that computes ends the reading of lists early; it may be one to ignore or
-        // to tolerate.
-        let tolerates = self.constraints.tolerate.is_some() || self.others_tolerate;
-        let settles = self.site.ignore.is_empty() && !tolerates;
+        // to tolerate, or of a share.
+        let constraints = &self.constraints;
+        let needs_all =
+            constraints.tolerate.is_some() || constraints.share.is_some() || self.others_need_lists;
+        let settles = self.site.ignore.is_empty() && !needs_all;
         let detail = match settles {
             true => self.request.detail,
             false => Detail::Everything,
         };
         self.probe.read(&mut snapshot.gpus[gpu], view, detail);
         self.site.mark_ignored(snapshot, gpu);
+        self.confine_to_share(gpu, snapshot);
+        shares::attribute(snapshot, gpu);
+    }
+
+    /// Inside a share, the share is all there is of its device: what is beside it is its
+    /// neighbours', and what its own launches hold is in their claims.
+    fn confine_to_share(&self, gpu: usize, snapshot: &mut Snapshot) {
+        let Some(claims) = &self.claims else { return };
+        let ids: Vec<DeviceId> = snapshot.devices_of(gpu).map(Device::id).collect();
+        for id in ids {
+            if let Some(bytes) = claims.ancestor_share(&snapshot.device(id).key()) {
+                snapshot.confine(id, bytes);
+            }
+        }
     }
 }
 

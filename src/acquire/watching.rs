@@ -109,6 +109,25 @@ impl Attempt<'_> {
                 Some(pid) => Blocker::Exits(vec![pid]),
                 None => Blocker::Unseen,
             },
+            // The end of a share is told as that of a claim is. A stranger may be in the way, or a
+            // process whose exit the driver has not noticed.
+            Verdict::Shared(_) => {
+                let strangers: Vec<u32> = device
+                    .strangers()
+                    .take(OLDEST_OF)
+                    .map(|process| process.pid)
+                    .collect();
+                let alive = strangers
+                    .iter()
+                    .copied()
+                    .filter(|pid| crate::proc::exists(*pid));
+                let alive: Vec<u32> = alive.collect();
+                match (strangers.is_empty(), alive.is_empty()) {
+                    (true, _) => Blocker::Other,
+                    (false, true) => Blocker::Unseen,
+                    (false, false) => Blocker::Exits(alive),
+                }
+            }
             Verdict::Unknown(_)
             | Verdict::Unknowable(_)
             | Verdict::Claimed(_)

@@ -43,6 +43,10 @@ pub(super) fn with_advice(error: &Error, names: &Origins) -> String {
         }
         Error::Impossible(shortage) => format!("{error}; {}", about_shortage(shortage, names)),
         Error::TimedOut(timeout) if timeout.least_used => format!("{error}; try again later"),
+        Error::TimedOut(timeout) if timeout.share => {
+            let size = names.min_free_memory;
+            format!("{error}; wait longer (--timeout), or ask for a smaller share ({size})")
+        }
         Error::TimedOut(_) => {
             format!("{error}; wait longer (--timeout), or take the least used (-l)")
         }

@@ -84,6 +84,9 @@ pub(super) struct Options {
         value_parser = parse_size
     )]
     pub(super) min_free_memory: Option<u64>,
+    /// With -m SIZE: take a share of SIZE of a GPU instead of the whole GPU
+    #[arg(long, help_heading = "Which GPUs")]
+    pub(super) share: bool,
     /// Count a GPU as free whose idle processes together hold at most this much memory
     #[arg(
         long,

@@ -5,6 +5,9 @@
 
 use super::options::Syntax;
 
+/// Tells a program how many bytes its share is of.
+pub(super) const MEMORY: &str = "AUTOCVD_MEMORY";
+
 /// Assignments in front of a command.
 pub(super) fn prefix(syntax: Syntax, variables: &[(&str, String)]) -> String {
     let assignments = join(variables, |name, value| format!("{name}={value}"));
@@ -30,17 +33,22 @@ pub(super) fn export(syntax: Syntax, variables: &[(&str, String)]) -> String {
 
 /// The arguments of `docker run` that give a container these GPUs. docker reads a comma only
 /// within quotes, and a shell that splits this text into words leaves them in place.
-pub(super) fn docker(ids: &[String]) -> String {
-    format!("--gpus \"device={}\"", ids.join(","))
+pub(super) fn docker(ids: &[String], memory: Option<u64>) -> String {
+    format!("--gpus \"device={}\"", ids.join(",")) + &container_memory(memory)
 }
 
 /// The arguments of `podman run`, or of docker with CDI.
-pub(super) fn cdi(ids: &[String]) -> String {
+pub(super) fn cdi(ids: &[String], memory: Option<u64>) -> String {
     let devices: Vec<String> = ids
         .iter()
         .map(|id| format!("--device nvidia.com/gpu={id}"))
         .collect();
-    devices.join(" ")
+    devices.join(" ") + &container_memory(memory)
+}
+
+/// The argument of either that tells a container of its share.
+fn container_memory(memory: Option<u64>) -> String {
+    memory.map_or_else(String::new, |bytes| format!(" --env {MEMORY}={bytes}"))
 }
 
 fn join(variables: &[(&str, String)], one: impl Fn(&str, &str) -> String) -> String {
@@ -83,10 +91,14 @@ mod tests {
     #[test]
     fn container_engines_get_arguments() {
         let ids = ["1".to_owned(), "2".to_owned()];
-        assert_eq!(docker(&ids), "--gpus \"device=1,2\"");
+        assert_eq!(docker(&ids, None), "--gpus \"device=1,2\"");
         assert_eq!(
-            cdi(&ids),
+            cdi(&ids, None),
             "--device nvidia.com/gpu=1 --device nvidia.com/gpu=2"
+        );
+        assert_eq!(
+            cdi(&ids[..1], Some(5)),
+            "--device nvidia.com/gpu=1 --env AUTOCVD_MEMORY=5"
         );
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Launch {
     pub(super) least_used: bool,
     pub(super) timeout: Option<Duration>,
     pub(super) min_free_memory: Option<u64>,
+    pub(super) share: Option<u64>,
     /// The ids to choose among or to leave out.
     pub(super) ids: Vec<String>,
 }
@@ -135,6 +136,7 @@ impl Launch {
             "AUTOCVD_MIN_FREE_MEMORY",
             autocvd::text::parse_size,
         )?;
+        let share = values.share(options.share, min_free_memory, memory_from)?;
         let (tolerate, _) = values.pick(
             options.tolerate,
             "--tolerate",
@@ -174,8 +176,10 @@ impl Launch {
         if let Some(only) = &only {
             request = request.only(only.iter().cloned());
         }
-        if let Some(bytes) = min_free_memory {
-            request = request.min_free_memory(bytes);
+        match (share, min_free_memory) {
+            (Some(bytes), _) => request = request.share(bytes),
+            (None, Some(bytes)) => request = request.min_free_memory(bytes),
+            (None, None) => {}
         }
         if let Some(bytes) = tolerate {
             request = request.tolerate(bytes);
@@ -216,6 +220,7 @@ impl Launch {
             least_used,
             timeout,
             min_free_memory,
+            share,
             ids,
         })
     }
@@ -269,6 +274,28 @@ impl Values<'_> {
         let value = self.variables.parse(name, parse)?;
         let origin = if value.is_some() { variable } else { option };
         Ok((value, origin))
+    }
+
+    /// The size of the share that is asked for, which is that of the memory to be free.
+    fn share(
+        &self,
+        written: bool,
+        size: Option<u64>,
+        size_from: &str,
+    ) -> Result<Option<u64>, Failure> {
+        if !self.switch(written, "SHARE")? {
+            return Ok(None);
+        }
+        let origin = if written { "--share" } else { "AUTOCVD_SHARE" };
+        match size {
+            Some(0) => Err(Failure::usage(format!(
+                "invalid value '0' for {size_from}: a share is of more than 0 bytes"
+            ))),
+            Some(bytes) => Ok(Some(bytes)),
+            None => Err(Failure::usage(format!(
+                "{origin} takes a share of so much memory: say how much, as in --share -m 15GiB"
+            ))),
+        }
     }
 
     fn switch(&self, written: bool, name: &str) -> Result<bool, Failure> {

@@ -3,6 +3,7 @@
 use super::exec;
 use super::failure::Failure;
 use super::options::{Launch, Output, Verbosity};
+use autocvd::text;
 use autocvd::{Acquisition, DeviceId, Error, Verdict};
 use std::io::Write;
 use tracing::Level;
@@ -46,6 +47,7 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
     let labels = found.devices.iter().map(|id| snapshot.device(*id).label());
     let labels: Vec<String> = labels.collect();
     let how = match (launch.least_used, found.devices.len()) {
+        _ if launch.share.is_some() => "the fullest that has room for the share",
         (true, _) => "the most free memory",
         (false, 1) => "free; the highest index goes first",
         (false, _) => "free; the best connected set goes first, then the highest indices",
@@ -53,7 +55,10 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
     tracing::info!("chose {} ({how})", labels.join(", "));
     let given = found.devices.iter().map(|id| snapshot.device(*id));
     for device in given.filter(|_| !launch.least_used) {
-        if let Some(why) = device.verdict().reason() {
+        let verdict = device.verdict();
+        if let (Some(why), Verdict::Shared(_)) = (verdict.reason(), &verdict) {
+            tracing::info!("{}: {why}", device.label());
+        } else if let Some(why) = verdict.reason() {
             tracing::info!("tolerated on {}: {why}, idle (--tolerate)", device.label());
         }
     }
@@ -71,6 +76,14 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
             _ if !found.candidates.contains(&device.id()) => {
                 "not to be chosen (--exclude, --only, --inherit, or the launch around this one)"
                     .to_owned()
+            }
+            Verdict::Free | Verdict::Shared(_) if launch.share.is_some() => {
+                let bytes = launch.share.unwrap_or_default();
+                match device.shareable() {
+                    Ok(room) if room >= bytes => "there is a fuller one that has room".to_owned(),
+                    Ok(room) => format!("only {} of it left", text::bytes(room)),
+                    Err(why) => why,
+                }
             }
             Verdict::Free => {
                 let shortfall = device.memory_shortfall(launch.min_free_memory);

@@ -7,7 +7,7 @@ use super::guard::{self, Guard};
 use super::options::{Cores, Launch, Output, Status, Verbosity};
 use super::progress::Progress;
 use super::standard_output::print;
-use super::variables::Variables;
+use super::variables::{MEMORY, Variables};
 use super::{
     completions, doctor, exec, format, help, man, mps_view, report, signals, standard_output,
     status, usage,
@@ -133,15 +133,20 @@ fn launch(written: MainArgs, variables: &Variables) -> Result<(), Failure> {
     if launch.verbosity > Verbosity::Normal {
         report::choice(&found, &launch);
     }
-    let variables = found.variables();
+    // That of a share around this launch means nothing on a whole GPU.
+    let stale = found.memory.is_none() && variables.get(MEMORY).is_some();
+    let stale = stale.then(|| (format::MEMORY, String::new()));
+    let variables: Vec<_> = found.variables().into_iter().chain(stale).collect();
     let text = match launch.output {
-        Output::Command { words, cores } => return start(&words, cores, launch.verbosity, found),
+        Output::Command { words, cores } => {
+            return start(&words, cores, launch.verbosity, variables, found);
+        }
         Output::Prefix(syntax) => format::prefix(syntax, &variables),
         Output::Export(syntax) => format::export(syntax, &variables),
         Output::Ids => found.ids.join(","),
         Output::Json => report::json(&found),
-        Output::Docker => format::docker(&found.ids),
-        Output::Cdi => format::cdi(&found.ids),
+        Output::Docker => format::docker(&found.ids, found.memory),
+        Output::Cdi => format::cdi(&found.ids, found.memory),
     };
     print_choice(&text, launch.verbosity, found)
 }
@@ -171,6 +176,7 @@ fn start(
     command: &[OsString],
     cores: Cores,
     verbosity: Verbosity,
+    mut variables: Vec<(&'static str, String)>,
     mut found: Acquisition,
 ) -> Result<(), Failure> {
     let bound = match cores {
@@ -185,8 +191,8 @@ fn start(
         let kept = claim.persist(&label);
         warn_unclaimed(verbosity, kept.or_else(|_| claim.keep_across_exec()));
     }
-    let [order, ids] = found.variables();
-    let failure = exec::become_command(command, &[order, ids, found.inside()]);
+    variables.push(found.inside());
+    let failure = exec::become_command(command, &variables);
     if let Some(claim) = &mut found.claim {
         claim.release();
     }

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 pub(super) const PREFIX: &str = "AUTOCVD_";
 
 /// The variables that set options, without their prefix.
-pub(super) const OPTIONS: [&str; 26] = [
+pub(super) const OPTIONS: [&str; 27] = [
     "NUM_GPUS",
     "LEAST_USED",
     "TIMEOUT",
@@ -24,6 +24,7 @@ pub(super) const OPTIONS: [&str; 26] = [
     "EXCLUDE",
     "ONLY",
     "MIN_FREE_MEMORY",
+    "SHARE",
     "TOLERATE",
     "INHERIT",
     "UUID",
@@ -39,8 +40,11 @@ pub(super) const OPTIONS: [&str; 26] = [
     "SHORT",
 ];
 
+/// What a program is told of its share, without the prefix.
+pub(super) const MEMORY: &str = "MEMORY";
+
 /// The others.
-pub(super) const OTHERS: [&str; 3] = ["NVML_LIB", "CLAIM_DIR", "INSIDE"];
+pub(super) const OTHERS: [&str; 4] = ["NVML_LIB", "CLAIM_DIR", "INSIDE", MEMORY];
 
 /// The variables that are set and not empty, by their names without the prefix. An empty variable
 /// counts as not set: `docker run -e AUTOCVD_TIMEOUT=` is how one leaves it out.

@@ -18,6 +18,7 @@ fn process(kind: ProcessKind, used_memory: Option<u64>) -> Process {
         used_memory,
         started: None,
         ignored: false,
+        in_share: false,
     }
 }
 
@@ -30,6 +31,8 @@ fn claim() -> ClaimInfo {
         kind: None,
         until: None,
         memory: None,
+        used_memory: None,
+        share_holder: None,
     }
 }
 
@@ -108,6 +111,7 @@ fn constraints(num_gpus: usize, snapshot: &Snapshot) -> Constraints {
         num_gpus,
         least_used: false,
         tolerate: None,
+        share: None,
         min_free_memory: None,
         devices: snapshot.device_ids(),
     }
@@ -158,6 +162,7 @@ fn kind(verdict: &Verdict) -> &'static str {
         Verdict::Unknown(_) => "unknown",
         Verdict::Unknowable(_) => "unknowable",
         Verdict::Claimed(_) => "claimed",
+        Verdict::Shared(_) => "shared",
         Verdict::Unavailable(_) => "unavailable",
     }
 }
@@ -1297,7 +1302,7 @@ proptest! {
     ) {
         let devices: Vec<DeviceId> =
             snapshot.device_ids().into_iter().filter(|device| left_out >> device.gpu & 3 != 3).collect();
-        let constraints = Constraints { num_gpus, least_used, min_free_memory, tolerate: None, devices };
+        let constraints = Constraints { num_gpus, least_used, min_free_memory, tolerate: None, share: None, devices };
         let free = |device: &DeviceId| snapshot.device(*device).verdict() == Verdict::Free;
         match select(&snapshot, &constraints) {
             Selection::Chosen(devices) => {

@@ -37,6 +37,8 @@ pub enum Verdict {
     Unknowable(String),
     /// Another launch has taken it.
     Claimed(String),
+    /// Other launches have taken shares of it; the text says who, and what is left.
+    Shared(String),
     /// It cannot be used.
     Unavailable(String),
 }
@@ -50,6 +52,7 @@ impl Verdict {
                 State::Busy
             }
             Self::Claimed(_) => State::Claimed,
+            Self::Shared(_) => State::Shared,
             Self::Unavailable(_) => State::Unavailable,
         }
     }
@@ -63,6 +66,7 @@ impl Verdict {
             | Self::Unknown(why)
             | Self::Unknowable(why)
             | Self::Claimed(why)
+            | Self::Shared(why)
             | Self::Unavailable(why) => Some(why),
         }
     }
@@ -89,14 +93,24 @@ impl<'a> Device<'a> {
             let text = "its UUID cannot be read, and its index may mean another GPU to CUDA";
             return Verdict::Unavailable(text.into());
         }
-        if let ([], Some(recorded)) = (self.claims(), recorded_as(State::Claimed)) {
+        let recorded = || recorded_as(State::Claimed).or_else(|| recorded_as(State::Shared));
+        if let ([], Some(recorded)) = (self.claims(), recorded()) {
             let reason = recorded.reason.as_deref();
             return Verdict::Claimed(reason.unwrap_or("claimed when it was recorded").to_owned());
         }
-        if let Some(claim) = self.claims().first() {
+        let mut shares = self.claims().iter();
+        if let Some(claim) = shares.find(|claim| !claim.is_share()) {
             return Verdict::Claimed(format!("claimed by {}", describe_claim(claim)));
         }
-        self.use_verdict()
+        match self.claims() {
+            [] => self.use_verdict(),
+            [first] => Verdict::Shared(format!("shared by {}", describe_claim(first))),
+            [first, others @ ..] => Verdict::Shared(format!(
+                "shared by {} and {} more",
+                describe_claim(first),
+                others.len()
+            )),
+        }
     }
 
     /// Why it is given last, if so.
@@ -187,7 +201,7 @@ impl Process {
 }
 
 /// What the verdict on one device rests on.
-struct Evidence<'a> {
+pub(super) struct Evidence<'a> {
     device: Device<'a>,
     memory: Memory,
     utilization: Fact<u32>,
@@ -196,7 +210,7 @@ struct Evidence<'a> {
 }
 
 impl<'a> Evidence<'a> {
-    fn of(device: Device<'a>) -> Self {
+    pub(super) fn of(device: Device<'a>) -> Self {
         Self {
             device,
             memory: device.memory(),
@@ -233,6 +247,31 @@ impl<'a> Evidence<'a> {
             }
             (Fact::NotApplicable | Fact::Unknown, _) => {
                 self.judge_without_list("the process list cannot be read")
+            }
+        }
+    }
+
+    /// The same for a device that has shares, of which so many bytes are not accounted for by
+    /// processes that are seen. What it computes says nothing.
+    pub(super) fn judge_beside_shares(&self, unused: u64) -> Verdict {
+        if self.device.gpu().compute_mode.is_unknown() && self.device.mig().is_none() {
+            return Verdict::Unknown("its compute mode cannot be read".into());
+        }
+        let most = match (self.processes, self.view) {
+            (Fact::Value(_), ProcessView::Host) => return self.judge_by_complete_list(),
+            (_, ProcessView::Wsl) => {
+                WINDOWS_DESKTOP_MEMORY.max(self.share(WINDOWS_DESKTOP_PERCENT))
+            }
+            _ => IDLE_MEMORY,
+        };
+        match self.unexplained() {
+            Fact::Value(held) if held.saturating_sub(unused) > most => Verdict::Busy(format!(
+                "{} held by no visible process, more than the shares are of",
+                amount(held)
+            )),
+            Fact::Value(_) => Verdict::Free,
+            Fact::NotApplicable | Fact::Unknown => {
+                Verdict::Unknown("its used memory cannot be read".into())
             }
         }
     }
@@ -330,11 +369,11 @@ impl<'a> Evidence<'a> {
     }
 }
 
-fn describe_process(process: &Process) -> String {
+pub(super) fn describe_process(process: &Process) -> String {
     describe_owner(Some(process.pid), &process.user, &process.command)
 }
 
-fn describe_claim(claim: &ClaimInfo) -> String {
+pub(super) fn describe_claim(claim: &ClaimInfo) -> String {
     describe_owner(claim.pid, &claim.user, &claim.command)
 }
 
@@ -365,15 +404,20 @@ impl Snapshot {
         for id in self.device_ids() {
             let device = self.device(id);
             let verdict = device.verdict();
-            let suspicion = device.suspicion();
-            let (state, reason) = self.judgement_mut(id);
+            let (rest, details) = match verdict {
+                Verdict::Shared(_) => device.describe_shares(),
+                _ => (None, None),
+            };
+            let told = verdict.reason().or(device.suspicion()).map(str::to_owned);
+            let (state, reason, shareable) = self.judgement_mut(id);
             *state = Some(verdict.state());
-            *reason = verdict.reason().or(suspicion).map(str::to_owned);
+            *reason = told.map(|told| told + &details.unwrap_or_default());
+            *shareable = rest;
         }
         for gpu in &mut self.gpus {
             if let Some(mig) = gpu.mig.as_ref().filter(|mig| !mig.devices.is_empty()) {
                 let states = || mig.devices.iter().filter_map(|part| part.state);
-                let order = [State::Free, State::Claimed, State::Busy];
+                let order = [State::Free, State::Shared, State::Claimed, State::Busy];
                 let best = order
                     .into_iter()
                     .find(|state| states().any(|s| s == *state));
@@ -387,19 +431,26 @@ impl Snapshot {
         }
     }
 
-    /// Says why a device is in its state.
-    pub(crate) fn set_reason(&mut self, id: DeviceId, text: String) {
-        *self.judgement_mut(id).1 = Some(text);
+    /// Adds why others do not get a device.
+    pub(crate) fn add_reason(&mut self, id: DeviceId, text: &str) {
+        let reason = self.judgement_mut(id).1;
+        *reason = Some(match reason.take() {
+            Some(known) => format!("{known}; {text}"),
+            None => text.to_owned(),
+        });
     }
 
-    fn judgement_mut(&mut self, id: DeviceId) -> (&mut Option<State>, &mut Option<String>) {
+    fn judgement_mut(
+        &mut self,
+        id: DeviceId,
+    ) -> (&mut Option<State>, &mut Option<String>, &mut Option<u64>) {
         let gpu = &mut self.gpus[id.gpu];
         match (id.mig, &mut gpu.mig) {
             (Some(place), Some(mig)) => {
                 let part = &mut mig.devices[place];
-                (&mut part.state, &mut part.reason)
+                (&mut part.state, &mut part.reason, &mut part.shareable)
             }
-            _ => (&mut gpu.state, &mut gpu.reason),
+            _ => (&mut gpu.state, &mut gpu.reason, &mut gpu.shareable),
         }
     }
 }

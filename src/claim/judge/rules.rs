@@ -202,9 +202,9 @@ pub(in crate::claim) struct Lease {
     /// The times since boot when it was made, and up to which no program need be seen.
     made: Duration,
     pub(in crate::claim) until: Duration,
-    /// When the shell was given another share of the same devices: what it has started since is not
+    /// The launch that took the next share of the same devices: what the shell has started since is not
     /// this one's.
-    followed_at: Option<Duration>,
+    followed_by: Option<ProcessId>,
     /// When to look again, besides the end of what is watched.
     pub(super) due: Option<Duration>,
     phase: Phase,
@@ -237,7 +237,7 @@ impl Lease {
             launch: None,
             made,
             until: made.saturating_add(hold),
-            followed_at: None,
+            followed_by: None,
             due: Some(made),
             phase: Phase::Pending,
             watched: Vec::new(),
@@ -329,7 +329,7 @@ impl Lease {
         let is_shared = matches!(self.holding, Holding::Shares(_));
         let is_prefix = matches!(self.purpose, Purpose::Prefix(_));
         if is_shared && is_prefix && self.purpose == later.purpose {
-            self.followed_at = self.followed_at.or(Some(later.made));
+            self.followed_by = self.followed_by.or(later.launch);
         }
     }
 
@@ -590,8 +590,10 @@ impl Lease {
                 continue;
             };
             let since = stat.id.start >= made && stat.runs() && !is_ours(&stat);
-            let followed_at = self.followed_at.filter(|_| depth == 0).map(proc::ticks);
-            let is_anothers = followed_at.is_some_and(|time| stat.id.start > time);
+            // Of two that started in one tick the later one has the higher pid.
+            let age = |id: ProcessId| (id.start, id.pid);
+            let next = self.followed_by.filter(|_| depth == 0);
+            let is_anothers = next.is_some_and(|next| age(stat.id) > age(next));
             if !since || is_anothers || pid == self.requester_pid || Some(pid) == except {
                 continue;
             }

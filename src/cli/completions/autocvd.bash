@@ -50,7 +50,7 @@ _autocvd() {
         completions | doctor | release | man | help) return ;;
     esac
     if [[ $current == -* ]]; then
-        _autocvd_words '-- --num-gpus --exclude --only --min-free-memory --tolerate --inherit --least-used
+        _autocvd_words '-- --num-gpus --exclude --only --min-free-memory --share --tolerate --inherit --least-used
             --timeout --interval --source --export --id-only --json --format --uuid --bind --quiet
             --verbose --hold --no-claim --probe --from --help --version' "$current"
     elif ((COMP_CWORD == 1)); then

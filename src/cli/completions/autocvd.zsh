@@ -50,6 +50,7 @@ _autocvd() {
         '--only=[choose among these GPUs alone]:GPU:_autocvd_ids' \
         '--tolerate=[count GPUs as free whose idle processes hold at most this]:size' \
         '(-m --min-free-memory)'{-m+,--min-free-memory=}'[only GPUs with this much free memory]:size' \
+        '--share[with -m: take a share of so much memory]' \
         '--inherit[choose among the GPUs of CUDA_VISIBLE_DEVICES]' \
         '(-l --least-used)'{-l,--least-used}'[never wait: take those with the most free memory]' \
         '(-t --timeout)'{-t+,--timeout=}'[give up after this time]:time' \

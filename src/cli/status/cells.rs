@@ -128,7 +128,7 @@ impl Style {
             Look::Faint => "2",
             Look::Of(State::Free) => "32",
             Look::Of(State::Busy) => "31",
-            Look::Of(State::Claimed) => "35",
+            Look::Of(State::Claimed | State::Shared) => "35",
             Look::Of(_) => "2",
         };
         match self.color && !code.is_empty() && !text.trim().is_empty() {

@@ -3,7 +3,7 @@
 mod waiting;
 
 use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right, wrap};
-use autocvd::text::{duration, printable, rfc3339, truncate, width};
+use autocvd::text::{bytes, duration, printable, rfc3339, truncate, width};
 use autocvd::{ClaimInfo, Device, Fact, Process, ProcessView, Snapshot, State};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -95,7 +95,24 @@ impl Screen {
 /// `2/8 free`, for prompts and status bars.
 pub(super) fn short(snapshot: &Snapshot) -> String {
     let (free, all) = free_of_all(snapshot);
-    format!("{free}/{all} free")
+    format!("{free}/{all} free{}", of_shared(snapshot))
+}
+
+/// How much is left for further shares of the GPUs that are shared, if there are any.
+fn of_shared(snapshot: &Snapshot) -> String {
+    let is_shared = |device: &Device| device.state() == Some(State::Shared);
+    let rests: Vec<u64> = snapshot
+        .devices()
+        .filter(is_shared)
+        .map(|device| device.shareable().unwrap_or(0))
+        .collect();
+    match rests.len() {
+        0 => String::new(),
+        count => format!(
+            ", {} left of {count} shared",
+            bytes(rests.iter().fold(0, |sum, rest| sum.saturating_add(*rest)))
+        ),
+    }
 }
 
 fn free_of_all(snapshot: &Snapshot) -> (usize, usize) {
@@ -126,6 +143,7 @@ fn headline(snapshot: &Snapshot, view: &View) -> Vec<String> {
     } else {
         format!(": {}", ranges(&free_gpus))
     };
+    let list = list + &of_shared(snapshot);
     let summary = format!("{free} of {all} free");
     let mut models: BTreeMap<String, usize> = BTreeMap::new();
     for gpu in &snapshot.gpus {
@@ -675,6 +693,7 @@ pub(super) fn word(state: Option<State>, reason: Option<&str>) -> &'static str {
         Some(State::Free) => "free",
         Some(State::Busy) => "busy",
         Some(State::Claimed) => "claimed",
+        Some(State::Shared) => "shared",
         Some(State::Unavailable) if reason.is_some_and(|text| text.contains("is lost")) => "lost",
         Some(State::Unavailable) => "unusable",
         None => cells::UNKNOWN,

@@ -170,6 +170,7 @@ fn entry(pid: u32, used: u64, instance: (Option<u32>, Option<u32>), list: List) 
             used_memory,
             started: None,
             ignored: false,
+            in_share: false,
         },
         instance,
     }

@@ -291,6 +291,7 @@ fn row(info: &Element) -> Option<Row> {
         used_memory: info.value("used_memory").and_then(bytes),
         started: None,
         ignored: false,
+        in_share: false,
     };
     Some(Row {
         process,

@@ -56,6 +56,7 @@ fn process(pid: u32, kind: ProcessKind, command: &str, mib: u64) -> Process {
         used_memory: Some(mib << 20),
         started: None,
         ignored: false,
+        in_share: false,
     }
 }
 
@@ -303,6 +304,7 @@ fn what_may_not_be_read_is_unknown_never_zero() {
         used_memory: None,
         started: None,
         ignored: false,
+        in_share: false,
     };
     assert_eq!(
         gpus[1].processes,
