@@ -113,13 +113,8 @@ mod _autocvd {
         }
         let mut reasons = Reasons::Unread;
         if explains {
-<<<<<<< HEAD
             request = request.with_details();
-            let min_free_memory = wanted.min_free_memory;
-=======
-            request = request.detail(Detail::Everything);
             let min_free_memory = wanted.min_free_memory.or(wanted.share);
->>>>>>> 21e8810 (A share of a GPU's memory: --share -m SIZE, beside other shares and never more than there is)
             reasons = Reasons::Read { min_free_memory };
         }
         // Read before other threads run: Python changes the environment only while it holds them
