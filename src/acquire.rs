@@ -3,6 +3,7 @@
 mod candidates;
 mod fairness;
 mod limit;
+mod link_cache;
 mod reading;
 mod rechecks;
 mod retry;

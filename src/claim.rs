@@ -20,6 +20,7 @@ mod failures;
 mod holder;
 mod in_process;
 mod judge;
+mod kept;
 mod lock;
 mod queue;
 mod requester;
@@ -429,6 +430,18 @@ impl ClaimStore {
             std::thread::sleep(TURN_PAUSE);
         }
         Some(file)
+    }
+
+    /// A text that this user's launches, or root's, have kept in the last `age`.
+    pub(crate) fn kept_text(&self, name: &str, age: Duration) -> Option<String> {
+        self.directory.kept_text(name, age)
+    }
+
+    /// Keeps a text for the next launches of this user.
+    pub(crate) fn keep_text(&self, name: &str, text: &str) {
+        if let Err(error) = self.directory.keep_text(name, text) {
+            tracing::debug!("{name} is not kept: {error}");
+        }
     }
 
     /// Until when this device is to be given last, in Unix seconds: COMMANDs have failed on it.

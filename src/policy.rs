@@ -62,6 +62,10 @@ pub(crate) const SUSPICIOUS_FAILURES: u32 = 2;
 /// For how long a GPU is given last after the last of these failures.
 pub(crate) const SUSPICION: Duration = Duration::from_secs(600);
 
+/// For how long a launch believes what an earlier one was told of the links between GPUs: as they
+/// were while the machine booted, they may be incomplete.
+pub(crate) const LINKS_LAST: Duration = Duration::from_secs(3600);
+
 // Waiting.
 
 /// The default of how often a waiter looks at the GPUs though nothing woke it.

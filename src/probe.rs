@@ -68,6 +68,11 @@ pub(crate) trait Probe: Send {
     /// Adds what the driver says of the GPU's health.
     fn read_health(&mut self, _gpu: &mut Gpu) {}
 
+    /// The version of the kernel driver, where that is known.
+    fn driver_version(&mut self) -> Option<String> {
+        None
+    }
+
     /// How the GPUs with these indices are connected to each other.
     fn links(&mut self, indices: &[u32]) -> Vec<Link>;
 

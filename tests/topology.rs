@@ -227,3 +227,61 @@ fn other_launches_do_not_wait_while_links_are_asked_for() {
     let mut slow = slow;
     assert!(slow.is_running(), "it asks for links still");
 }
+
+/// The calls about links that a launch of two GPUs makes, which it is given.
+fn asked_for_links(machine: &Machine, given: &str) -> usize {
+    machine.forget_calls();
+    let job = ["-q", "-n", "2", "--", "printenv", "CUDA_VISIBLE_DEVICES"];
+    let outcome = run(machine.autocvd().args(job));
+    assert_eq!(outcome.success(), format!("{given}\n"));
+    common::wait_until("its GPUs are free again", || {
+        let short = run(machine.autocvd().args(["status", "--short"]));
+        short.stdout.starts_with("8/8 free")
+    });
+    let calls = machine.calls();
+    let about = ["NvLink", "P2PStatus", "TopologyCommonAncestor"];
+    let is_asked = |call: &&String| about.iter().any(|name| call.contains(name));
+    calls.iter().filter(is_asked).count()
+}
+
+#[test]
+fn links_are_asked_for_once_and_not_by_the_next_launch() {
+    for (machine, given) in [(switched(), "6,7"), (bridged(), "4,5")] {
+        assert!(asked_for_links(&machine, given) > 28);
+        assert_eq!(asked_for_links(&machine, given), 0);
+        // Another driver may see other links.
+        machine.set("/driver_version", json!("590.44.01"));
+        assert!(asked_for_links(&machine, given) > 28);
+        assert_eq!(asked_for_links(&machine, given), 0);
+    }
+}
+
+#[test]
+fn links_that_others_may_have_written_are_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    let machine = bridged();
+    assert!(asked_for_links(&machine, "4,5") > 28);
+    let user = rustix::process::geteuid().as_raw();
+    let kept = machine.claims().join(format!("links-{user}"));
+    let text = std::fs::read_to_string(&kept).expect("it was kept");
+    // Believed, this would make the pair 2-3 the best one.
+    let uuid = |gpu: u32| format!("GPU-{gpu}0000000-0000-0000-0000-00000000000{gpu}");
+    let (one, other) = (uuid(2), uuid(3));
+    let strong = text.replace(&format!("{one} {other} 4 "), &format!("{one} {other} 9 "));
+    let strong = strong.replace(&format!("{other} {one} 4 "), &format!("{other} {one} 9 "));
+    assert_ne!(text, strong);
+    std::fs::write(&kept, &strong).expect("our own file");
+    assert_eq!(asked_for_links(&machine, "2,3"), 0, "its own user's is");
+    let mode = |mode| PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(&kept, mode(0o666)).expect("our own file");
+    assert!(asked_for_links(&machine, "4,5") > 28);
+    if user == 0 {
+        std::fs::write(&kept, &strong).expect("our own file");
+        std::os::unix::fs::chown(&kept, Some(65_534), None).expect("root may");
+        assert!(asked_for_links(&machine, "4,5") > 28);
+    }
+    for junk in ["", "junk\n", "\0\0\0"] {
+        std::fs::write(&kept, junk).expect("our own file");
+        assert!(asked_for_links(&machine, "4,5") > 28, "{junk:?}");
+    }
+}

@@ -199,13 +199,7 @@ impl Attempt<'_> {
     /// Asks how the candidates are joined: many calls of the driver,
     /// made once, while no lock is held.
     pub(super) fn ask_for_links(&mut self, snapshot: &Snapshot) {
-        let mut gpus: Vec<usize> = self.constraints.devices.iter().map(|id| id.gpu).collect();
-        gpus.dedup();
-        let indices: Vec<u32> = gpus
-            .into_iter()
-            .map(|gpu| snapshot.gpus[gpu].index)
-            .collect();
-        self.links = Links::Known(self.probe.links(&indices));
+        self.links = Links::Known(self.links_between_candidates(snapshot));
     }
 
     /// Reads what a choice left unread.

@@ -488,6 +488,10 @@ impl Probe for Nvml {
         });
     }
 
+    fn driver_version(&mut self) -> Option<String> {
+        self.nvml.sys_driver_version().ok()
+    }
+
     fn links(&mut self, indices: &[u32]) -> Vec<Link> {
         let devices = indices.iter().filter_map(|index| {
             let slot = self.slots.get(*index as usize)?;
