@@ -746,6 +746,11 @@ impl Attempt<'_> {
                         .calls()
                         .into_iter()
                         .for_each(|calls| wake_loop.listen(calls));
+                    if observer.follows_place() {
+                        // Where it cannot be had, the place is shown as of the last look.
+                        let departures = ticket.departures().into_iter();
+                        departures.for_each(|events| wake_loop.follow_departures(events));
+                    }
                     self.ticket = Some(ticket);
                 }
                 Err(error) => {
@@ -811,6 +816,11 @@ impl Attempt<'_> {
                         true => Extent::Full,
                         false => Extent::Gpus(due),
                     };
+                }
+                WakeReason::Departed => {
+                    if let Some(claims) = &self.claims {
+                        observer.place_changed(claims.waiters_ahead(self.enqueued_at).len());
+                    }
                 }
                 WakeReason::Tick => {}
             }

@@ -45,6 +45,14 @@ pub trait Observer {
         false
     }
 
+    /// Whether [`place_changed`](Self::place_changed) is to be called between the looks.
+    fn follows_place(&self) -> bool {
+        false
+    }
+
+    /// Others have left the queue: so many are ahead now.
+    fn place_changed(&mut self, _waiters_ahead: usize) {}
+
     /// How often [`tick`](Self::tick) is to be called while waiting; it is also called after
     /// signals.
     fn tick_every(&self) -> Option<Duration> {

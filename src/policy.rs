@@ -107,6 +107,8 @@ pub(crate) const GATHERER_GRACE: Duration = Duration::from_secs(5);
 /// How often a request from which GPUs are kept looks whether they still are: nothing tells of a
 /// process that is stopped.
 pub(crate) const GATHERER_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often at most a waiter counts anew those ahead of it, to show its place.
+pub(crate) const PLACE_PERIOD: Duration = Duration::from_secs(1);
 /// How many waiters that would take the same devices watch for them; those behind these sleep until
 /// one of them leaves. More than one, for one may be stopped or killed just when a device becomes
 /// free.

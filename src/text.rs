@@ -47,7 +47,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// What is waited for, how many are free and who is on the rest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WaitSummary {
-    head: String,
+    /// What is asked for; empty where nothing has been seen yet.
+    gpus: String,
+    waiters_ahead: usize,
+    /// How many there are, of how many.
+    free: String,
     blocked: Vec<BlockedDevice>,
 }
 
@@ -74,10 +78,6 @@ impl WaitSummary {
         let gpus = match status.num_gpus {
             1 => "a GPU".to_owned(),
             n => format!("{n} GPUs"),
-        };
-        let place = match status.waiters_ahead {
-            0 => String::new(),
-            ahead => format!("; {} in line", ordinal(ahead + 1)),
         };
         let free = status.free.len();
         let blocked = status.candidates.iter().rev().filter_map(|id| {
@@ -111,18 +111,37 @@ impl WaitSummary {
             })
         });
         Self {
-            head: format!("autocvd: waiting for {gpus}{place}; {free} of {all} free"),
+            gpus,
+            waiters_ahead: status.waiters_ahead,
+            free: format!("{free} of {all} free"),
             blocked: blocked.collect(),
         }
+    }
+
+    /// Others have left the queue, and so many are ahead now.
+    pub fn set_waiters_ahead(&mut self, waiters_ahead: usize) {
+        self.waiters_ahead = waiters_ahead;
+    }
+
+    fn head(&self) -> String {
+        let Self { gpus, free, .. } = self;
+        if gpus.is_empty() {
+            return String::new();
+        }
+        let place = match self.waiters_ahead {
+            0 => String::new(),
+            ahead => format!("; {} in line", ordinal(ahead + 1)),
+        };
+        format!("autocvd: waiting for {gpus}{place}; {free}")
     }
 
     /// The summary as a log line: of a few devices who is on each since when, with times as
     /// [`rfc3339`] writes them; of more the number of each user's.
     pub fn line(&self) -> String {
         if self.blocked.len() > MAX_DETAILS {
-            return self.head.clone() + &self.holders();
+            return self.head() + &self.holders();
         }
-        self.head.clone()
+        self.head()
             + &self
                 .details(|since| Some(format!(" since {}", rfc3339(since))))
                 .concat()
@@ -144,16 +163,17 @@ impl WaitSummary {
             let age = now.checked_sub(since).filter(|seconds| *seconds > 0)?;
             Some(format!(" for {}", duration(Duration::from_secs(age))))
         });
-        let room = columns.saturating_sub(width(&self.head) + width(&left));
+        let head = self.head();
+        let room = columns.saturating_sub(width(&head) + width(&left));
         let fits = details.iter().map(|text| width(text)).sum::<usize>() <= room;
         let line = if fits {
-            format!("{}{left}{}", self.head, details.concat())
+            format!("{head}{left}{}", details.concat())
         } else if details.len() > 2 {
-            format!("{}{}{left}", self.head, self.holders())
+            format!("{head}{}{left}", self.holders())
         } else {
             let room = (room / details.len()).max(LEAST);
             let short = details.iter().map(|text| truncate(text, room));
-            format!("{}{left}{}", self.head, short.collect::<String>())
+            format!("{head}{left}{}", short.collect::<String>())
         };
         truncate(&line, columns)
     }
@@ -296,7 +316,9 @@ mod tests {
             since: None,
         };
         let picture = WaitSummary {
-            head: "autocvd: waiting for a GPU; 0 of 2 free".into(),
+            gpus: "a GPU".into(),
+            waiters_ahead: 0,
+            free: "0 of 2 free".into(),
             blocked: vec![taken.clone(), taken],
         };
         for columns in 20..160 {
@@ -316,7 +338,9 @@ mod tests {
         };
         let holders = [["alice"; 8].as_slice(), &["bob"; 5], &["claimed"; 3]].concat();
         let summary = WaitSummary {
-            head: "autocvd: waiting for a GPU; 3rd in line; 0 of 16 free".into(),
+            gpus: "a GPU".into(),
+            waiters_ahead: 2,
+            free: "0 of 16 free".into(),
             blocked: holders.into_iter().map(blocked).collect(),
         };
         let expected = "autocvd: waiting for a GPU; 3rd in line; 0 of 16 free \

@@ -6,7 +6,7 @@
 //! the time. Nothing else is done in between. Where the kernel refuses a pidfd (before Linux 5.3,
 //! in some sandboxes), the process is asked for once a second.
 
-use crate::policy::EXIT_POLL_INTERVAL;
+use crate::policy::{EXIT_POLL_INTERVAL, PLACE_PERIOD};
 use crate::proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -50,6 +50,8 @@ pub(crate) enum WakeReason {
     Called,
     /// The time of the sources has come.
     Time,
+    /// Somebody has left the queue.
+    Departed,
     /// The other given time came, or a signal.
     Tick,
 }
@@ -67,6 +69,10 @@ pub(crate) struct WakeLoop {
     called: (Instant, usize),
     /// Until when no call is listened to, for too many came.
     deaf_until: Option<Instant>,
+    /// What becomes readable when somebody leaves the queue, where that is to be shown.
+    departures: Option<OwnedFd>,
+    /// Until when departures are left alone, for one has just been told of.
+    departures_rest_until: Option<Instant>,
     /// What others than this process read, or nobody.
     unread: Vec<OwnedFd>,
 }
@@ -80,8 +86,15 @@ impl WakeLoop {
             calls: None,
             called: (Instant::now(), 0),
             deaf_until: None,
+            departures: None,
+            departures_rest_until: None,
             unread: Vec::new(),
         }
+    }
+
+    /// Also wakes when this inotify descriptor tells of something, at most once a [`PLACE_PERIOD`].
+    pub(crate) fn follow_departures(&mut self, departures: OwnedFd) {
+        self.departures = Some(departures);
     }
 
     /// Also wakes when a message comes to this socket.
@@ -127,7 +140,9 @@ impl WakeLoop {
             let ask = (!self.polled.is_empty()).then(|| Instant::now() + EXIT_POLL_INTERVAL);
             let now = Instant::now();
             self.deaf_until = self.deaf_until.filter(|until| *until > now);
-            let ends = [sources.at, until, ask, self.deaf_until];
+            let rest = self.departures_rest_until.filter(|until| *until > now);
+            self.departures_rest_until = rest;
+            let ends = [sources.at, until, ask, self.deaf_until, rest];
             if let Some(reason) = self.poll(&sources.events, ends.into_iter().flatten().min()) {
                 return reason;
             }
@@ -148,7 +163,7 @@ impl WakeLoop {
                 return WakeReason::Time;
             }
             // A signal ends the sleep too, unless it is one of those that ask for exits.
-            let only_deaf = has_come(self.deaf_until);
+            let only_deaf = has_come(self.deaf_until) || has_come(rest);
             if has_come(until) || !only_deaf && ask.is_none_or(|ask| ask > now) {
                 return WakeReason::Tick;
             }
@@ -162,7 +177,13 @@ impl WakeLoop {
         let pids: Vec<u32> = self.exits.keys().copied().collect();
         let calls = self.calls.iter().filter(|_| self.deaf_until.is_none());
         let events = events.iter().map(|event| &**event);
-        let others = calls.chain(&self.unread).chain(events);
+        let departures = self.departures.iter();
+        let departures = departures.filter(|_| self.departures_rest_until.is_none());
+        let others = calls
+            .chain(&self.unread)
+            .chain(events)
+            .chain(departures.clone());
+        let follows = departures.count();
         let mut fds: Vec<PollFd> = pids
             .iter()
             .map(|pid| &self.exits[pid])
@@ -181,10 +202,25 @@ impl WakeLoop {
             self.exited.insert(*pid);
         }
         // What calls is left for the next look to read: by `drain`, before that look.
-        if ready[pids.len()..].contains(&true) {
+        let (others, departed) = ready[pids.len()..].split_at(ready.len() - pids.len() - follows);
+        if others.contains(&true) {
             return Some(WakeReason::Called);
         }
+        if exited.is_empty() && departed.contains(&true) {
+            self.read_departures();
+            return Some(WakeReason::Departed);
+        }
         (!exited.is_empty()).then_some(WakeReason::Exited(exited))
+    }
+
+    /// Reads what is told of departures; how many they are is counted elsewhere.
+    fn read_departures(&mut self) {
+        self.departures_rest_until = Instant::now().checked_add(PLACE_PERIOD);
+        let Some(departures) = &self.departures else {
+            return;
+        };
+        let mut buffer = [0; 4096];
+        while rustix::io::read(departures, &mut buffer).is_ok_and(|read| read > 0) {}
     }
 
     /// Watches these processes and no others; returns those that have exited since the last look.

@@ -423,3 +423,28 @@ fn none_is_missed_while_others_die_and_stop_at_any_moment() {
         (1..24).step_by(3).all(did_run)
     });
 }
+
+#[test]
+fn on_a_terminal_the_place_is_right_though_nothing_else_wakes_the_waiter() {
+    if !common::has("script") {
+        return;
+    }
+    let machine = Machine::gpus(1);
+    let _job = machine.job(0);
+    let ahead: Vec<Running> = (0..5).map(|_| waiter(&machine, &[], &["true"])).collect();
+    let command = "stty cols 200; exec autocvd -o -i 10min";
+    let last = start(
+        machine
+            .command("script")
+            .args(["-qefc", command, "/dev/null"]),
+    );
+    wait_until("it tells its place", || {
+        last.stdout().contains("6th in line")
+    });
+    machine.forget_calls();
+    for (ahead, place) in ahead.iter().zip(["5th in line", "4th in line"]) {
+        ahead.signal(Signal::TERM);
+        wait_until(place, || last.stdout().contains(place));
+    }
+    assert_eq!(machine.calls(), [] as [&str; 0]);
+}

@@ -15,7 +15,7 @@ use super::cleanup;
 use super::directory::Directory;
 use crate::policy::{LOOKOUTS, PATIENCE};
 use crate::proc::{self, ProcessId, Stat};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, inotify};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -191,6 +191,16 @@ impl Ticket {
     /// What becomes readable when somebody calls this waiter to look again.
     pub(crate) fn calls(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone()
+    }
+
+    /// What becomes readable when somebody leaves the queue: an inotify descriptor.
+    pub(crate) fn departures(&self) -> io::Result<OwnedFd> {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let departures = inotify::init(flags)?;
+        let directory = self.queue.directory.descriptor().as_raw_fd();
+        let path = format!("/proc/self/fd/{directory}");
+        inotify::add_watch(&departures, path, inotify::WatchFlags::DELETE)?;
+        Ok(departures)
     }
 
     /// The request, as others see it.

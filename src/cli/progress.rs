@@ -109,6 +109,15 @@ impl Observer for Progress {
         !self.quiet
     }
 
+    fn follows_place(&self) -> bool {
+        self.terminal
+    }
+
+    fn place_changed(&mut self, waiters_ahead: usize) {
+        self.picture.set_waiters_ahead(waiters_ahead);
+        self.tell();
+    }
+
     fn tick_every(&self) -> Option<Duration> {
         // The time left is shown on a terminal only.
         (self.terminal && self.deadline.is_some()).then_some(Duration::from_secs(1))
