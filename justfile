@@ -59,3 +59,7 @@ pictures:
 # Checks the program on a machine with a GPU
 gpu-check:
     python3 benches/gpu_check.py
+
+# Advisories, licences and duplicate versions of dependencies; needs cargo-deny and the network
+deny:
+    cargo deny check

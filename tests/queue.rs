@@ -7,7 +7,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use common::{Job, Machine, Running, run, start, wait_until};
+use common::{Job, Machine, Running, asleep, run, start, switches, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -51,26 +51,6 @@ fn position(machine: &Machine, pid: u32) -> Option<String> {
     let names = fs::read_dir(machine.claims().join("queue")).ok()?.flatten();
     let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.find(|name| name.ends_with(&format!("-{pid}")))
-}
-
-/// Waits until a process sleeps and does not stir.
-fn asleep(pid: u32) {
-    wait_until("it sleeps", || {
-        let before = switches(pid);
-        thread::sleep(Duration::from_millis(150));
-        before == switches(pid)
-    });
-}
-
-/// How often a process went to sleep by itself.
-fn switches(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| {
-        line.strip_prefix("voluntary_ctxt_switches:")?
-            .trim()
-            .parse()
-            .ok()
-    })
 }
 
 fn runs(waiter: &Running, program: &str) -> bool {

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{
-    Job, Machine, Running, has_namespaces, in_namespace, is_free, run, start, wait_until,
+    Job, Machine, Running, asleep, has_namespaces, in_namespace, is_free, run, start, switches,
+    wait_until,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -43,26 +44,6 @@ fn has_place(machine: &Machine, pid: u32) -> bool {
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.any(|name| !name.starts_with('.') && name.ends_with(&format!("-{pid}")))
-}
-
-/// Waits until a process sleeps and does not stir.
-fn asleep(pid: u32) {
-    wait_until("it sleeps", || {
-        let before = switches(pid);
-        thread::sleep(Duration::from_millis(150));
-        before == switches(pid)
-    });
-}
-
-/// How often a process went to sleep by itself.
-fn switches(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| {
-        line.strip_prefix("voluntary_ctxt_switches:")?
-            .trim()
-            .parse()
-            .ok()
-    })
 }
 
 /// The CPU time of a process in clock ticks.

@@ -2,7 +2,7 @@
 
 use super::args::{self, MainArgs, SubcommandArgs};
 use super::failure::Failure;
-use super::words::nearest;
+use super::words::{nearest, wrap};
 use super::{exit_code, standard_output, terminal, variables};
 use autocvd::text::width;
 use clap::{Arg, Command, CommandFactory};
@@ -422,7 +422,7 @@ impl Page {
     fn entries(&mut self, column: usize, entries: &[(String, String)]) {
         let column = if self.width < column + 28 { 6 } else { column };
         for (name, text) in entries {
-            let lines = wrapped(text, self.width - column);
+            let lines = wrap(text, self.width - column);
             let mut lines = lines.iter();
             let start = format!("  {}", self.strong(name));
             let used = 2 + width(name);
@@ -440,25 +440,10 @@ impl Page {
     }
 
     fn paragraph(&mut self, text: &str) {
-        for line in wrapped(text, self.width - 2) {
+        for line in wrap(text, self.width - 2) {
             self.line(&format!("  {line}"));
         }
     }
-}
-
-/// The text in lines of at most so many columns, broken at spaces.
-fn wrapped(text: &str, columns: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if width(line) + 1 + width(word) <= columns => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -6,11 +6,16 @@
 //! need is made ready beforehand. A signal that was ignored when the program started stays
 //! ignored, as after `nohup`; only the signals of crashes and of the timer are always handled.
 
+mod driver;
+mod terminal;
+
+pub(super) use driver::{driver_answered, set_timeout_text, watch_driver};
+pub(super) use terminal::{restore_terminal, restore_terminal_at_end};
+
 use super::exit_code::ExitCode;
 use super::guard::{self, Guard};
 use super::standard_output;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Whether an unfinished line on the terminal must be erased before another one is written.
 static LINE_OPEN: AtomicBool = AtomicBool::new(false);
@@ -26,29 +31,6 @@ static IGNORED_HERE: AtomicU64 = AtomicU64::new(0);
 static IGNORED_BEFORE: AtomicU64 = AtomicU64::new(0);
 /// Signals that were blocked when the program started, and that it has unblocked.
 static BLOCKED_BEFORE: AtomicU64 = AtomicU64::new(0);
-/// What the next SIGALRM means: a [`Timer`].
-static TIMER: AtomicU8 = AtomicU8::new(Timer::Off as u8);
-/// What to say if the driver does not answer in time.
-static TIMEOUT_TEXT: AtomicPtr<String> = AtomicPtr::new(std::ptr::null_mut());
-
-/// What the timer's next signal means.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Timer {
-    /// Nothing: another process sent it.
-    Off,
-    /// The driver has been silent for a while.
-    Silence,
-    /// The same, and the time limit comes after it.
-    SilenceThenLimit,
-    /// The time limit has come.
-    Limit,
-}
-
-/// How long the driver may take before a line says so.
-const SILENCE: Duration = Duration::from_secs(5);
-const SILENCE_TEXT: &[u8] = b"autocvd: the NVIDIA driver has not answered for 5 s; still waiting \
-                              for it (see dmesg; Ctrl-C ends this)\n";
 
 /// From now on the end by a signal is not reported: nothing was to be started.
 pub(super) fn end_silently() {
@@ -62,39 +44,6 @@ pub(super) fn be_quiet() {
 /// Says whether an unfinished line stands on the terminal.
 pub(super) fn set_line_open(open: bool) {
     LINE_OPEN.store(open, Ordering::Relaxed);
-}
-
-/// The terminal's settings before the program changed them.
-static TERMINAL: AtomicPtr<libc::termios> = AtomicPtr::new(std::ptr::null_mut());
-
-/// From now on every end of the program, and every stop, gives standard input's terminal back as it
-/// is now.
-pub(super) fn restore_terminal_at_end() {
-    // SAFETY: a zeroed termios is a valid one, and it is written to before it is used.
-    unsafe {
-        let mut now: libc::termios = std::mem::zeroed();
-        if libc::tcgetattr(0, &mut now) == 0 {
-            TERMINAL.store(Box::into_raw(Box::new(now)), Ordering::Release);
-        }
-    }
-    set_action(libc::SIGTSTP, on_stop as *const () as usize);
-}
-
-/// Does so. Async-signal-safe.
-pub(super) fn restore_terminal() {
-    // SAFETY: the settings are leaked, so they live as long as the process.
-    unsafe {
-        if let Some(before) = TERMINAL.load(Ordering::Acquire).as_ref() {
-            libc::tcsetattr(0, libc::TCSANOW, before);
-        }
-    }
-}
-
-extern "C" fn on_stop(_: i32) {
-    restore_terminal();
-    clear_line();
-    // SAFETY: raise may be called in a handler; nothing can handle this signal.
-    unsafe { libc::raise(libc::SIGSTOP) };
 }
 
 /// Erases such a line.
@@ -164,7 +113,7 @@ pub(super) fn install(guard: Guard) {
             IGNORED_BEFORE.fetch_or(bit(signal), Ordering::Relaxed);
         }
     }
-    if set_action(libc::SIGALRM, on_alarm as *const () as usize) == libc::SIG_IGN {
+    if set_action(libc::SIGALRM, driver::on_alarm as *const () as usize) == libc::SIG_IGN {
         IGNORED_BEFORE.fetch_or(bit(libc::SIGALRM), Ordering::Relaxed);
     }
     unblock();
@@ -373,76 +322,5 @@ fn write(descriptor: i32, bytes: &[u8]) {
         // SAFETY: the pointer and length are those of a live slice. There is nothing to be done
         // about a failure.
         unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
-    }
-}
-
-/// Sets the text that is written if the driver does not answer within its limit, for the rest of
-/// the run.
-pub(super) fn set_timeout_text(text: String) {
-    let before = TIMEOUT_TEXT.swap(Box::into_raw(Box::new(text)), Ordering::AcqRel);
-    debug_assert!(
-        before.is_null(),
-        "a handler may read the text that would be dropped"
-    );
-}
-
-/// From now on the driver is asked; `limit` is how long it may take.
-pub(super) fn watch_driver(limit: Option<Duration>) {
-    let (meaning, first, then) = match limit {
-        None => (Timer::Silence, SILENCE, Duration::ZERO),
-        Some(limit) if limit <= SILENCE => (
-            Timer::Limit,
-            limit.max(Duration::from_millis(1)),
-            Duration::ZERO,
-        ),
-        Some(limit) => (Timer::SilenceThenLimit, SILENCE, limit - SILENCE),
-    };
-    TIMER.store(meaning as u8, Ordering::Release);
-    set_timer(first, then);
-}
-
-/// The driver has answered.
-pub(super) fn driver_answered() {
-    set_timer(Duration::ZERO, Duration::ZERO);
-    TIMER.store(Timer::Off as u8, Ordering::Release);
-}
-
-/// Sets the timer to go off after `first`, and then every `then`, if that is not zero.
-fn set_timer(first: Duration, then: Duration) {
-    let time = |duration: Duration| libc::timeval {
-        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_usec: libc::suseconds_t::from(duration.subsec_micros() as i32),
-    };
-    let timer = libc::itimerval {
-        it_interval: time(then),
-        it_value: time(first),
-    };
-    // SAFETY: `timer` is a valid timer, and null does not ask for the old one.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
-}
-
-/// The driver has been silent for too long, unless another process sent the signal.
-extern "C" fn on_alarm(signal: i32) {
-    let is = |timer: Timer| TIMER.load(Ordering::Acquire) == timer as u8;
-    if is(Timer::Silence) || is(Timer::SilenceThenLimit) {
-        let next = if is(Timer::Silence) {
-            Timer::Off
-        } else {
-            Timer::Limit
-        };
-        TIMER.store(next as u8, Ordering::Release);
-        if !QUIET.load(Ordering::Relaxed) {
-            write(2, SILENCE_TEXT);
-        }
-    } else if is(Timer::Limit) {
-        autocvd::remove_files();
-        clear_line();
-        // SAFETY: the string is leaked, so it lives as long as the process.
-        if let Some(text) = unsafe { TIMEOUT_TEXT.load(Ordering::Acquire).as_ref() } {
-            write(2, text.as_bytes());
-        }
-        exit_guarded(ExitCode::TimedOut.number());
-    } else if IGNORED_BEFORE.load(Ordering::Relaxed) & bit(signal) == 0 {
-        on_signal(signal);
     }
 }

@@ -1,4 +1,6 @@
-//! Words: the one that was meant, and several in a sentence.
+//! Words: the one that was meant, several in a sentence, many in lines.
+
+use autocvd::text::{truncate, width};
 
 /// The name that differs from `word` in at most a third of its letters, and the least.
 pub(super) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -37,6 +39,21 @@ pub(super) fn one_of(names: &[String]) -> String {
     }
 }
 
+/// The text in lines of at most `columns`, broken at spaces; a longer word is cut.
+pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if width(line) + 1 + width(word) <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(truncate(word, columns)),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +89,12 @@ mod tests {
         };
         assert_eq!(names(&["a", "b", "c"]), "a, b or c");
         assert_eq!(names(&["a"]), "a");
+    }
+
+    #[test]
+    fn long_reasons_break_at_spaces() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("incomprehensible", 5), ["inco…"]);
+        assert!(wrap("", 5).is_empty());
     }
 }

@@ -533,6 +533,26 @@ pub fn pipe() -> (File, File) {
     (ends.0.into(), ends.1.into())
 }
 
+/// Waits until a process sleeps and does not stir.
+pub fn asleep(pid: u32) {
+    wait_until("it sleeps", || {
+        let before = switches(pid);
+        thread::sleep(Duration::from_millis(150));
+        before == switches(pid)
+    });
+}
+
+/// How often a process went to sleep by itself.
+pub fn switches(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| {
+        line.strip_prefix("voluntary_ctxt_switches:")?
+            .trim()
+            .parse()
+            .ok()
+    })
+}
+
 /// Waits until something is so, for at most 60 s.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

@@ -28,21 +28,6 @@ pub(super) fn right(text: &str, columns: usize) -> String {
     " ".repeat(columns.saturating_sub(width(&text))) + &text
 }
 
-/// The text in lines of at most `columns`, broken at spaces; a longer word is cut.
-pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if width(line) + 1 + width(word) <= columns => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(truncate(word, columns)),
-        }
-    }
-    lines
-}
-
 /// A bar in two parts: what is used and what is not.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bar {
@@ -186,13 +171,6 @@ mod tests {
             assert_eq!(width(&right(text, columns)), columns, "{text} in {columns}");
         }
         assert_eq!(right("7", 3), "  7");
-    }
-
-    #[test]
-    fn long_reasons_break_at_spaces() {
-        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrap("incomprehensible", 5), ["inco…"]);
-        assert!(wrap("", 5).is_empty());
     }
 
     #[test]

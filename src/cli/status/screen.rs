@@ -2,7 +2,8 @@
 
 mod waiting;
 
-use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right, wrap};
+use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right};
+use crate::cli::words::wrap;
 use autocvd::text::{bytes, duration, printable, rfc3339, truncate, width};
 use autocvd::{ClaimInfo, Device, Fact, Process, ProcessView, Snapshot, State};
 use std::collections::BTreeMap;
