@@ -302,7 +302,9 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
                 // for a time, nor for what another test starts, which a shell of its own knows nothing of.
                 run(&mut machine.shell(
                     "sh",
-                    &format!("autocvd -t 0 --hold 0 {line} {from}; exit $?"),
+                    &format!(
+                        "autocvd -t 0 --hold 0 {line} {from}; code=$?; autocvd release; exit $code"
+                    ),
                 ))
             };
             let live = without_amounts(decide(""));
