@@ -566,6 +566,9 @@ impl ClaimStore {
         // All launches lock them in one order.
         targets.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         let token = Token::random()?;
+        if targets.len() > 1 {
+            self.make_files(&targets);
+        }
         let mut files = Vec::with_capacity(targets.len());
         let mut shares = Vec::new();
         for target in &targets {
@@ -618,6 +621,7 @@ impl ClaimStore {
         guard.files = match claim_for {
             ClaimFor::Process => {
                 OWN.lock().push(token);
+                guard.directory.keep_from_cleaners();
                 guard.publish();
                 Files::OfProcess(files.into_iter().map(NotInherited::new).collect())
             }
@@ -627,6 +631,17 @@ impl ClaimStore {
             }
         };
         Ok(Some(guard))
+    }
+
+    /// Makes the lock files that are not there, so that all are new at the same time.
+    fn make_files(&mut self, targets: &[&Target]) {
+        for Target { key, .. } in targets {
+            if !self.files.contains_key(key) {
+                if let Ok(file) = self.directory.lock_file(key) {
+                    self.files.insert(key.clone(), file);
+                }
+            }
+        }
     }
 
     /// Locks what is wanted of a device, and the byte of the token; `None` where it is claimed.
@@ -648,6 +663,7 @@ impl ClaimStore {
                     file => file?,
                 },
             };
+            self.directory.settle(&file);
             if !lock::try_lock(&file, token.range(), Mode::Exclusive)? {
                 return Ok(None);
             }

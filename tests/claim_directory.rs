@@ -593,6 +593,117 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
     drop((first, second));
 }
 
+/// A program that tells when it runs.
+const TOLD: &str = "#!/bin/sh\necho\nexec sleep 60\n";
+
+/// A job in each form whose judge holds its claim, once it runs.
+fn jobs_of_judges() -> [(&'static str, &'static str); 3] {
+    [
+        ("prefix", "eval $(autocvd -q) told; :"),
+        ("shell", "eval \"$(autocvd -q -s)\"; told; :"),
+        ("command", "autocvd -q -- told; :"),
+    ]
+}
+
+#[test]
+fn a_lock_file_that_is_removed_during_a_job_is_locked_anew() {
+    let remove: [fn(&Machine); 3] = [
+        |machine| fs::remove_file(machine.claims().join(LOCK_FILE)).expect("it is there"),
+        |machine| {
+            // Files are made anew while it is emptied.
+            wait_until("it is removed", || {
+                fs::remove_dir_all(machine.claims()).is_ok()
+            });
+        },
+        |machine| {
+            let away = machine.path().join("away");
+            fs::rename(machine.claims(), away).expect("it is there");
+        },
+    ];
+    for (form, script) in jobs_of_judges() {
+        for (way, remove) in remove.into_iter().enumerate() {
+            let machine = Machine::gpus(1);
+            machine.install("told", TOLD);
+            let lock_file = machine.claims().join(LOCK_FILE);
+            let job = start(&mut machine.shell("bash", script));
+            wait_until("the job runs", || job.stdout() == "\n");
+            wait_until("it is told who holds it", || {
+                let records = fs::read_dir(machine.claims().join("holders"));
+                records.is_ok_and(|records| records.count() > 0)
+            });
+            for round in 0..3 {
+                if round < 1 || way < 2 {
+                    remove(&machine);
+                    wait_until("it is there again", || lock_file.exists());
+                }
+                let refused = look(&machine);
+                assert_eq!(refused.code, Some(4), "{form} {way} {round}: {refused:#?}");
+            }
+            drop(job);
+            wait_until("it is free", || look(&machine).code == Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_shell_finds_its_judge_again_where_the_directory_is_made_anew() {
+    let machine = Machine::gpus(1);
+    let script = "eval $(autocvd -q --hold 600s) true; rm -r \"$AUTOCVD_CLAIM_DIR\"; sleep 0.5; \
+                  eval $(autocvd -q -t 30) true";
+    run(&mut machine.shell("bash", script)).success();
+}
+
+#[test]
+fn systemd_tmpfiles_leaves_the_directory_alone_while_there_are_claims() {
+    if !common::has("systemd-tmpfiles") {
+        return;
+    }
+    let machine = Machine::gpus(1);
+    machine.install("told", TOLD);
+    let configuration = machine.path().join("claims.conf");
+    // The rule is the parent's, as that of /tmp is.
+    let directory = shared(&machine);
+    let parent = directory.parent().expect("it has one").display();
+    fs::write(&configuration, format!("d {parent} - - - 0\n")).expect("our own directory");
+    let clean = || {
+        let mut cleaner = machine.command("systemd-tmpfiles");
+        run(cleaner.arg("--clean").arg(&configuration))
+    };
+    let names = || {
+        let entries = fs::read_dir(&directory);
+        entries.map_or(0, Iterator::count)
+    };
+    let look_there = || {
+        let mut command = machine.autocvd();
+        command.env("AUTOCVD_CLAIM_DIR", &directory);
+        run(command.args(["-q", "-t", "0", "--", "true"])).code
+    };
+    // Without claims it is cleaned.
+    fs::create_dir(&directory).expect("our own directory");
+    fs::write(directory.join(LOCK_FILE), "").expect("our own directory");
+    clean();
+    assert_eq!(names(), 0);
+    for (form, script) in jobs_of_judges() {
+        let mut shell = machine.shell("bash", script);
+        let job = start(shell.env("AUTOCVD_CLAIM_DIR", &directory));
+        wait_until("the job runs", || job.stdout() == "\n");
+        wait_until("the directory is kept", || {
+            let directory = fs::File::open(&directory).expect("it is there");
+            let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+            rustix::fs::flock(directory, exclusive).is_err()
+        });
+        let before = names();
+        let cleaned = clean();
+        assert!(
+            names() == before && directory.join(LOCK_FILE).exists(),
+            "{form}: {cleaned:#?}"
+        );
+        assert_eq!(look_there(), Some(4), "{form}");
+        drop(job);
+        wait_until("it is free", || look_there() == Some(0));
+    }
+}
+
 #[test]
 fn a_slash_behind_the_directory_does_not_follow_a_link() {
     for end in ["", "/", "//", "/."] {

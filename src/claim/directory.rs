@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Where the package has made a directory of claims that nobody but root can empty.
 const SYSTEM: &str = "/run/autocvd";
@@ -29,6 +29,8 @@ const LOCK_FILE: OFlags = OFlags::RDWR
     .union(OFlags::NOCTTY);
 /// How often another user may be found in the midst of opening to all what it has just made.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
+/// How long a new lock file is left to a judge that held a lock on the one before it.
+const SETTLING: Duration = Duration::from_millis(20);
 
 /// The directory of claims where none is named: /run/autocvd if it is root's, sticky and
 /// everybody's, else /tmp/autocvd.
@@ -209,6 +211,27 @@ impl Directory {
         Ok(file)
     }
 
+    /// Waits until a lock file is not new any more: it may have been made because a cleaner removed
+    /// the one before it, whose judge is about to lock this one.
+    pub(super) fn settle(&self, file: &OwnedFd) {
+        let made = rustix::fs::fstat(file).ok().and_then(|stat| {
+            let seconds = u64::try_from(stat.st_ctime).ok()?;
+            let nanoseconds = u32::try_from(stat.st_ctime_nsec).ok()?;
+            SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
+        });
+        let age = made.and_then(|made| made.elapsed().ok());
+        if let Some(left) = age.and_then(|age| SETTLING.checked_sub(age)) {
+            std::thread::sleep(left);
+        }
+    }
+
+    /// Tells cleaners that honour locks, as systemd-tmpfiles does, to leave the directory alone as
+    /// long as this process and those that it forks have it open.
+    pub(super) fn keep_from_cleaners(&self) {
+        let shared = rustix::fs::FlockOperation::NonBlockingLockShared;
+        let _ = rustix::fs::flock(&self.descriptor, shared);
+    }
+
     /// Whether the name of the device's lock file still leads to this open file.
     pub(super) fn names_file(&self, key: &str, file: &OwnedFd) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -339,5 +362,27 @@ mod tests {
         assert!(!directory.names_file("GPU-1", &file));
         let fresh = directory.lock_file("GPU-1").expect("it can be made");
         assert!(directory.names_file("GPU-1", &fresh) && !directory.names_file("GPU-1", &file));
+    }
+
+    #[test]
+    fn a_new_lock_file_is_left_alone_for_a_moment_and_an_old_one_is_not() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&folder.path().join("claims")).expect("our own");
+        let file = directory.lock_file("GPU-1").expect("it can be made");
+        let age = || {
+            let changed = rustix::fs::fstat(&file).expect("an open file");
+            let since = Duration::new(changed.st_ctime as u64, changed.st_ctime_nsec as u32);
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            now.expect("after 1970") - since
+        };
+        directory.settle(&file);
+        assert!(age() >= SETTLING);
+        std::thread::sleep(SETTLING);
+        let waited = (0..100).map(|_| {
+            let began = std::time::Instant::now();
+            directory.settle(&file);
+            began.elapsed()
+        });
+        assert!(waited.min().expect("some") < SETTLING);
     }
 }

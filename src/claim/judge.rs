@@ -8,6 +8,7 @@
 
 mod exit;
 pub(super) mod link;
+mod removal;
 mod rules;
 mod title;
 
@@ -20,6 +21,7 @@ use super::requester::Requester;
 use super::share::Holding;
 use crate::proc::{self, ProcessId};
 use link::{Address, Attached, Listener, Message};
+use removal::RemovalWatch;
 pub(super) use rules::{Lease, Purpose};
 use rules::{Shell, State};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,6 +42,10 @@ const SETTLING_PAUSE: Duration = Duration::from_micros(500);
 const MAX_CONNECTIONS: u64 = 64;
 /// How often a judge tells cleaners of old files that its lock files are in use.
 const UPKEEP: Duration = Duration::from_secs(3600);
+/// How soon a judge looks again whether lock files were removed once one was, for the directory may
+/// be next, of which the kernel tells nothing; and how often where it tells nothing at all.
+const FIRST_REMOVAL_LOOK: Duration = Duration::from_millis(1);
+const LAST_REMOVAL_LOOK: Duration = Duration::from_secs(1);
 
 /// What becomes of the launch that starts a judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,9 +131,15 @@ struct Judge {
     listener: Option<Listener>,
     connections: Vec<OwnedFd>,
     max_connections: usize,
+    /// What tells that lock files are removed.
+    removal: Option<RemovalWatch>,
     /// Since when it has had nothing to hold.
     idle_since: Option<Duration>,
     next_upkeep: Duration,
+    /// When to look whether lock files were removed, besides when the kernel tells.
+    next_look: Duration,
+    /// When one was removed last.
+    removed_at: Duration,
 }
 
 impl Judge {
@@ -158,8 +170,11 @@ impl Judge {
             listener,
             connections: Vec::new(),
             max_connections: (descriptors / 4).clamp(1, MAX_CONNECTIONS) as usize,
+            removal: None,
             idle_since: None,
             next_upkeep: proc::since_boot() + UPKEEP,
+            next_look: Duration::MAX,
+            removed_at: Duration::ZERO,
         };
         judge.accept_lease(lease);
         holder::sweep(&judge.directory);
@@ -178,7 +193,55 @@ impl Judge {
             .iter_mut()
             .for_each(|earlier| earlier.is_followed_by(&lease));
         self.leases.push(lease);
+        self.directory.keep_from_cleaners();
+        if self.removal.is_none() {
+            self.watch_removal();
+        }
         self.describe();
+    }
+
+    /// Hears of files that are removed from now on, and looks whether some were.
+    fn watch_removal(&mut self) {
+        self.removal = RemovalWatch::new(&self.directory);
+        self.keep_locked(proc::since_boot());
+    }
+
+    /// Locks the lock files anew that were removed.
+    fn keep_locked(&mut self, now: Duration) {
+        let pause = (now.saturating_sub(self.removed_at) / 8).max(FIRST_REMOVAL_LOOK);
+        let is_quiet = pause > LAST_REMOVAL_LOOK;
+        self.next_look = match is_quiet && self.removal.is_some() {
+            true => Duration::MAX,
+            false => now + pause.min(LAST_REMOVAL_LOOK),
+        };
+        if !self.directory.is_current() && self.directory.refresh().is_ok() {
+            self.move_to_new_directory();
+        }
+        for lease in &mut self.leases {
+            lease.keep_locked(&self.directory);
+        }
+    }
+
+    /// Tells cleaners of old files that the lock files are in use.
+    fn keep_young(&mut self, now: Duration) {
+        self.directory.keep_from_cleaners();
+        self.leases.iter().for_each(Lease::keep_young);
+        self.next_upkeep = now + UPKEEP;
+    }
+
+    /// Is found and tells of its leases where launches look from now on.
+    fn move_to_new_directory(&mut self) {
+        self.directory.keep_from_cleaners();
+        self.removal = RemovalWatch::new(&self.directory);
+        let shell = self.shell.as_ref().map(|shell| Address {
+            shell: shell.id,
+            namespace: self.namespace,
+            directory: &self.directory,
+        });
+        if let Some(listener) = shell.and_then(Listener::bind) {
+            self.listener = Some(listener);
+        }
+        self.leases.iter().for_each(|lease| self.publish(lease));
     }
 
     fn run(mut self) {
@@ -187,11 +250,15 @@ impl Judge {
             let shell_ended = self.shell.as_ref().is_none_or(Shell::has_ended);
             self.update(now);
             self.shell_end_seen = shell_ended;
+            let removal = self.removal.as_ref();
+            if removal.is_some_and(RemovalWatch::has_seen_one) {
+                (self.removed_at, self.next_look) = (now, now);
+            }
+            if now >= self.next_look {
+                self.keep_locked(now);
+            }
             if now >= self.next_upkeep {
-                self.leases
-                    .iter_mut()
-                    .for_each(|lease| lease.keep_locked(&self.directory));
-                self.next_upkeep = now + UPKEEP;
+                self.keep_young(now);
             }
             match (self.leases.is_empty(), self.idle_since) {
                 // A launch that is attached may hand over a lease without waiting for an answer.
@@ -234,7 +301,10 @@ impl Judge {
     fn sleep(&self, now: Duration) {
         let idle_end = self.idle_since.map(|since| since + LINGER);
         let times = self.leases.iter().filter_map(|lease| lease.due);
-        let next = times.chain(idle_end).chain([self.next_upkeep]).min();
+        let next = times
+            .chain(idle_end)
+            .chain([self.next_upkeep, self.next_look])
+            .min();
         let limit = next.map(|next| next.saturating_sub(now));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let watched = self.leases.iter().flat_map(Lease::descriptors);
@@ -244,7 +314,9 @@ impl Judge {
         let is_full = self.connections.len() >= self.max_connections;
         let listener = self.listener.iter().filter(|_| !is_full).map(AsFd::as_fd);
         let connections = self.connections.iter().map(AsFd::as_fd);
+        let removal = self.removal.iter().map(AsFd::as_fd);
         let all = watched.chain(shell).chain(listener).chain(connections);
+        let all = all.chain(removal);
         let mut all: Vec<PollFd> = all
             .map(|fd: BorrowedFd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();

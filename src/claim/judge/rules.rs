@@ -677,11 +677,17 @@ impl Lease {
         chain.iter().any(is_program)
     }
 
-    /// Tells cleaners that the lock files are in use, and locks them anew where one was removed.
-    pub(super) fn keep_locked(&mut self, directory: &Directory) {
-        for (place, (key, file)) in self.devices.iter().zip(&mut self.files).enumerate() {
+    /// Tells cleaners that the lock files are in use.
+    pub(super) fn keep_young(&self) {
+        for file in &self.files {
             // SAFETY: no times are given, so that the file's become the present.
             unsafe { libc::futimens(std::os::fd::AsRawFd::as_raw_fd(file), std::ptr::null()) };
+        }
+    }
+
+    /// Locks the lock files anew that were removed.
+    pub(super) fn keep_locked(&mut self, directory: &Directory) {
+        for (place, (key, file)) in self.devices.iter().zip(&mut self.files).enumerate() {
             if directory.names_file(key, file) {
                 continue;
             }
@@ -689,10 +695,14 @@ impl Lease {
                 continue;
             };
             let level = self.ancestry.level();
-            let locked = |range| matches!(lock::try_lock(&fresh, range, Mode::Exclusive), Ok(true));
-            let is_ours = locked(self.token.range())
+            let locked = |range, mode| matches!(lock::try_lock(&fresh, range, mode), Ok(true));
+            // Where the device is another one's already, it is now shared with that one.
+            let is_ours = locked(self.token.range(), Mode::Exclusive)
                 && match self.holding.share(place) {
-                    None => locked(Range::level(level)),
+                    None => {
+                        locked(Range::level(level), Mode::Exclusive)
+                            || locked(Range::GUESTS, Mode::Shared)
+                    }
                     Some(share) => matches!(lock::try_lock_share(&fresh, level, share), Ok(true)),
                 };
             if is_ours {
