@@ -12,7 +12,7 @@ mod removal;
 mod rules;
 mod title;
 
-use super::ancestry::{self, Ancestor, Ancestry, Token};
+use super::ancestry::{Ancestor, Ancestry, Token};
 use super::directory::Directory;
 use super::holder::{self, ClaimKind, Holder};
 use super::lock;
@@ -42,9 +42,9 @@ const SETTLING_PAUSE: Duration = Duration::from_micros(500);
 const MAX_CONNECTIONS: u64 = 64;
 /// How often a judge tells cleaners of old files that its lock files are in use.
 const UPKEEP: Duration = Duration::from_secs(3600);
-/// How soon a judge looks again whether lock files were removed once one was, for the directory may
-/// be next, of which the kernel tells nothing; and how often where it tells nothing at all.
-const FIRST_REMOVAL_LOOK: Duration = Duration::from_millis(1);
+/// How soon a judge acts on the removal of a lock file, and looks again, for the directory may be
+/// next, of which the kernel tells nothing; and how often where it tells nothing at all.
+const FIRST_REMOVAL_LOOK: Duration = Duration::from_millis(2);
 const LAST_REMOVAL_LOOK: Duration = Duration::from_secs(1);
 
 /// What becomes of the launch that starts a judge.
@@ -183,8 +183,7 @@ impl Judge {
 
     fn accept_lease(&mut self, lease: Lease) {
         self.publish(&lease);
-        let first = lease.devices.first();
-        if first.is_some_and(|key| !ancestry::is_held(&self.directory, key, lease.token)) {
+        if lease.was_ended(&self.directory) {
             // The launch has ended it: what it printed could not be written.
             holder::withdraw(&self.directory, lease.token);
             return;
@@ -233,12 +232,13 @@ impl Judge {
     fn move_to_new_directory(&mut self) {
         self.directory.keep_from_cleaners();
         self.removal = RemovalWatch::new(&self.directory);
-        let shell = self.shell.as_ref().map(|shell| Address {
+        let shell = self.shell.as_ref().zip(self.namespace);
+        let address = shell.map(|(shell, namespace)| Address {
             shell: shell.id,
-            namespace: self.namespace,
+            namespace,
             directory: &self.directory,
         });
-        if let Some(listener) = shell.and_then(Listener::bind) {
+        if let Some(listener) = address.and_then(Listener::bind) {
             self.listener = Some(listener);
         }
         self.leases.iter().for_each(|lease| self.publish(lease));
@@ -252,7 +252,8 @@ impl Judge {
             self.shell_end_seen = shell_ended;
             let removal = self.removal.as_ref();
             if removal.is_some_and(RemovalWatch::has_seen_one) {
-                (self.removed_at, self.next_look) = (now, now);
+                self.removed_at = now;
+                self.next_look = now + FIRST_REMOVAL_LOOK;
             }
             if now >= self.next_look {
                 self.keep_locked(now);
