@@ -595,7 +595,8 @@ impl ClaimStore {
         }
         if !self.directory.is_current() {
             // Nobody looks there any more.
-            self.refresh();
+            self.files.clear();
+            self.directory.refresh()?;
             return Ok(None);
         }
         let mut guard = ClaimGuard {

@@ -140,7 +140,12 @@ impl Directory {
         Ok(())
     }
 
-    /// What no other directory of this machine has.
+    /// The directory to which the path leads by now, made if there is none, but not those around it.
+    pub(super) fn successor(&self) -> io::Result<Self> {
+        Self::open_in(CWD, &self.path, &self.path)
+    }
+
+    /// What no other directory of this machine has as long as this one is open.
     pub(super) fn id(&self) -> Option<String> {
         let (device, inode) = rustix::fs::fstat(&self.descriptor).map(identity).ok()?;
         Some(format!("{device:x}.{inode:x}"))

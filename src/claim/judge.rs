@@ -213,7 +213,10 @@ impl Judge {
             true => Duration::MAX,
             false => now + pause.min(LAST_REMOVAL_LOOK),
         };
-        if !self.directory.is_current() && self.directory.refresh().is_ok() {
+        if self.leases.is_empty() {
+            return;
+        }
+        if !self.directory.is_current() {
             self.move_to_new_directory();
         }
         for lease in &mut self.leases {
@@ -228,8 +231,14 @@ impl Judge {
         self.next_upkeep = now + UPKEEP;
     }
 
-    /// Is found and tells of its leases where launches look from now on.
+    /// Is found, and tells of its leases, where launches look from now on.
     fn move_to_new_directory(&mut self) {
+        let Ok(directory) = self.directory.successor() else {
+            return;
+        };
+        // The old directory's number may be the next one's: nobody must find the judge by it.
+        self.listener = None;
+        self.directory = directory;
         self.directory.keep_from_cleaners();
         self.removal = RemovalWatch::new(&self.directory);
         let shell = self.shell.as_ref().zip(self.namespace);
@@ -238,9 +247,7 @@ impl Judge {
             namespace,
             directory: &self.directory,
         });
-        if let Some(listener) = address.and_then(Listener::bind) {
-            self.listener = Some(listener);
-        }
+        self.listener = address.and_then(Listener::bind);
         self.leases.iter().for_each(|lease| self.publish(lease));
     }
 

@@ -4,7 +4,7 @@
 //! prefix's for its hold, and then as long as a program of that choice and a little longer; a
 //! shell's as long as the shell; printed ids' for their hold.
 
-use super::super::ancestry::{self, Ancestry, Token};
+use super::super::ancestry::{Ancestry, Token};
 use super::super::directory::Directory;
 use super::super::failures::{self, Ending};
 use super::super::lock::{self, Mode, Range};
@@ -253,13 +253,17 @@ impl Lease {
         }
     }
 
-    /// Whether the launch has dropped its locks since it gave them away.
+    /// Whether the launch has dropped its locks since it gave them away. Where that cannot be told,
+    /// it has not.
     pub(super) fn was_ended(&self, directory: &Directory) -> bool {
-        let first = self.devices.first().zip(self.files.first());
-        // Of a file that was removed nobody can tell.
-        first.is_some_and(|(key, file)| {
-            !ancestry::is_held(directory, key, self.token) && directory.names_file(key, file)
-        })
+        let Some((key, file)) = self.devices.first().zip(self.files.first()) else {
+            return false;
+        };
+        let Ok(other) = directory.find_lock_file(key) else {
+            return false;
+        };
+        let locked = lock::conflict(&other, self.token.range(), Mode::Shared);
+        matches!(locked, Ok(None)) && directory.names_file(key, file)
     }
 
     pub(super) fn to_text(&self) -> String {
