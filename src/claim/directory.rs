@@ -237,6 +237,11 @@ impl Directory {
         let _ = rustix::fs::flock(&self.descriptor, shared);
     }
 
+    /// Lets cleaners have the directory again.
+    pub(super) fn leave_to_cleaners(&self) {
+        let _ = rustix::fs::flock(&self.descriptor, rustix::fs::FlockOperation::Unlock);
+    }
+
     /// Whether the name of the device's lock file still leads to this open file.
     pub(super) fn names_file(&self, key: &str, file: &OwnedFd) -> bool {
         let flags = AtFlags::SYMLINK_NOFOLLOW;

@@ -273,7 +273,10 @@ impl Judge {
                 (true, _) if !self.connections.is_empty() => self.idle_since = None,
                 (true, _) if shell_ended || self.listener.is_none() => return,
                 (true, Some(since)) if now >= since + LINGER => return,
-                (true, None) => self.idle_since = Some(now),
+                (true, None) => {
+                    self.directory.leave_to_cleaners();
+                    self.idle_since = Some(now);
+                }
                 (true, Some(_)) => {}
                 (false, _) => self.idle_since = None,
             }
