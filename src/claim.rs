@@ -1045,5 +1045,24 @@ impl Drop for ClaimGuard {
     }
 }
 
+/// Reads a text as everything that other users may have written in the directory of claims. Returns
+/// whether it tells of a holder, of a waiter, and of failures that count.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_records(text: &str) -> [bool; 3] {
+    let holder = Holder::parse(text);
+    if let Some(holder) = &holder {
+        let written = holder.to_string();
+        assert_eq!(Holder::parse(&written).as_ref(), Some(holder), "{written}");
+    }
+    let (name, record) = text.split_once('\n').unwrap_or((text, text));
+    let waiter = queue::parse(record, name.to_owned(), 0, Some(1));
+    let is_waiter = waiter.is_some_and(|waiter| {
+        let _ = waiter.wants("GPU-1");
+        waiter.enqueued_at().is_some()
+    });
+    let is_suspicious = failures::is_suspicious(text.as_bytes(), 1_764_000_000);
+    [holder.is_some(), is_waiter, is_suspicious]
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,13 @@
 //! What arbitrary bytes must not break: the bodies of the fuzz targets in `fuzz/`, and of the same
 //! tests with random bytes in the suite.
 
-use crate::claim::Ancestry;
+use crate::claim::{Ancestry, read_records};
 use crate::error::IdList;
 use crate::gpu::Snapshot;
 use crate::ids::{for_cuda, parse_visible_devices, resolve};
 use crate::probe::{file, smi};
 use crate::select::{Constraints, Selection, select};
+use crate::site::SiteConfig;
 use std::sync::OnceLock;
 
 /// A recorded machine: what can be read can be judged, decided on, written and read again.
@@ -48,6 +49,27 @@ pub fn ids(bytes: &[u8]) {
     let _ = crate::PciBusId::parse(&text);
     let _ = crate::text::parse_duration(&text);
     let _ = crate::text::parse_size(&text);
+}
+
+/// What others may have written in the directory of claims: who holds what, who waits, what failed.
+pub fn claim_records(bytes: &[u8]) {
+    let _ = read_records(&String::from_utf8_lossy(bytes));
+}
+
+/// `/etc/autocvd.conf`: what counts of it is well formed, and each other line gets a warning.
+pub fn site_config(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let config = SiteConfig::parse(&text);
+    assert!(config.warnings.len() <= text.lines().count(), "{text:?}");
+    assert!(
+        config.ignore.iter().all(|program| program.is_absolute()),
+        "{text:?}"
+    );
+    assert!(
+        config.claim_dir.is_none_or(|path| path.is_absolute()),
+        "{text:?}"
+    );
+    assert_ne!(config.max_per_user, Some(0), "{text:?}");
 }
 
 /// Selects, and names what was selected for CUDA: nothing that a shell would read otherwise.
@@ -100,6 +122,22 @@ mod tests {
     const RECORDED: &[u8] = include_bytes!("../examples/mig.json");
     const XML: &[u8] = include_bytes!("../tests/fixtures/smi/mig.xml");
 
+    const HOLDER: &[u8] = b"kind=command keeper=27971 since=1795543141 until=1795543201 level=1 \
+        devices=GPU-1,GPU-2 shares=0-40,0-20+30-40 process=27968:1640417 namespace=4026531836";
+    const WAITER: &[u8] = b"1640417000000000-27968\nnum_gpus=2 devices=1f,2e min_free_memory=1 \
+        process=27968:1640417 namespace=4026531836 patience=300000 max_per_user=2 tolerate=5 share=7";
+    const FAILURES: &[u8] = b"2 1764000000\n";
+    const SITE: &[u8] = b"# reserved\nexclude 0, GPU-12\nignore = /usr/bin/mps\nmax_per_user 2\n\
+        claim_dir /run/autocvd\n";
+
+    #[test]
+    fn the_records_that_are_changed_are_right_ones() {
+        let read = |bytes| read_records(std::str::from_utf8(bytes).expect("a text"));
+        assert_eq!(read(HOLDER), [true, false, false]);
+        assert_eq!(read(WAITER), [false, true, false]);
+        assert_eq!(read(FAILURES), [false, false, true]);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_break_the_reading_of_a_recorded_machine(bytes in any::<Vec<u8>>()) {
@@ -119,6 +157,36 @@ mod tests {
         #[test]
         fn no_bytes_break_the_reading_of_ids(bytes in any::<Vec<u8>>()) {
             ids(&bytes);
+        }
+
+        #[test]
+        fn no_bytes_break_the_reading_of_claims(bytes in any::<Vec<u8>>()) {
+            claim_records(&bytes);
+        }
+
+        #[test]
+        fn no_change_breaks_the_reading_of_a_holder(bytes in mutated(HOLDER)) {
+            claim_records(&bytes);
+        }
+
+        #[test]
+        fn no_change_breaks_the_reading_of_a_waiter(bytes in mutated(WAITER)) {
+            claim_records(&bytes);
+        }
+
+        #[test]
+        fn no_change_breaks_the_reading_of_failures(bytes in mutated(FAILURES)) {
+            claim_records(&bytes);
+        }
+
+        #[test]
+        fn no_bytes_break_the_reading_of_the_administrators_file(bytes in any::<Vec<u8>>()) {
+            site_config(&bytes);
+        }
+
+        #[test]
+        fn no_change_breaks_the_reading_of_the_administrators_file(bytes in mutated(SITE)) {
+            site_config(&bytes);
         }
 
         #[test]

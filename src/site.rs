@@ -75,7 +75,7 @@ impl SiteConfig {
     }
 
     /// Reads lines `NAME VALUE` or `NAME = VALUE`; `#` begins a comment.
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut config = Self::default();
         for (line, number) in text.lines().zip(1..) {
             let setting = line.split('#').next().unwrap_or_default().trim();

@@ -273,6 +273,12 @@ fn what_can_never_be_met_is_told_at_once() {
     assert_eq!(left_behind(&machine), [""; 0]);
 }
 
+/// A recorded machine with so many GPUs of which nothing is known.
+fn with_gpus(count: usize) -> String {
+    let gpus: Vec<Value> = (0..count).map(|index| json!({"index": index})).collect();
+    json!({"schema": 1, "source": "nvml", "gpus": gpus}).to_string()
+}
+
 #[test]
 fn a_timeout_is_told_with_who_is_on_the_gpus() {
     let machine = Machine::gpus(1);
@@ -309,6 +315,7 @@ fn bad_recordings(whole: &str) -> Vec<(String, &'static str)> {
         ("[".repeat(100_000), ""),
         ("{\"gpus\":".repeat(100_000), ""),
         ("{".repeat(250_001), "more than 250000 objects"),
+        (with_gpus(513), "more than 512 GPUs and MIG devices"),
         (with("/schema", json!(2)), "schema 2"),
         (with("/schema", json!("1")), ""),
         (with("/source", json!("guess")), ""),

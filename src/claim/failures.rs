@@ -111,6 +111,12 @@ pub(super) fn suspect_until(file: &OwnedFd) -> Option<u64> {
     (record.count >= SUSPICIOUS_FAILURES).then(|| record.last + SUSPICION.as_secs())
 }
 
+/// Whether these bytes make a device suspect at this time.
+#[cfg(any(test, fuzzing))]
+pub(super) fn is_suspicious(bytes: &[u8], now: u64) -> bool {
+    Record::parse(bytes, now).is_some_and(|record| record.count >= SUSPICIOUS_FAILURES)
+}
+
 fn unix_time() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs()

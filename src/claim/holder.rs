@@ -127,7 +127,7 @@ impl Holder {
         Some((processes[place], token, holding))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| {
             text.split(' ')
                 .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))

@@ -427,7 +427,12 @@ fn field<'a>(text: &'a str, wanted: &str) -> Option<&'a str> {
         .find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='))
 }
 
-fn parse(text: &str, name: String, uid: u32, own_namespace: Option<u64>) -> Option<Waiter> {
+pub(super) fn parse(
+    text: &str,
+    name: String,
+    uid: u32,
+    own_namespace: Option<u64>,
+) -> Option<Waiter> {
     fn value<T: FromStr>(text: &str, name: &str) -> Option<T> {
         field(text, name)?.parse().ok()
     }

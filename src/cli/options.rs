@@ -549,6 +549,20 @@ mod tests {
 
     proptest::proptest! {
         #[test]
+        fn no_words_break_the_reading_of_a_line(
+            words in proptest::collection::vec(proptest::collection::vec(1..=u8::MAX, 0..12), 0..6),
+        ) {
+            use std::os::unix::ffi::OsStringExt;
+            let words = words.into_iter().map(OsString::from_vec);
+            let words: Vec<OsString> = std::iter::once("autocvd".into()).chain(words).collect();
+            let _ = Guard::of(&words, &Variables::default());
+            let parsed = MainArgs::try_parse_from(&words).ok();
+            let plain = MainArgs::without_options(&words);
+            proptest::prop_assert!(plain.is_none() || parsed.is_some(), "{words:?}");
+            let _ = parsed.map(|written| Launch::merge_env(written, &Variables::default()).is_ok());
+        }
+
+        #[test]
         fn the_guard_fits_the_output_of_every_line(
             words in proptest::collection::vec(
                 proptest::sample::select(&[

@@ -43,6 +43,9 @@ const SCHEMA: u32 = 1;
 const MAX_BYTES: u64 = 64 << 20;
 /// The same in objects: GPUs, processes, claims, links and waiting requests.
 const MAX_OBJECTS: usize = 250_000;
+/// The same in GPUs and MIG devices: what weighs them against each other takes the square of their
+/// number and more.
+const MAX_DEVICES: usize = 512;
 
 #[derive(Deserialize)]
 struct Document {
@@ -188,6 +191,12 @@ pub(crate) fn parse(text: &str) -> std::result::Result<Snapshot, String> {
         return Err(format!(
             "schema {} is not known here, only {SCHEMA}",
             document.schema
+        ));
+    }
+    let of_gpu = |gpu: &Gpu| 1 + gpu.mig.as_ref().map_or(0, |mig| mig.devices.len());
+    if document.gpus.iter().map(of_gpu).sum::<usize>() > MAX_DEVICES {
+        return Err(format!(
+            "the file holds more than {MAX_DEVICES} GPUs and MIG devices"
         ));
     }
     let absences: Absences = serde_json::from_str(text).map_err(|e| e.to_string())?;
