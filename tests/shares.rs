@@ -324,7 +324,7 @@ fn jobs_of_one_shell_have_shares_of_their_own_that_end_with_each() {
 fn inside_a_share_launches_have_that_share_among_themselves() {
     let machine = machine(2);
     let script = "autocvd -q --share -m 8GiB -- hold 8 2 >/dev/null & \
-                  until [ -n \"$(ls $FAKE_NVML/procs/1 2>/dev/null)\" ]; do sleep 0.05; done; \
+                  until [ $(ls $FAKE_NVML/procs/1 | grep -vc new) = 2 ]; do sleep 0.05; done; \
                   autocvd -q -t 0 -- printenv AUTOCVD_MEMORY; echo $?; \
                   autocvd -q --share -m 13GiB -t 0 -- true; echo $?; \
                   autocvd -q --share -m 12GiB -t 0 -- printenv AUTOCVD_MEMORY; \
@@ -512,4 +512,104 @@ fn a_request_that_has_lost_patience_gets_no_new_neighbours_on_what_it_needs() {
         drop(second);
         wait_until("it runs", || large.stdout() == "large\n");
     }
+}
+
+/// A machine that other users can use too; says so where there are none.
+fn shared_machine() -> Option<Machine> {
+    if !rustix::process::geteuid().is_root() {
+        common::skip("it takes root to be several users");
+        return None;
+    }
+    let machine = machine(1);
+    machine.private_library();
+    fs::copy(AUTOCVD, machine.path().join("autocvd")).expect("our own directory");
+    fs::create_dir(machine.path().join("procs/0")).expect("our own directory");
+    for (name, mode) in [
+        ("", 0o777),
+        ("procs/0", 0o777),
+        ("autocvd", 0o755),
+        ("procs", 0o777),
+        ("calls", 0o666),
+    ] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(machine.path().join(name), mode).expect("our own");
+    }
+    Some(machine)
+}
+
+/// The program as another user, with these words in front of it.
+fn as_nobody(machine: &Machine, before: &[&str], line: &[&str]) -> std::process::Command {
+    let mut words: Vec<&str> = before.to_vec();
+    words.extend([
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ]);
+    let mut command = machine.command(words[0]);
+    command
+        .args(&words[1..])
+        .arg(machine.path().join("autocvd"));
+    command.args(line).current_dir("/");
+    command
+}
+
+#[test]
+fn users_share_a_gpu() {
+    let Some(machine) = shared_machine() else {
+        return;
+    };
+    let own = share(&machine, &[], 15, 15);
+    let line = ["-q", "--share", "-m", "15GiB", "--", "hold", "15", "60"];
+    let other = start(&mut as_nobody(&machine, &[], &line));
+    wait_until("it runs", || other.stdout().ends_with('\n'));
+    assert_eq!(look_for(&machine, 10, &[]).success(), "0\n");
+    let line = ["-o", "--share", "-m", "11GiB", "-t", "0"];
+    assert_eq!(run(&mut as_nobody(&machine, &[], &line)).code, Some(4));
+    drop((own, other));
+}
+
+#[test]
+fn where_proc_hides_other_users_their_shares_are_kept_in_full() {
+    let Some(machine) = shared_machine() else {
+        return;
+    };
+    if !common::has_mount_namespaces(&machine) {
+        return;
+    }
+    let own = share(&machine, &[], 10, 8);
+    let script = "mount -o remount,hidepid=2 /proc && exec \"$@\"";
+    let before = ["unshare", "--mount", "sh", "-c", script, "sh"];
+    let look = |size: &str| {
+        let line = ["-o", "--share", "-m", size, "-t", "0", "--hold", "0"];
+        run(&mut as_nobody(&machine, &before, &line))
+    };
+    let fits = look("20GiB");
+    if fits.stderr.contains("mount") {
+        common::skip("/proc cannot be mounted with hidepid here");
+        return;
+    }
+    assert_eq!(fits.stdout, "0\n", "{fits:#?}");
+    wait_until("its claim has ended", || {
+        look_for(&machine, 30, &[]).code == Some(0)
+    });
+    assert_eq!(look("31GiB").code, Some(4));
+    drop(own);
+}
+
+#[test]
+fn a_lease_inside_a_share_is_of_that_share() {
+    let machine = machine(1);
+    let beside = share(&machine, &[], 20, 20);
+    let script = "eval \"$(autocvd -q --share -m 4GiB) hold 4 1 &\"; \
+                  eval \"$(autocvd -q -s --share -m 6GiB -t 0)\"; echo $AUTOCVD_MEMORY; \
+                  autocvd -q --share -m 7GiB -t 0 -- true; echo $?; wait";
+    let line = ["-q", "--share", "-m", "12GiB", "--", "bash", "-c", script];
+    let told = run(machine.autocvd().args(line)).success();
+    let mut lines: Vec<&str> = told.lines().collect();
+    lines.sort_unstable();
+    let held = format!("0 {}", 4 * GIB);
+    let own = (6 * GIB).to_string();
+    assert_eq!(lines, [&*held, "4", &*own]);
+    drop(beside);
 }
