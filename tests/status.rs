@@ -296,6 +296,7 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
         let _claim = (number < 3).then(|| claim(&machine, &["--only", "2", "-l"]));
         let recording = machine.path().join("recorded.json");
         fs::write(&recording, status(&machine, &["--json"])).expect("our own directory");
+        let before = locked(&machine);
         for line in lines {
             let decide = |from: &str| -> Outcome {
                 // Nothing stays claimed, so that each decision is about the machine that was recorded: neither
@@ -308,6 +309,9 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
                 ))
             };
             let live = without_amounts(decide(""));
+            wait_until("what was decided is claimed no more", || {
+                locked(&machine) == before
+            });
             let recorded = without_amounts(decide(&format!("--from {}", recording.display())));
             if live.code == Some(1) {
                 // What a driver fails to tell is unexpected; a file without it is a wrong value.
@@ -321,6 +325,18 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
             assert_eq!(recorded, live, "machine {number}: autocvd {line}");
         }
     }
+}
+
+/// The lock files on which there are claims.
+fn locked(machine: &Machine) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(machine.claims()).into_iter().flatten();
+    let mut files: Vec<std::path::PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "lock") && common::is_locked(path))
+        .collect();
+    files.sort_unstable();
+    files
 }
 
 /// Unified memory is the machine's own: what is free of it changes from one moment to the next.
