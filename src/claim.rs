@@ -132,6 +132,8 @@ pub(crate) struct Claim {
     pub since: Option<u64>,
     /// Unix time in seconds at which it ends unless a program is seen.
     pub until: Option<u64>,
+    /// The version of autocvd that made it, where its holder has told.
+    pub version: Option<String>,
     /// Whether the process it is for has ended, so that its judge is about to let go of it.
     pub is_ending: bool,
     /// How many claims it is inside of.
@@ -536,6 +538,7 @@ impl ClaimStore {
             uid: Some(uid),
             since: Some(holder.since),
             until: holder.until,
+            version: holder.version,
             is_ending: holder.until.is_none()
                 && holder
                     .process
@@ -864,6 +867,7 @@ impl Claim {
             uid: None,
             since: None,
             until: None,
+            version: None,
             is_ending: false,
             wake,
         }
@@ -1027,6 +1031,7 @@ impl ClaimGuard {
             level: self.ancestry.level(),
             holding: self.holding.clone(),
             devices: self.devices.clone(),
+            version: Holder::own_version(),
         };
         if let Err(error) = holder.publish(&self.directory, self.token) {
             tracing::debug!("nobody is told who holds the claim: {error}");

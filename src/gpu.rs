@@ -459,6 +459,9 @@ pub struct ClaimInfo {
         deserialize_with = "json::time"
     )]
     pub until: Option<u64>,
+    /// The version of autocvd that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// How many bytes a share is of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,

@@ -259,6 +259,7 @@ fn claim_info(claim: &Claim) -> ClaimInfo {
         command: claim.pid.and_then(proc::command),
         since: claim.since,
         until: claim.until,
+        version: claim.version.clone(),
         memory: claim.share.as_ref().map(Share::bytes),
         used_memory: None,
         share_holder,

@@ -38,7 +38,10 @@ fn shared_machine(gpus: usize) -> Option<Machine> {
     }
     let machine = Machine::gpus(gpus);
     machine.private_library();
-    fs::copy(AUTOCVD, machine.path().join("autocvd")).expect("our own directory");
+    // Another process writes it: one that another test starts meanwhile would inherit the descriptor,
+    // and a program that somebody may write cannot be run.
+    let copied = Command::new("cp").arg(AUTOCVD).arg(machine.path()).status();
+    assert!(copied.expect("cp runs").success());
     for (name, mode) in [
         ("", 0o755),
         ("autocvd", 0o755),
@@ -123,6 +126,72 @@ fn users_heed_each_others_claims_whoever_made_the_directory() {
         });
         drop(other);
     }
+}
+
+/// The same command where /proc hides the processes of other users.
+fn with_hidepid(machine: &Machine, command: &Command) -> Command {
+    let script = r#"mount -t proc -o hidepid=2 proc /proc && exec "$@""#;
+    let mut inside = machine.command("unshare");
+    inside
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env("AUTOCVD_CLAIM_DIR", shared(machine))
+        .current_dir("/");
+    inside
+}
+
+#[test]
+fn nothing_publishes_a_command_line_that_proc_hides() {
+    const SECRET: &str = "--wandb-key=0123456789";
+    let Some(machine) = shared_machine(2) else {
+        return;
+    };
+    if !common::has_mount_namespaces(&machine) {
+        return;
+    }
+    let program = machine.path().join("autocvd");
+    let program = program.to_str().expect("a plain path");
+    // A COMMAND and a shell with a claim, and a launch that waits; the umask is a careful user's.
+    let script = r#"umask 077
+        "$1" -q -- sh -c 'sleep 60; true' sh "$2" &
+        eval "$("$1" -q -s)"
+        "$1" -- sh -c true sh "$2" &
+        wait"#;
+    let command = ["sh", "-c", script, "sh", program, SECRET];
+    let _user = start(&mut as_user(&machine, NOBODY, &command));
+
+    let status = as_user(&machine, DAEMON, &[program, "status", "--json"]);
+    let waits = |text: &str| text.matches(r#""state":"claimed""#).count() == 2;
+    let mut seen = String::new();
+    wait_until("both GPUs are claimed and a launch waits", || {
+        seen = run(&mut with_hidepid(&machine, &status)).success();
+        let queue = fs::read_dir(shared(&machine).join("queue"));
+        waits(&seen.replace(' ', "")) && queue.is_ok_and(|entries| entries.count() > 0)
+    });
+    // The control: without hidepid the reader is told by /proc.
+    let mut open = as_user(&machine, DAEMON, &[program, "status", "--json"]);
+    let told = run(&mut open).success();
+    assert!(told.contains(SECRET), "{told}");
+
+    assert!(!seen.contains(SECRET), "{seen}");
+    for what in [
+        &["status"][..],
+        &["doctor"],
+        &["-t", "0"],
+        &["-vv", "-t", "0"],
+    ] {
+        let command = as_user(&machine, DAEMON, &[&[program], what].concat());
+        let outcome = run(&mut with_hidepid(&machine, &command));
+        assert!(!outcome.stdout.contains(SECRET), "{}", outcome.stdout);
+        assert!(!outcome.stderr.contains(SECRET), "{}", outcome.stderr);
+    }
+    // What lies in the directory: names, links and contents.
+    let list = r#"find "$AUTOCVD_CLAIM_DIR" -printf '%p %l\n'
+        find "$AUTOCVD_CLAIM_DIR" -type f -exec cat {} +"#;
+    let listed = run(&mut as_user(&machine, 0, &["sh", "-c", list])).success();
+    assert!(listed.contains("holders/"), "{listed}");
+    assert!(!listed.contains(SECRET), "{listed}");
 }
 
 #[test]

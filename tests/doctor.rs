@@ -50,6 +50,8 @@ fn a_machine_on_which_all_is_well_is_told_with_code_0() {
         line(&outcome, "claims").contains("GPU 1 by pid"),
         "{outcome:#?}"
     );
+    let version = concat!("autocvd ", env!("CARGO_PKG_VERSION"));
+    assert!(line(&outcome, "claims").contains(version), "{outcome:#?}");
 }
 
 #[test]

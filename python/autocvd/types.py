@@ -78,6 +78,7 @@ class Process(_Ignored):
 class _Kind(TypedDict, total=False):
     kind: Literal["command", "lease", "shell", "share"]
     until: Optional[int]
+    version: Optional[str]
     #: How many bytes a share is of, and how many its processes hold where they can be seen.
     memory: int
     used_memory: int

@@ -64,9 +64,16 @@ pub(super) struct Holder {
     pub(super) devices: Vec<String>,
     /// What it has of them.
     pub(super) holding: Holding,
+    /// The version of autocvd that made it.
+    pub(super) version: Option<String>,
 }
 
 impl Holder {
+    /// The version of this program.
+    pub(super) fn own_version() -> Option<String> {
+        Some(env!("CARGO_PKG_VERSION").to_owned())
+    }
+
     pub(super) fn publish(&self, directory: &Directory, token: Token) -> io::Result<()> {
         directory
             .make_inner(DIRECTORY)?
@@ -141,6 +148,9 @@ impl Holder {
             namespace: number("namespace"),
             since: number("since")?,
             until: number("until"),
+            version: field("version")
+                .filter(|text| text.bytes().all(is_of_a_version))
+                .map(str::to_owned),
             level: number("level")
                 .and_then(|level| level.try_into().ok())
                 .unwrap_or(0),
@@ -177,11 +187,19 @@ impl fmt::Display for Holder {
         if let Some(namespace) = self.namespace {
             write!(f, " namespace={namespace}")?;
         }
-        match self.until {
-            Some(until) => write!(f, " until={until}"),
+        if let Some(until) = self.until {
+            write!(f, " until={until}")?;
+        }
+        match &self.version {
+            Some(version) => write!(f, " version={version}"),
             None => Ok(()),
         }
     }
+}
+
+/// Any user may publish anything, and this is shown on terminals.
+fn is_of_a_version(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b".+-".contains(&byte)
 }
 
 pub(super) fn withdraw(directory: &Directory, token: Token) {
@@ -223,11 +241,13 @@ mod tests {
             level: 1,
             devices: vec!["GPU-1".into(), "GPU-2".into()],
             holding: Holding::parse("0-5,7-9+11-12", 2).expect("two shares"),
+            version: Holder::own_version(),
         };
         let bare = Holder {
             process: None,
             namespace: None,
             until: None,
+            version: None,
             level: 0,
             holding: Holding::Whole,
             ..full.clone()
@@ -236,5 +256,8 @@ mod tests {
             assert_eq!(Holder::parse(&format!("new=1 {holder} x")), Some(holder));
         }
         assert_eq!(Holder::parse("kind=lease"), None);
+        let escape = "kind=lease keeper=1 since=2 devices=GPU-1 version=\u{1b}[2J";
+        let holder = Holder::parse(escape).expect("a record");
+        assert_eq!(holder.version, None);
     }
 }

@@ -420,6 +420,7 @@ impl Judge {
             level: lease.ancestry.level(),
             holding: lease.holding.clone(),
             devices: lease.devices.clone(),
+            version: Holder::own_version(),
         };
         // It is only for show.
         let _ = holder.publish(&self.directory, lease.token);

@@ -175,6 +175,7 @@ mod tests {
             command: None,
             since: None,
             until: None,
+            version: None,
             memory: Some(gib * GIB),
             used_memory: used.map(|gib| gib * GIB),
             share_holder: None,

@@ -30,6 +30,7 @@ fn claim() -> ClaimInfo {
         since: None,
         kind: None,
         until: None,
+        version: None,
         memory: None,
         used_memory: None,
         share_holder: None,

@@ -152,7 +152,9 @@ fn claims(machine: &Machine) -> Finding {
         let tell = move |claim: &autocvd::ClaimInfo| {
             let pid = claim.pid.map_or("?".to_owned(), |pid| pid.to_string());
             let user = claim.user.as_deref().unwrap_or("?");
-            format!("{} by pid {pid} ({user})", device.label())
+            let version = claim.version.as_deref().unwrap_or("of unknown version");
+            let label = device.label();
+            format!("{label} by pid {pid} ({user}, autocvd {version})")
         };
         device.claims().iter().map(tell)
     });
