@@ -31,6 +31,7 @@ in_root() {
         root=$1; shift
         mount -t proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
+        mount -t sysfs sys "$root/sys"
         mount -t tmpfs -o mode=755 run "$root/run"
         exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
             chroot "$root" "$@"
