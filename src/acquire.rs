@@ -224,6 +224,17 @@ pub fn acquire(
 ///
 /// # Errors
 /// Every case of [`Error`]; [`Error::TimedOut`] where not enough GPUs are free now.
+///
+/// ```
+/// use autocvd::{ClaimPolicy, Environment, ProbeChoice, Request, try_acquire};
+///
+/// let request = Request::new()
+///     .probe(ProbeChoice::File("examples/desktop.json".into()))
+///     .claim(ClaimPolicy::No);
+/// let found = try_acquire(&request, &Environment::default())?;
+/// assert_eq!(found.ids, ["1"]);
+/// # Ok::<(), autocvd::Error>(())
+/// ```
 pub fn try_acquire(request: &Request, environment: &Environment) -> Result<Acquisition> {
     let once = request.clone().timeout(Duration::ZERO);
     acquire(&once, environment, &mut NoObserver)

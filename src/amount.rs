@@ -6,6 +6,10 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Bytes in GiB, or in MiB where they are less.
+///
+/// ```
+/// assert_eq!(autocvd::text::bytes(40 << 30), "40.0 GiB");
+/// ```
 pub fn bytes(bytes: u64) -> String {
     match bytes {
         _ if bytes >= GIB => format!("{:.1} GiB", bytes as f64 / GIB as f64),
@@ -13,7 +17,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A duration in its two largest devices.
+/// A duration in its two largest units.
 pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {

@@ -956,6 +956,18 @@ impl ClaimGuard {
     /// # Errors
     /// Where the child is not to be seen, or no process can be started that holds the claim: then
     /// it has ended.
+    ///
+    /// ```no_run
+    /// use autocvd::{Environment, NoObserver, Request, acquire};
+    /// use std::process::Command;
+    ///
+    /// let mut found = acquire(&Request::new(), &Environment::read(), &mut NoObserver)?;
+    /// let child = found.apply(&mut Command::new("train")).spawn()?;
+    /// if let Some(claim) = found.claim.take() {
+    ///     claim.hand_to(&child)?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn hand_to(mut self, child: &std::process::Child) -> io::Result<()> {
         let ended = || io::Error::new(io::ErrorKind::NotFound, "the child is not to be seen");
         let child = ProcessId::of(child.id()).ok_or_else(ended)?;

@@ -1,6 +1,14 @@
 //! What a driver's answer to one question can be.
 
 /// The answer to a question about a device.
+///
+/// ```
+/// use autocvd::Fact;
+///
+/// let percent = Fact::Value(40);
+/// assert_eq!(percent.map(|percent| percent > 5).value(), Some(true));
+/// assert_eq!(Fact::<u32>::NotApplicable.value(), None);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Fact<T> {
     /// The driver told it.

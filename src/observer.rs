@@ -33,6 +33,18 @@ pub struct WaitStatus<'a> {
 }
 
 /// Is told what happens meanwhile, and can end the wait.
+///
+/// ```
+/// use autocvd::{Observer, WaitStatus};
+///
+/// struct Log;
+///
+/// impl Observer for Log {
+///     fn waiting(&mut self, status: &WaitStatus) {
+///         eprintln!("{} of {} are free", status.free.len(), status.num_gpus);
+///     }
+/// }
+/// ```
 pub trait Observer {
     /// Something is not as it should be, but the work goes on.
     fn warn(&mut self, _text: &str) {}

@@ -18,6 +18,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const SHARE: &str = "share";
 
 /// A machine to look at as a whole, once or again and again.
+///
+/// ```
+/// use autocvd::{Environment, NoObserver, ProbeChoice, StatusReader};
+///
+/// let recorded = ProbeChoice::File("examples/desktop.json".into());
+/// let mut reader = StatusReader::open(&recorded, &Environment::default(), &mut NoObserver)?;
+/// for device in reader.look(&mut NoObserver)?.devices() {
+///     println!("{}: {:?}", device.label(), device.verdict());
+/// }
+/// assert!(!reader.is_live(), "a recording stays as it is");
+/// # Ok::<(), autocvd::Error>(())
+/// ```
 pub struct StatusReader {
     probe: Box<dyn Probe>,
     claims: Option<ClaimStore>,
@@ -186,6 +198,16 @@ fn recording() -> Recording {
 ///
 /// # Errors
 /// [`NoGpu`](crate::Error::NoGpu) where no GPU can be read.
+///
+/// ```
+/// use autocvd::{Environment, NoObserver, ProbeChoice, State};
+///
+/// let recorded = ProbeChoice::File("examples/shared-server.json".into());
+/// let machine = autocvd::status(&recorded, &Environment::default(), &mut NoObserver)?;
+/// let free = machine.devices().filter(|device| device.state() == Some(State::Free));
+/// assert_eq!(free.count(), 2);
+/// # Ok::<(), autocvd::Error>(())
+/// ```
 pub fn status(
     choice: &ProbeChoice,
     environment: &Environment,

@@ -12,6 +12,14 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 ///
 /// # Errors
 /// What to give instead; the value itself is left to the caller to quote.
+///
+/// ```
+/// use autocvd::text::parse_duration;
+/// use std::time::Duration;
+///
+/// assert_eq!(parse_duration("2m 30s"), Ok(Duration::from_secs(150)));
+/// assert!(parse_duration("soon").is_err());
+/// ```
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "give seconds, or a time such as 500ms, 90s, '2m 30s'".to_owned();
     // humantime reads M as months.
@@ -32,6 +40,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// What to give instead; the value itself is left to the caller to quote.
+///
+/// ```
+/// use autocvd::text::parse_size;
+///
+/// assert_eq!(parse_size("40GiB"), Ok(40 << 30));
+/// assert!(parse_size("40").is_err_and(|advice| advice.contains("40GiB")));
+/// ```
 pub fn parse_size(text: &str) -> Result<u64, String> {
     if let Ok(number) = text.trim().parse::<f64>() {
         if number > 0.0 {
