@@ -627,6 +627,28 @@ while True:
 }
 
 #[test]
+fn a_socket_of_a_launch_that_was_killed_before_it_had_a_position_does_not_stay() {
+    let machine = Machine::gpus(1);
+    let queue = machine.claims().join("queue");
+    fs::create_dir_all(&queue).expect("our own directory");
+    let left = |name: &str| {
+        let path = queue.join(name);
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("our own directory"));
+        path
+    };
+    let old = left("00000000000000000001-1.socket");
+    let new = left("00000000000000000002-1.socket");
+    let touched = Command::new("touch")
+        .args(["-d", "-1 hour"])
+        .arg(&old)
+        .status();
+    assert!(touched.expect("it is everywhere").success());
+    let _job = machine.job(0);
+    run(machine.autocvd().args(["-q", "-t", "0.2", "-o"]));
+    assert!(!old.exists() && new.exists());
+}
+
+#[test]
 fn a_cleaner_that_removes_everything_breaks_nothing() {
     let machine = Machine::gpus(3);
     machine.install(

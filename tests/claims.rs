@@ -440,12 +440,15 @@ fn nesting_may_go_deeper() {
 fn what_outlives_an_inner_launch_is_still_inside_it_and_the_outer_one_keeps_the_rest() {
     let machine = Machine::gpus(8);
     let print = "-- printenv CUDA_VISIBLE_DEVICES";
-    let survivor =
-        format!("sleep 0.5; autocvd -q -t 0 {print}; autocvd -q -n 2 -t 0 {print}; echo $?");
+    let survivor = format!(
+        "until [ -e \"$FAKE_NVML/go\" ]; do sleep 0.05; done; \
+         autocvd -q -t 0 {print}; autocvd -q -n 2 -t 0 {print}; echo $?"
+    );
     machine.install("survivor", &format!("#!/bin/sh\n{survivor}\nmeet 2\n"));
     let outer = format!(
         "autocvd -q -t 0 -- sh -c 'printenv CUDA_VISIBLE_DEVICES; survivor &'; \
-         autocvd -q -n 3 -t 0 {print}; autocvd -q -n 4 -t 0 {print}; echo $?; meet 2; wait"
+         autocvd -q -n 3 -t 0 {print}; autocvd -q -n 4 -t 0 {print}; echo $?; \
+         : >\"$FAKE_NVML/go\"; meet 2; wait"
     );
     let told = run(machine
         .autocvd()

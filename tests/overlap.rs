@@ -194,9 +194,10 @@ fn a_claim_is_shown_with_who_holds_it_and_ends_with_its_judge() {
 #[test]
 fn a_stopped_judge_holds_up_nobody_and_keeps_what_it_holds() {
     let machine = machine(2);
-    let script = "eval $(autocvd -q) true; kill -STOP $(pgrep -f \"for bash $$\\$\"); \
+    let script = "eval $(autocvd -q) true; \
+                  until judge=$(pgrep -f \"for bash $$\\$\"); do :; done; kill -STOP $judge; \
                   eval $(autocvd -q -t 0) printenv CUDA_VISIBLE_DEVICES; \
-                  kill -CONT $(pgrep -f \"for bash $$\\$\")";
+                  kill -CONT $judge";
     let began = Instant::now();
     assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n");
     assert!(
@@ -222,6 +223,18 @@ fn a_judge_sleeps_while_more_launches_of_its_shell_wait_than_it_may_have_descrip
     // A spin takes two hundred.
     let ticks: u32 = ticks.trim().parse().expect("a number");
     assert!(ticks < 50, "{ticks} ticks");
+}
+
+#[test]
+fn a_judge_without_descriptors_to_spare_takes_no_claim_that_it_would_lose() {
+    let machine = machine(4);
+    let script = r#"ulimit -n 48
+        for i in $(seq 30); do autocvd -q -l -t 0 --only 0 -- sleep 600 & done
+        until [ $(pgrep -P $$ -x sleep | wc -l) -ge 30 ]; do sleep 0.1; done
+        for i in 1 2 3; do autocvd -o -t 0 --hold 600s; done
+        kill $(jobs -p); autocvd release; wait"#;
+    let chosen = run(&mut machine.shell("bash", script)).success();
+    assert_eq!(chosen, "3\n2\n1\n");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::queue;
 use super::requester::Requester;
 use super::share::Holding;
 use crate::proc::{self, ProcessId};
-use link::{Address, Attached, Listener, Message};
+use link::{Address, Attached, Listener, Message, RESERVED_FILES};
 use removal::RemovalWatch;
 pub(super) use rules::{Lease, Purpose};
 use rules::{Shell, State};
@@ -39,7 +39,9 @@ const LINGER: Duration = Duration::from_secs(60);
 const SETTLING_LOOKS: u32 = 8;
 const SETTLING_PAUSE: Duration = Duration::from_micros(500);
 /// How many launches it listens to at a time, where it may have that many descriptors.
-const MAX_CONNECTIONS: u64 = 64;
+const MAX_CONNECTIONS: usize = 64;
+/// The descriptors of a judge without leases, and those that it opens for a moment.
+const BASE_DESCRIPTORS: usize = 12;
 /// How often a judge tells cleaners of old files that its lock files are in use.
 const UPKEEP: Duration = Duration::from_secs(3600);
 /// How soon a judge acts on the removal of a lock file, and looks again, for the directory may be
@@ -121,6 +123,22 @@ fn fork(parent: Parent) -> io::Result<Fork> {
     }
 }
 
+/// A launch that is connected.
+struct Connection {
+    socket: OwnedFd,
+    /// How many files it may hand over without waiting for an answer.
+    reserved: usize,
+}
+
+impl Connection {
+    fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            reserved: 0,
+        }
+    }
+}
+
 struct Judge {
     shell: Option<Shell>,
     /// Whether all leases have been judged since the shell ended.
@@ -129,8 +147,8 @@ struct Judge {
     directory: Directory,
     namespace: Option<u64>,
     listener: Option<Listener>,
-    connections: Vec<OwnedFd>,
-    max_connections: usize,
+    connections: Vec<Connection>,
+    max_descriptors: usize,
     /// What tells that lock files are removed.
     removal: Option<RemovalWatch>,
     /// Since when it has had nothing to hold.
@@ -169,7 +187,7 @@ impl Judge {
             namespace,
             listener,
             connections: Vec::new(),
-            max_connections: (descriptors / 4).clamp(1, MAX_CONNECTIONS) as usize,
+            max_descriptors: descriptors,
             removal: None,
             idle_since: None,
             next_upkeep: proc::since_boot() + UPKEEP,
@@ -322,9 +340,10 @@ impl Judge {
         let shell = self.shell.iter().filter(|_| !self.shell_end_seen);
         let shell = shell.filter_map(|shell| shell.descriptor());
         // The others wait in the socket's queue until one of these goes.
-        let is_full = self.connections.len() >= self.max_connections;
+        let is_full = self.connections.len() >= self.max_connections();
         let listener = self.listener.iter().filter(|_| !is_full).map(AsFd::as_fd);
-        let connections = self.connections.iter().map(AsFd::as_fd);
+        let connections = self.connections.iter();
+        let connections = connections.map(|connection| connection.socket.as_fd());
         let removal = self.removal.iter().map(AsFd::as_fd);
         let all = watched.chain(shell).chain(listener).chain(connections);
         let all = all.chain(removal);
@@ -337,21 +356,44 @@ impl Judge {
     /// Answers who asks.
     fn serve(&mut self) {
         if let Some(listener) = &self.listener {
-            let room = self.max_connections.saturating_sub(self.connections.len());
-            self.connections.extend(listener.accept().take(room));
+            let room = self
+                .max_connections()
+                .saturating_sub(self.connections.len());
+            let new = listener.accept().take(room);
+            self.connections.extend(new.map(Connection::new));
         }
-        for connection in std::mem::take(&mut self.connections) {
-            match link::receive(&connection) {
-                Ok(Some(message)) => self.answer(message, &connection),
-                Ok(None) => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => continue,
+        let mut at = 0;
+        while let Some(connection) = self.connections.get(at) {
+            let goes_on = match link::receive(&connection.socket) {
+                Ok(Some(message)) => self.answer(message, at),
+                Ok(None) => false,
+                Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+            };
+            if goes_on {
+                at += 1;
+            } else {
+                self.connections.remove(at);
             }
-            self.connections.push(connection);
         }
     }
 
-    fn answer(&mut self, message: Message, connection: &OwnedFd) {
+    fn max_connections(&self) -> usize {
+        (self.max_descriptors / 4).clamp(1, MAX_CONNECTIONS)
+    }
+
+    /// Whether there are descriptors for so many more files, with those that others may hand over.
+    /// Launches that connect later take a quarter at most, and processes that are watched the last
+    /// one.
+    fn has_room(&self, files: usize) -> bool {
+        let held = self.leases.iter().map(|lease| lease.files.len());
+        let connected = self.connections.iter();
+        let connected = connected.map(|connection| 1 + connection.reserved);
+        let used = BASE_DESCRIPTORS + held.chain(connected).sum::<usize>();
+        used + files <= self.max_descriptors / 2
+    }
+
+    /// Answers the launch of the connection at this place; whether the connection is to go on.
+    fn answer(&mut self, message: Message, place: usize) -> bool {
         let now = proc::since_boot();
         let shell = self.shell.as_ref();
         match message {
@@ -371,11 +413,19 @@ impl Judge {
                 let is_over = |lease: &mut Lease| lease.ends_when_asked(&asks, shell, now);
                 let over = take_out(&mut self.leases, is_over);
                 self.end(over);
-                link::reply(connection, "");
+                let has_room = self.has_room(RESERVED_FILES);
+                self.connections[place].reserved = if has_room { RESERVED_FILES } else { 0 };
+                self.reply(place, if has_room { "" } else { link::FULL });
             }
             Message::Keep(lease) => {
+                let reserved = self.connections[place].reserved;
+                let more = lease.files.len().saturating_sub(reserved);
+                if more > 0 && !self.has_room(more) {
+                    // The launch keeps it otherwise.
+                    return false;
+                }
                 // The launch is to go on. Who holds the lease may be told after that.
-                link::reply(connection, "");
+                self.reply(place, "");
                 self.accept_lease(*lease);
             }
             Message::Inside(chain) => {
@@ -385,16 +435,21 @@ impl Judge {
                     .filter(|lease| lease.is_around(&chain, shell));
                 // The last one is what the variables are from.
                 let inside = around.next_back().map(|lease| lease.inside().to_string());
-                link::reply(connection, &inside.unwrap_or_default());
+                self.reply(place, &inside.unwrap_or_default());
             }
             Message::Release => {
                 let is_shells = |lease: &mut Lease| !matches!(lease.purpose, Purpose::Command(_));
                 let over = take_out(&mut self.leases, is_shells);
                 let count = over.len();
                 self.end(over);
-                link::reply(connection, &count.to_string());
+                self.reply(place, &count.to_string());
             }
         }
+        true
+    }
+
+    fn reply(&self, place: usize, answer: &str) {
+        link::reply(&self.connections[place].socket, answer);
     }
 
     fn publish(&self, lease: &Lease) {
@@ -512,12 +567,19 @@ fn close_range(first: RawFd, last: RawFd) {
 
 /// How many descriptors it may have: as many as its user lets it, for all leases of the shell need
 /// some.
-fn raise_descriptor_limit() -> u64 {
+fn raise_descriptor_limit() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // It cannot fail where the limit is not raised beyond the maximum.
     let _ = setrlimit(Resource::Nofile, limit);
-    limit.current.unwrap_or(u64::MAX)
+    descriptor_limit()
+}
+
+fn descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
 }
 
 /// Leaves the terminal, the working directory and all signals of the launch.

@@ -22,10 +22,12 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const DIRECTORY: &str = "queue";
 const SOCKET: &str = ".socket";
+/// How long a launch may take from its socket to its position.
+const TAKING_A_POSITION: Duration = Duration::from_secs(60);
 /// Of one user so many positions count: more can only be meant to slow down others.
 const POSITIONS_PER_USER: usize = 1024;
 /// A launch that does not wait looks at so many of those who have lost patience.
@@ -404,11 +406,31 @@ impl Queue {
         read.filter(|waiter| can_act(&self.directory, waiter))
     }
 
+    /// Removes old sockets of launches that were killed before they took their position. In `names`,
+    /// which are sorted, a position stands before its socket.
+    fn sweep(&self, names: &[String]) {
+        let mut earlier = "";
+        for name in names {
+            let is_orphan = name
+                .strip_suffix(SOCKET)
+                .is_some_and(|position| position != earlier);
+            earlier = name;
+            let Some(stat) = is_orphan.then(|| self.directory.stat(name)).flatten() else {
+                continue;
+            };
+            let made = SystemTime::UNIX_EPOCH + Duration::from_secs(stat.st_mtime.unsigned_abs());
+            if made.elapsed().is_ok_and(|age| age > TAKING_A_POSITION) {
+                self.directory.remove_own(name, stat.st_uid);
+            }
+        }
+    }
+
     /// The records of these names, whether their processes live or not.
     fn read(&self, is_wanted: impl Fn(&String) -> bool) -> impl Iterator<Item = Waiter> + '_ {
         let mut names = self.directory.names();
-        names.retain(|name| is_position(name) && is_wanted(name));
         names.sort_unstable();
+        self.sweep(&names);
+        names.retain(|name| is_position(name) && is_wanted(name));
         let mut counts: HashMap<u32, usize> = HashMap::new();
         names.into_iter().filter_map(move |name| {
             let (owner, text) = self.directory.published(&name)?;

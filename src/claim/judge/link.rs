@@ -28,6 +28,10 @@ const MAX_FILES: usize = 64;
 /// How many launches may wait for an answer.
 const BACKLOG: i32 = 64;
 const MAX_BYTES: usize = 64 << 10;
+/// So many files a launch may hand over without waiting for an answer.
+pub(super) const RESERVED_FILES: usize = 8;
+/// The answer of a judge that has no descriptors to spare for another launch.
+pub(super) const FULL: &str = "full";
 
 /// Where the judge of a shell is found.
 #[derive(Debug, Clone, Copy)]
@@ -166,10 +170,11 @@ impl Question {
             .map(str::to_owned)
     }
 
-    /// Waits until the judge has let go of what is over; `None` where it does not answer in time.
+    /// Waits until the judge has let go of what is over; `None` where it does not answer in time, or
+    /// has no room for another lease.
     pub(in crate::claim) fn attach(self) -> Option<Attached> {
-        self.answer()?;
-        Some(Attached(Arc::new(self)))
+        let has_room = self.answer()? != FULL;
+        has_room.then(|| Attached(Arc::new(self)))
     }
 }
 
@@ -179,10 +184,12 @@ pub(in crate::claim) struct Attached(Arc<Question>);
 
 impl Attached {
     /// Gives it a lease in its directory of claims. What has been sent needs no answer: the files on
-    /// their way are open, and so locked, until the judge takes them.
+    /// their way are open, and so locked, until the judge takes them, for which it has reserved
+    /// descriptors.
     fn hand_over(&self, directory: &Directory, lease: &Lease) -> bool {
         // The launch may have found another directory in its place.
         directory.id().as_ref() == Some(&self.0.directory)
+            && lease.files.len() <= RESERVED_FILES
             && send(&self.0.socket, &keep_message(lease), &descriptors(lease)).is_some()
     }
 }

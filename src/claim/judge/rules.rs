@@ -15,7 +15,7 @@ use crate::proc::{self, Environ, ProcessId, Stat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a lease outlives the last of its programs: a function may be about to start another.
@@ -63,6 +63,9 @@ impl Watched {
     fn new(id: ProcessId) -> Self {
         let pid = i32::try_from(id.pid).ok().and_then(Pid::from_raw);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        // The lowest number is given out: so many are open.
+        let max = super::descriptor_limit() / 4;
+        let pidfd = pidfd.filter(|pidfd| usize::try_from(pidfd.as_raw_fd()).is_ok_and(|n| n < max));
         // Its number may have been another's by then. Without /proc the start is not known.
         let is_it = id.pid == std::process::id() || id.start == 0 || id.is_alive();
         Self {
@@ -694,7 +697,7 @@ impl Lease {
     pub(super) fn keep_young(&self) {
         for file in &self.files {
             // SAFETY: no times are given, so that the file's become the present.
-            unsafe { libc::futimens(std::os::fd::AsRawFd::as_raw_fd(file), std::ptr::null()) };
+            unsafe { libc::futimens(file.as_raw_fd(), std::ptr::null()) };
         }
     }
 
