@@ -39,7 +39,7 @@ pub(super) const EXAMPLES: [(&str, &str); 7] = [
 ];
 
 /// Variables beside those that stand for options.
-pub(super) const VARIABLES: [(&str, &str); 7] = [
+pub(super) const VARIABLES: [(&str, &str); 8] = [
     (
         "AUTOCVD_NVML_LIB",
         "the NVML library to load instead of libnvidia-ml.so.1",
@@ -59,6 +59,10 @@ pub(super) const VARIABLES: [(&str, &str); 7] = [
     (
         "AUTOCVD_INSIDE",
         "set for COMMAND: tells an autocvd inside it what to choose among",
+    ),
+    (
+        "AUTOCVD_MEMORY",
+        "set with --share: how many bytes of each GPU the program may use",
     ),
     (
         "NO_COLOR",
