@@ -148,9 +148,7 @@ impl Attempt<'_> {
         let brief = !self.constraints.least_used
             && self.constraints.share.is_none()
             && self.request.detail == Detail::Decision;
-        gpus.reverse();
-        gpus.sort_by_key(|gpu| self.has_suspect(*gpu, snapshot));
-        for gpu in gpus {
+        for gpu in gpus.into_iter().rev() {
             let mut devices = self.constraints.devices.clone();
             devices.retain(|id| id.gpu == gpu);
             let is_claimed = |id: &DeviceId| {
@@ -174,8 +172,13 @@ impl Attempt<'_> {
                     devices,
                     ..self.constraints.clone()
                 };
-                if let chosen @ Selection::Chosen(_) = select::select(snapshot, &constraints) {
-                    return chosen;
+                // After one that comes last there may be another one.
+                let is_suspect = |id: &DeviceId| snapshot.device(*id).is_suspect();
+                match select::select(snapshot, &constraints) {
+                    Selection::Chosen(chosen) if !chosen.iter().any(is_suspect) => {
+                        return Selection::Chosen(chosen);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -186,14 +189,6 @@ impl Attempt<'_> {
             }
         }
         select::select(snapshot, &self.constraints)
-    }
-
-    /// Whether one of the devices of this GPU comes last, so that another GPU's may go before it.
-    fn has_suspect(&self, gpu: usize, snapshot: &Snapshot) -> bool {
-        let of_gpu = self.constraints.devices.iter().filter(|id| id.gpu == gpu);
-        of_gpu
-            .into_iter()
-            .any(|id| snapshot.device(*id).is_suspect())
     }
 
     /// Asks how the candidates are joined: many calls of the driver,

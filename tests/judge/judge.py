@@ -40,7 +40,8 @@ def fact(rng, value, unknown=0.06, absent=0.0):
 
 def any_process(rng, kind):
     sizes = [0, 20 * MIB, 183 * MIB, 512 * MIB, 513 * MIB, 3 * GIB, 4 * GIB, 30 * GIB]
-    return {"pid": rng.randint(2, 30000), "type": kind, "used_memory": fact(rng, rng.choice(sizes), 0.25)}
+    process = {"pid": rng.randint(2, 30000), "type": kind, "used_memory": fact(rng, rng.choice(sizes), 0.25)}
+    return process | ({"ignored": True} if rng.random() < 0.05 else {})
 
 
 def any_processes(rng):
@@ -58,6 +59,12 @@ def any_memory(rng, total):
 
 def any_claims(rng):
     return [{"pid": 77, "user": "anna", "command": "train", "since": 1}] if rng.random() < 0.1 else []
+
+
+def any_marks(rng):
+    """What the administrator or failed commands say of a device; it is not written where it is not so."""
+    reserved = {"reserved": True} if rng.random() < 0.05 else {}
+    return reserved | ({"suspect_until": 1764000000} if rng.random() < 0.12 else {})
 
 
 def any_state(rng, claims):
@@ -87,6 +94,7 @@ def any_gpu(rng, index, kind):
         "claims": claims,
         "state": any_state(rng, claims),
         "reason": None,
+        **any_marks(rng),
     }
     if kind == "unified" and rng.random() < 0.9:
         free = rng.randrange(total)
@@ -135,6 +143,7 @@ def any_mig_device(rng, index, number):
         "claims": claims,
         "state": any_state(rng, claims),
         "reason": None,
+        **any_marks(rng),
     }
 
 
@@ -252,7 +261,16 @@ def indices_are_ordinals(machine):
     return not any(gpu["mig"] is not None or gpu["state"] == "unavailable" and not unusable((gpu, None)) or is_silent(gpu) for gpu in machine["gpus"])
 
 
+def is_marked(machine):
+    """Whether something is recorded that no driver tells."""
+    devices = [device for unit in units(machine) for device in unit if device]
+    processes = [process for device in devices if isinstance(device["processes"], list) for process in device["processes"]]
+    return any(mark in thing for thing in devices + processes for mark in ("reserved", "suspect_until", "ignored"))
+
+
 def computes(process, processes):
+    if process.get("ignored"):
+        return False
     if process["type"] == "C+G":
         desktop = any(other["type"] == "G" for other in processes)
         return not (desktop and process["used_memory"] is not None and process["used_memory"] <= 512 * MIB)
@@ -302,6 +320,8 @@ def verdict(unit, machine, request, needs_uuid):
     """One of 'unavailable', 'claimed', and what the facts say."""
     gpu, device = unit
     heeds_claims = "--no-claim" not in request["options"]
+    if gpu.get("reserved") or own(unit).get("reserved"):
+        return "unavailable"
     if unusable(unit) or gpu["state"] == "unavailable" or own(unit)["state"] == "unavailable":
         return "unavailable"
     if needs_uuid and own(unit)["uuid"] is None:
@@ -428,11 +448,17 @@ def decide(machine, request):
             occupied = exclusive and by_facts(unit, machine["process_view"]) != "free"
             unknown = free is None or seen in ("unknown", "unknowable")
             recorded_busy = exclusive and own(unit)["state"] == "busy"
-            return occupied or recorded_busy, seen == "claimed", unknown, -(free or 0), [-number for number in key(unit)]
+            suspect = "suspect_until" in own(unit)
+            return occupied or recorded_busy, seen == "claimed", suspect, unknown, -(free or 0), [-number for number in key(unit)]
 
         chosen = [unit for unit, _ in sorted(usable, key=rank)[:count]]
     else:
         free = [unit for unit, seen in usable if seen == "free" and enough(unit)]
+        # Those on which commands have failed come last.
+        suspect = [unit for unit in free if "suspect_until" in own(unit)]
+        free = [unit for unit in free if unit not in suspect]
+        missing = max(0, count - len(free))
+        free = sorted(free + sorted(suspect, key=key, reverse=True)[:missing], key=key)
         if wanted is not None and len(free) >= count:
             # The smallest that are enough; where they are of one size, the best set of these.
             def total(unit):
@@ -480,7 +506,7 @@ def ask(line, request, directory, **more):
 def told_by_nvml(machine):
     """The machine.json of the fake library that tells of this machine; None where it cannot be told."""
     places = [place(gpu["pci_bus_id"]) for gpu in machine["gpus"]]
-    if machine["process_view"] != "host" or places != sorted(places):
+    if machine["process_view"] != "host" or places != sorted(places) or is_marked(machine):
         return None
     gpus = []
     for gpu in machine["gpus"]:
