@@ -63,7 +63,11 @@ fn a_sweep_loses_two_jobs_to_a_sick_gpu_and_no_more() {
     let ran = run(&mut machine.shell("bash", script)).success();
     let expected = ["1\n"; 2].concat() + &["0\n"; 18].concat();
     assert_eq!(ran, expected);
-    // Other shells, and without one.
+    // Others know it too.
+    common::wait_until("the last job has let go", || {
+        let short = run(machine.autocvd().args(["status", "--short"]));
+        short.stdout.starts_with("2/2 free")
+    });
     assert_eq!(launch(&machine, &["job"]), "0\n");
 }
 
