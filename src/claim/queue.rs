@@ -614,6 +614,43 @@ mod tests {
     }
 
     #[test]
+    fn a_waiter_covers_those_alone_that_would_take_no_more_than_it() {
+        let read = |text: &str| parse(text, "1-1".into(), 7, Some(5)).expect("well formed");
+        let base = "num_gpus=2 process=9:9 namespace=5 min_free_memory=40 devices=1,2,3";
+        let one = read(base);
+        let covered = [
+            base.to_owned(),
+            base.replace("num_gpus=2", "num_gpus=3"),
+            base.replace("=40", "=41"),
+            base.replace("1,2,3", "3,1"),
+        ];
+        for text in covered {
+            assert!(one.covers(&read(&text)), "{text}");
+        }
+        let others = [
+            base.replace("num_gpus=2", "num_gpus=1"),
+            base.replace("min_free_memory=40 ", ""),
+            base.replace("1,2,3", "1,4"),
+            base.replace("namespace=5", "namespace=6"),
+            base.replace("namespace=5", ""),
+            format!("inside=x {base}"),
+            format!("share=1 {base}"),
+            format!("tolerate=1 {base}"),
+        ];
+        for text in others {
+            assert!(!one.covers(&read(&text)), "{text}");
+        }
+        let share = |bytes: u64| read(&format!("share={bytes} {base}"));
+        assert!(share(5).covers(&share(5)) && share(5).covers(&share(6)));
+        assert!(!share(5).covers(&share(4)) && !share(5).covers(&one));
+        // Another user may be at the limit.
+        let limited = read(&format!("max_per_user=3 {base}"));
+        let strangers = parse(base, "1-1".into(), 8, Some(5)).expect("well formed");
+        assert!(limited.covers(&one) && !limited.covers(&strangers));
+        assert!(one.covers(&strangers));
+    }
+
+    #[test]
     fn a_position_whose_process_has_ended_or_is_anothers_is_none() {
         let place = tempfile::tempdir().expect("a directory");
         let directory = Directory::open(&place.path().join("claims")).expect("our own");
