@@ -205,6 +205,7 @@ pub fn acquire(
         wake_loop: None,
         ticket: None,
         ahead: Vec::new(),
+        may_sleep: false,
         handoff: Handoff::default(),
         last_sources: WakeSources::default(),
         others_need_lists: false,
@@ -333,6 +334,8 @@ struct Attempt<'a> {
     /// The processes of those ahead that would take whatever this request would take, as of the
     /// last look, the closest one last.
     ahead: Vec<u32>,
+    /// Whether these are enough to leave the watching of devices to them.
+    may_sleep: bool,
     handoff: Handoff,
     /// What the last look that succeeded waits for.
     last_sources: WakeSources,
@@ -616,6 +619,7 @@ impl Attempt<'_> {
         let covers = earlier
             .iter()
             .filter(|one| own.is_some_and(|own| one.covers(own)));
+        self.may_sleep = own.is_some_and(|own| own.may_sleep_behind(covers.clone()));
         self.ahead = covers.filter_map(|one| Some(one.process?.pid)).collect();
         let now = proc::since_boot();
         let gathers = |waiter: &Waiter| waiter.has_lost_patience(now);

@@ -5,7 +5,7 @@ use super::rechecks::Pace;
 use crate::claim::{Claim, WakeHint};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::Device;
-use crate::policy::{GATHERER_POLL_INTERVAL, HIDDEN_POLL_INTERVAL, LOOKOUTS, OLDEST_OF};
+use crate::policy::{GATHERER_POLL_INTERVAL, HIDDEN_POLL_INTERVAL, OLDEST_OF};
 use crate::proc::Stat;
 use crate::select::Verdict;
 use crate::wait::WakeSources;
@@ -30,7 +30,7 @@ impl Attempt<'_> {
     pub(super) fn wake_sources(&mut self, snapshot: &Snapshot, known: &[Claim]) -> WakeSources {
         let mut sources = WakeSources::default();
         let watched = std::mem::take(&mut self.watched);
-        if let (Some(closest), true) = (self.ahead.last(), self.ahead.len() >= LOOKOUTS) {
+        if let (Some(closest), true) = (self.ahead.last(), self.may_sleep) {
             sources.pids.push(*closest);
             self.claims
                 .iter_mut()

@@ -7,7 +7,8 @@
 //!
 //! # Who is woken
 //! A waiter that stands behind [`LOOKOUTS`] others which would take whatever it would take need not
-//! watch any device: it sleeps until one of them leaves. Who leaves calls those for whom that makes
+//! watch any device: it sleeps until one of them leaves. Of each other user one of these counts.
+//! Who leaves calls those for whom that makes
 //! a difference, and for one that is killed the closest one behind it watches: so each chain of
 //! waiters ends in one that watches the devices itself.
 
@@ -125,6 +126,18 @@ impl Waiter {
         self.enqueued_at()
             .and_then(|enqueued_at| enqueued_at.checked_add(self.patience))
             .is_some_and(|end| end <= now)
+    }
+
+    /// Whether those who [cover](Self::covers) it are enough to sleep behind them. Of another user
+    /// one counts: who publishes requests that never take anything keeps nobody else asleep.
+    pub(crate) fn may_sleep_behind<'a>(&self, covers: impl Iterator<Item = &'a Self>) -> bool {
+        let mut strangers = Vec::new();
+        let counts = covers.filter(|ahead| {
+            let is_counted = ahead.uid == self.uid || !strangers.contains(&ahead.uid);
+            strangers.extend(Some(ahead.uid).filter(|_| is_counted));
+            is_counted
+        });
+        counts.take(LOOKOUTS).count() == LOOKOUTS
     }
 
     /// Whether it is made inside a claim.
@@ -365,8 +378,7 @@ impl Queue {
             let wants = devices.iter().any(|hash| waiter.devices.contains(hash));
             let ahead = called.iter().filter(|ahead| ahead.covers(&waiter));
             // Whether a process lives is asked last: it takes longest.
-            if wants && ahead.take(LOOKOUTS).count() < LOOKOUTS && can_act(&self.directory, &waiter)
-            {
+            if wants && !waiter.may_sleep_behind(ahead) && can_act(&self.directory, &waiter) {
                 call(&self.directory, &waiter.name);
                 called.push(waiter);
             }
@@ -388,10 +400,12 @@ impl Queue {
                     *known.get_or_init(|| can_act(&self.directory, ahead))
                 };
                 // It may not know yet that some of them are stopped.
-                let slept = covers().take(LOOKOUTS).count() + 1 >= LOOKOUTS;
+                let with_left = covers().map(|(ahead, _)| ahead).chain([left]);
+                let slept = waiter.may_sleep_behind(with_left);
                 let last = covers().next_back();
                 let was_closest = last.is_none_or(|(last, _)| last.name < left.name);
-                let is_to_watch = || covers().filter(is_able).take(LOOKOUTS).count() < LOOKOUTS;
+                let able = || covers().filter(is_able).map(|(ahead, _)| ahead);
+                let is_to_watch = || !waiter.may_sleep_behind(able());
                 if slept && (was_closest || is_to_watch()) && can_act(&self.directory, &waiter) {
                     call(&self.directory, &waiter.name);
                 }
@@ -648,6 +662,11 @@ mod tests {
         let strangers = parse(base, "1-1".into(), 8, Some(5)).expect("well formed");
         assert!(limited.covers(&one) && !limited.covers(&strangers));
         assert!(one.covers(&strangers));
+        // However many one other user has, another waiter watches for itself.
+        assert!(one.may_sleep_behind([&one; LOOKOUTS].into_iter()));
+        assert!(!one.may_sleep_behind([&one; LOOKOUTS - 1].into_iter()));
+        assert!(!one.may_sleep_behind([&strangers; 9].into_iter()));
+        assert!(one.may_sleep_behind([&strangers, &one, &one].into_iter()));
     }
 
     #[test]
