@@ -732,3 +732,17 @@ fn on_a_terminal_watching_draws_in_place_and_leaves_it_in_order() {
     // Neither a hidden cursor nor another screen, which would have to be undone.
     assert!(!outcome.stdout.contains("\x1b[?"), "{outcome:?}");
 }
+
+#[test]
+fn a_program_of_the_desktop_does_not_hide_why_its_gpu_is_busy() {
+    if !common::has_host_pids() {
+        return;
+    }
+    let process = |pid: u32, kind: &str| json!({"pid": pid, "type": kind, "memory": 100 << 20});
+    let processes = [process(4_000_001, "G"), process(4_000_002, "C+G")];
+    let machine = Machine::described(json!({"gpus": [
+        {"processes": processes, "memory": {"used": 30 * GIB}},
+    ]}));
+    let shown = run(machine.autocvd().arg("status").env("COLUMNS", "160")).success();
+    assert!(shown.contains("held by no visible process"), "{shown}");
+}

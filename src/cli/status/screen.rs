@@ -5,7 +5,7 @@ mod waiting;
 use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right};
 use crate::cli::words::wrap;
 use autocvd::text::{bytes, duration, printable, rfc3339, truncate, width};
-use autocvd::{ClaimInfo, Device, Fact, Process, ProcessView, Snapshot, State};
+use autocvd::{ClaimInfo, Device, DeviceId, Fact, Process, ProcessView, Snapshot, State};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -263,12 +263,17 @@ struct Occupant {
 
 fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
     let mut rows = Vec::new();
-    for gpu in &snapshot.gpus {
+    let computing = |gpu, mig| -> Vec<u32> {
+        let device = snapshot.device(DeviceId { gpu, mig });
+        device.computing().map(|process| process.pid).collect()
+    };
+    for (at, gpu) in snapshot.gpus.iter().enumerate() {
         let parts = gpu
             .mig
             .as_ref()
             .map(|mig| &mig.devices[..])
             .unwrap_or_default();
+        let on_gpu = computing(at, None);
         let on_parts: Vec<u32> = parts
             .iter()
             .flat_map(|part| part.processes.items())
@@ -306,11 +311,13 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
                 gpu.state,
                 gpu.reason.as_deref(),
                 processes.as_deref(),
+                &on_gpu,
                 &gpu.claims,
             ),
-            occupants: occupants(processes.as_deref(), &gpu.claims, view),
+            occupants: occupants(processes.as_deref(), &on_gpu, &gpu.claims, view),
         });
-        for part in parts {
+        for (place, part) in parts.iter().enumerate() {
+            let on_part = computing(at, Some(place));
             let processes: Option<Vec<&Process>> = part
                 .processes
                 .as_ref()
@@ -335,9 +342,10 @@ fn rows(snapshot: &Snapshot, view: &View) -> Vec<Row> {
                     part.state,
                     part.reason.as_deref(),
                     processes.as_deref(),
+                    &on_part,
                     &part.claims,
                 ),
-                occupants: occupants(processes.as_deref(), &part.claims, view),
+                occupants: occupants(processes.as_deref(), &on_part, &part.claims, view),
             });
         }
     }
@@ -358,14 +366,16 @@ fn fact<T>(fact: Fact<T>, text: impl FnOnce(T) -> String) -> String {
     }
 }
 
-/// The reason, where the occupants do not tell it.
+/// The reason, where the occupants do not tell it. `computing` are the pids of those that
+/// compute.
 fn reason(
     state: Option<State>,
     reason: Option<&str>,
     processes: Option<&[&Process]>,
+    computing: &[u32],
     claims: &[ClaimInfo],
 ) -> Option<String> {
-    let computes = |process: &&Process| process.kind.computes();
+    let computes = |process: &&Process| computing.contains(&process.pid);
     let told = match state {
         Some(State::Claimed) => !claims.is_empty(),
         Some(State::Busy) => processes.unwrap_or_default().iter().any(computes),
@@ -380,7 +390,12 @@ fn reason(
 }
 
 /// Those who compute first, then claims, then those who only draw.
-fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) -> Vec<Occupant> {
+fn occupants(
+    processes: Option<&[&Process]>,
+    computing: &[u32],
+    claims: &[ClaimInfo],
+    view: &View,
+) -> Vec<Occupant> {
     let processes = processes.unwrap_or_default();
     // A launch that has become its program is one line, not two.
     let is_seen = |claim: &ClaimInfo| {
@@ -407,11 +422,11 @@ fn occupants(processes: Option<&[&Process]>, claims: &[ClaimInfo], view: &View) 
         command: known(process.command.as_deref()),
         memory: gib(process.used_memory),
         time: time(process.started, view),
-        counts: process.kind.computes(),
+        counts: computing.contains(&process.pid),
     };
     let (computing, drawing): (Vec<&&Process>, Vec<&&Process>) = processes
         .iter()
-        .partition(|process| process.kind.computes());
+        .partition(|process| computing.contains(&process.pid));
     let computing = computing.iter().map(shown).collect::<Vec<_>>();
     computing
         .into_iter()
