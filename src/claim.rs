@@ -389,6 +389,11 @@ impl ClaimStore {
         self.ancestry.share(key).map(Share::bytes)
     }
 
+    /// Whether the claims around this process leave it shares, not whole devices.
+    pub(crate) fn is_inside_share(&self) -> bool {
+        self.ancestry.is_share()
+    }
+
     /// The claims that stand against one on this device. Those around this process do not.
     pub(crate) fn active(&mut self, key: &str) -> Vec<Claim> {
         let Some(file) = self.file(key) else {

@@ -28,12 +28,16 @@ fn has_ended(holder: &ShareHolder) -> bool {
 
 /// Marks the processes of a GPU that belong to its shares, and adds up what they hold.
 pub(crate) fn attribute(snapshot: &mut Snapshot, gpu: usize) {
-    let ids: Vec<DeviceId> = snapshot.devices_of(gpu).map(Device::id).collect();
-    let is_shared = |id: &DeviceId| {
-        let mut claims = snapshot.device(*id).claims().iter();
+    let is_shared = |device: &Device| {
+        let mut claims = device.claims().iter();
         claims.any(|claim| claim.share_holder.is_some())
     };
-    let shared: Vec<DeviceId> = ids.into_iter().filter(is_shared).collect();
+    // Nothing is allocated for a GPU that is not shared.
+    let shared: Vec<DeviceId> = snapshot
+        .devices_of(gpu)
+        .filter(is_shared)
+        .map(Device::id)
+        .collect();
     if shared.is_empty() || !snapshot.pids_are_known() {
         return;
     }

@@ -234,7 +234,10 @@ impl Attempt<'_> {
     /// Inside a share, the share is all there is of its device: what is beside it is its
     /// neighbours', and what its own launches hold is in their claims.
     fn confine_to_share(&self, gpu: usize, snapshot: &mut Snapshot) {
-        let Some(claims) = &self.claims else { return };
+        let claims = self.claims.as_ref();
+        let Some(claims) = claims.filter(|claims| claims.is_inside_share()) else {
+            return;
+        };
         let ids: Vec<DeviceId> = snapshot.devices_of(gpu).map(Device::id).collect();
         for id in ids {
             if let Some(bytes) = claims.ancestor_share(&snapshot.device(id).key()) {

@@ -111,6 +111,12 @@ impl Ancestry {
         Self(all)
     }
 
+    /// Whether the innermost claim around this process is on shares.
+    pub(super) fn is_share(&self) -> bool {
+        let claim = self.0.iter().rfind(|ancestor| ancestor.token.is_some());
+        claim.is_some_and(|claim| matches!(claim.holding, Holding::Shares(_)))
+    }
+
     /// The share of this device that the claims around this process leave to it; `None` where they
     /// leave it all of it.
     pub(super) fn share(&self, key: &str) -> Option<&Share> {
