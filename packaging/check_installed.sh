@@ -77,6 +77,8 @@ release() {
 # What a run that failed has left.
 dpkg --purge autocvd >/dev/null 2>&1
 rpm --erase autocvd >/dev/null 2>&1 || true
+rm -f /usr/local/share/zsh/site-functions/_autocvd
+rmdir /usr/share/licenses /usr/share/zsh/site-functions 2>/dev/null || true
 files >before
 expect "lintian: no error and no warning" '' lintian --allow-root --fail-on error,warning ./*.deb
 apt-get install -y -qq ./*.deb >/dev/null 2>&1

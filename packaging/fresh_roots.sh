@@ -29,6 +29,8 @@ in_root() {
     shift
     unshare --mount --propagation private bash -euc '
         root=$1; shift
+        # A mount point, as newer versions of rpm want / to be.
+        mount --bind "$root" "$root"
         mount -t proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
         mount -t sysfs sys "$root/sys"
