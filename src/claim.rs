@@ -55,6 +55,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const MAX_TOLD: usize = 64;
 /// How often a launch tries to lock granules of which others lock some at the same time.
 const SHARE_ATTEMPTS: u32 = 8;
+/// How often a cleaner may remove what a launch has just locked before the job runs without a claim.
+const MAX_REMOVALS: u32 = 8;
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
 const HIGH_DESCRIPTOR: i32 = 200;
 
@@ -109,6 +111,8 @@ pub(crate) struct ClaimStore {
     files: HashMap<String, OwnedFd>,
     /// What becomes readable when a claim ends that lies out of sight.
     unlocked: HashMap<WakeHint, Arc<OwnedFd>>,
+    /// How often what this process had locked was removed from where others look.
+    removals: u32,
 }
 
 /// A claim that counts.
@@ -280,6 +284,7 @@ impl ClaimStore {
             judge: None,
             files: HashMap::new(),
             unlocked: HashMap::new(),
+            removals: 0,
         })
     }
 
@@ -605,6 +610,7 @@ impl ClaimStore {
             // Nobody looks there any more.
             self.files.clear();
             self.directory.refresh()?;
+            self.was_removed()?;
             return Ok(None);
         }
         let mut guard = ClaimGuard {
@@ -685,7 +691,20 @@ impl ClaimStore {
                 return Ok(Some((file, locked)));
             }
         }
+        self.was_removed()?;
         Ok(None)
+    }
+
+    /// Notes that what was locked has been removed from where others look.
+    ///
+    /// # Errors
+    /// Where that happens again and again.
+    fn was_removed(&mut self) -> io::Result<()> {
+        self.removals += 1;
+        match self.removals < MAX_REMOVALS {
+            true => Ok(()),
+            false => Err(io::Error::other("it is removed again and again")),
+        }
     }
 
     /// Of two launches of different levels, each locks first and then looks whether the other one

@@ -872,8 +872,8 @@ fn a_cleaner_at_work_all_the_time_costs_no_job() {
     let machine = Machine::gpus(4);
     let cleaner =
         start(&mut machine.shell("sh", "while :; do rm -rf \"$AUTOCVD_CLAIM_DIR\"; done"));
-    // A launch waits until a new lock file is 20 ms old, which few are here.
-    for _ in 0..2 {
+    // A launch waits until a new lock file is 20 ms old, which few are here: it says so, and runs.
+    for _ in 0..4 {
         let jobs: Vec<Running> = (0..4)
             .map(|_| start(machine.autocvd().args(["-t", "50", "--", "true"])))
             .collect();
