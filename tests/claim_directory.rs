@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use common::{AUTOCVD, Machine, Outcome, Running, run, start, wait_until};
+use common::{Machine, Outcome, Running, run, start, wait_until};
 
 fn look(machine: &Machine) -> Outcome {
     run(machine
@@ -40,7 +40,10 @@ fn shared_machine(gpus: usize) -> Option<Machine> {
     machine.private_library();
     // Another process writes it: one that another test starts meanwhile would inherit the descriptor,
     // and a program that somebody may write cannot be run.
-    let copied = Command::new("cp").arg(AUTOCVD).arg(machine.path()).status();
+    let copied = Command::new("cp")
+        .arg(common::program())
+        .arg(machine.path())
+        .status();
     assert!(copied.expect("cp runs").success());
     for (name, mode) in [
         ("", 0o755),

@@ -1,7 +1,8 @@
-//! The protocol of claims as a model, all of whose runs are explored: shells that ask with `-s` for the only GPU
-//! and run two programs, their launches, judges, the queue, a cleaner that removes the lock file, and crashes of
-//! launches, judges and shells at every step. Two programs whose judges live never run at the same time, and
-//! no run ends with a launch that sleeps or with a lock that is held. Each rule that is taken away breaks it.
+//! The protocol of claims as a model, all of whose runs are explored: shells that ask with `-s` for
+//! the only GPU and run two programs, their launches, judges, the queue, a cleaner that removes the
+//! lock file, and crashes of launches, judges and shells at every step. Two programs whose judges
+//! live never run at the same time, and no run ends with a launch that sleeps or with a lock that
+//! is held. Each rule that is taken away breaks it.
 
 use std::collections::HashSet;
 
@@ -233,8 +234,8 @@ impl State {
         }
     }
 
-    /// What is killed next, and the cleaner. The kernel drops the locks of what is killed, and tells those who
-    /// wait for it.
+    /// What is killed next, and the cleaner. The kernel drops the locks of what is killed, and
+    /// tells those who wait for it.
     fn crashes(self, one: usize, next: &mut Vec<Self>) {
         let shell = self.shells[one];
         match shell.launch {
