@@ -55,7 +55,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const MAX_TOLD: usize = 64;
 /// How often a launch tries to lock granules of which others lock some at the same time.
 const SHARE_ATTEMPTS: u32 = 8;
-/// How often a cleaner may remove what a launch has just locked before the job runs without a claim.
+/// How often a cleaner may remove what a launch has just locked before the job runs without a
+/// claim.
 const MAX_REMOVALS: u32 = 8;
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
 const HIGH_DESCRIPTOR: i32 = 200;
@@ -898,8 +899,8 @@ impl Claim {
     }
 }
 
-/// Ends all claims in a directory that printed choices made for the shell that started this process.
-/// Returns how many these were.
+/// Ends all claims in a directory that printed choices made for the shell that started this
+/// process. Returns how many these were.
 ///
 /// # Errors
 /// Where the directory of claims cannot be used.

@@ -125,7 +125,8 @@ mod tests {
     const HOLDER: &[u8] = b"kind=command keeper=27971 since=1795543141 until=1795543201 level=1 \
         devices=GPU-1,GPU-2 shares=0-40,0-20+30-40 process=27968:1640417 namespace=4026531836";
     const WAITER: &[u8] = b"1640417000000000-27968\nnum_gpus=2 devices=1f,2e min_free_memory=1 \
-        process=27968:1640417 namespace=4026531836 patience=300000 max_per_user=2 tolerate=5 share=7";
+        process=27968:1640417 namespace=4026531836 patience=300000 \
+        max_per_user=2 tolerate=5 share=7";
     const FAILURES: &[u8] = b"2 1764000000\n";
     const SITE: &[u8] = b"# reserved\nexclude 0, GPU-12\nignore = /usr/bin/mps\nmax_per_user 2\n\
         claim_dir /run/autocvd\n";

@@ -3,8 +3,8 @@
 //! # At most 50 ms from a process's exit to the answer
 //! A process's exit wakes a waiter at once. The driver may list the process for some more
 //! milliseconds, so the GPU is read again after each of [`RECHECKS_MS`]. A waiter behind others
-//! gives them a head start of at most [`MAX_WAKEUP_JITTER`], which leaves 47 ms for the driver calls
-//! and for the claim.
+//! gives them a head start of at most [`MAX_WAKEUP_JITTER`], which leaves 47 ms for the driver
+//! calls and for the claim.
 
 use crate::fact::Fact;
 use std::time::Duration;

@@ -112,7 +112,8 @@ impl Handoff {
         self.select(own, &left, snapshot)
     }
 
-    /// Leaves alone what was kept for a request when the machine was recorded. Returns what remains.
+    /// Leaves alone what was kept for a request when the machine was recorded. Returns what
+    /// remains.
     pub(super) fn yield_as_recorded(
         &mut self,
         own: &Constraints,

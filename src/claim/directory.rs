@@ -140,7 +140,8 @@ impl Directory {
         Ok(())
     }
 
-    /// The directory to which the path leads by now, made if there is none, but not those around it.
+    /// The directory to which the path leads by now, made if there is none, but not those around
+    /// it.
     pub(super) fn successor(&self) -> io::Result<Self> {
         Self::open_in(CWD, &self.path, &self.path)
     }

@@ -1,5 +1,6 @@
-//! Texts that a user's launches keep for the next ones, in the directory of claims. Others can write
-//! there too, so only a file is read that this user or root owns and nobody else can write to.
+//! Texts that a user's launches keep for the next ones, in the directory of claims. Others can
+//! write there too, so only a file is read that this user or root owns and nobody else can write
+//! to.
 
 use super::directory::Directory;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};

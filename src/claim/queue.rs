@@ -420,8 +420,8 @@ impl Queue {
         read.filter(|waiter| can_act(&self.directory, waiter))
     }
 
-    /// Removes old sockets of launches that were killed before they took their position. In `names`,
-    /// which are sorted, a position stands before its socket.
+    /// Removes old sockets of launches that were killed before they took their position. In
+    /// `names`, which are sorted, a position stands before its socket.
     fn sweep(&self, names: &[String]) {
         let mut earlier = "";
         for name in names {

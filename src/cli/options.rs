@@ -568,7 +568,8 @@ mod tests {
                 proptest::sample::select(&[
                     "-s", "-e", "-o", "-q", "-v", "-l", "-so", "-qs", "--json", "--id-only",
                     "--export", "--format", "--format=csh", "--shell", "fish", "tcsh", "docker",
-                    "cdi", "-x", "0", "-xo", "-n", "-n2", "-no", "--only", "--from", "-", "--bind", "--uuid", "--",
+                    "cdi", "-x", "0", "-xo", "-n", "-n2", "-no", "--only", "--from", "-",
+                    "--bind", "--uuid", "--",
                     "prog", "status", "-x=1", "--watch", "-t", "1s", "",
                 ][..]),
                 0..7,

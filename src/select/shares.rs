@@ -143,8 +143,8 @@ impl<'a> Device<'a> {
 }
 
 /// Those of the devices that have room for a share of so many bytes, where idle processes may hold
-/// `tolerate` bytes. The fullest goes first, so that whole devices stay free; one with processes that
-/// are tolerated goes last, and a suspect one after all others.
+/// `tolerate` bytes. The fullest goes first, so that whole devices stay free; one with processes
+/// that are tolerated goes last, and a suspect one after all others.
 pub(super) fn with_room(devices: &[Device], bytes: u64, tolerate: Option<u64>) -> Vec<DeviceId> {
     let mut fitting: Vec<_> = devices
         .iter()
@@ -291,11 +291,13 @@ mod tests {
             is_host in any::<bool>(),
         ) {
             let view = if is_host { ProcessView::Host } else { ProcessView::Container };
-            let claims: Vec<ClaimInfo> = shares.iter().map(|(gib, used)| share(*gib, *used)).collect();
+            let claims = shares.iter().map(|(gib, used)| share(*gib, *used));
+            let claims: Vec<ClaimInfo> = claims.collect();
             let held: u64 = shares.iter().filter_map(|(_, used)| *used).sum();
             let processes = shares.iter().filter_map(|(_, used)| Some(process((*used)?, true)));
             let Ok(left) = rest(view, claims, processes.collect(), unlisted) else { return Ok(()) };
-            let promised: u64 = shares.iter().map(|(gib, used)| gib.saturating_sub(used.unwrap_or(0))).sum();
+            let unused = |(gib, used): &(u64, Option<u64>)| gib.saturating_sub(used.unwrap_or(0));
+            let promised: u64 = shares.iter().map(unused).sum();
             prop_assert!(left == 0 || left + promised + held + unlisted <= 40);
         }
     }

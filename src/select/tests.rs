@@ -1291,7 +1291,11 @@ fn any_machine() -> impl Strategy<Value = Snapshot> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn what_is_chosen_is_free_allowed_and_as_many_as_asked_for(
@@ -1301,9 +1305,16 @@ proptest! {
         min_free_memory in proptest::option::weighted(0.3, 1..TOTAL),
         left_out in any::<u8>(),
     ) {
-        let devices: Vec<DeviceId> =
-            snapshot.device_ids().into_iter().filter(|device| left_out >> device.gpu & 3 != 3).collect();
-        let constraints = Constraints { num_gpus, least_used, min_free_memory, tolerate: None, share: None, devices };
+        let is_in = |device: &DeviceId| left_out >> device.gpu & 3 != 3;
+        let devices: Vec<DeviceId> = snapshot.device_ids().into_iter().filter(is_in).collect();
+        let constraints = Constraints {
+            num_gpus,
+            least_used,
+            min_free_memory,
+            tolerate: None,
+            share: None,
+            devices,
+        };
         let free = |device: &DeviceId| snapshot.device(*device).verdict() == Verdict::Free;
         match select(&snapshot, &constraints) {
             Selection::Chosen(devices) => {
@@ -1313,9 +1324,15 @@ proptest! {
                     prop_assert!(constraints.devices.contains(&device));
                     prop_assert!(num_gpus == 1 || device.mig.is_none());
                     let verdict = snapshot.device(device).verdict();
-                    prop_assert!(verdict == Verdict::Free || least_used && kind(&verdict) != "unavailable", "{:?}", verdict);
+                    let is_usable = kind(&verdict) != "unavailable";
+                    prop_assert!(
+                        verdict == Verdict::Free || least_used && is_usable,
+                        "{:?}",
+                        verdict
+                    );
                     if let Some(wanted) = min_free_memory {
-                        prop_assert!(snapshot.device(device).memory().free.value().is_some_and(|free| free >= wanted));
+                        let free = snapshot.device(device).memory().free.value();
+                        prop_assert!(free.is_some_and(|free| free >= wanted));
                     }
                 }
             }
@@ -1335,9 +1352,11 @@ proptest! {
         let snapshot = joined(count, links);
         prop_assume!(num_gpus <= count as usize);
         let score = |set: &[u32]| {
-            let inside = snapshot.links.iter().filter(|link| set.contains(&link.gpus.0) && set.contains(&link.gpus.1));
+            let both = |link: &&Link| set.contains(&link.gpus.0) && set.contains(&link.gpus.1);
+            let inside = snapshot.links.iter().filter(both);
             // Up to three, all links are part of the ring.
-            let ring = set.iter().flat_map(|a| set.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b);
+            let pairs = set.iter().flat_map(|a| set.iter().map(move |b| (*a, *b)));
+            let ring = pairs.filter(|(a, b)| a < b);
             let nvlinks = |pair: (u32, u32)| {
                 snapshot.links.iter().find(|link| link.gpus == pair).map_or(0, |link| link.nvlinks)
             };

@@ -1,7 +1,7 @@
 //! How a process has ended that is no child of this one.
 //!
-//! From Linux 6.15 on a pidfd tells it that was opened before the end. Before, /proc does as long as
-//! the parent has not waited for the process, if it is of the same user: a race, and what is not
+//! From Linux 6.15 on a pidfd tells it that was opened before the end. Before, /proc does as long
+//! as the parent has not waited for the process, if it is of the same user: a race, and what is not
 //! seen is not judged.
 
 use crate::proc::{self, ProcessId};

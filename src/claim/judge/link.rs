@@ -170,8 +170,8 @@ impl Question {
             .map(str::to_owned)
     }
 
-    /// Waits until the judge has let go of what is over; `None` where it does not answer in time, or
-    /// has no room for another lease.
+    /// Waits until the judge has let go of what is over; `None` where it does not answer in time,
+    /// or has no room for another lease.
     pub(in crate::claim) fn attach(self) -> Option<Attached> {
         let has_room = self.answer()? != FULL;
         has_room.then(|| Attached(Arc::new(self)))
@@ -183,8 +183,8 @@ impl Question {
 pub(in crate::claim) struct Attached(Arc<Question>);
 
 impl Attached {
-    /// Gives it a lease in its directory of claims. What has been sent needs no answer: the files on
-    /// their way are open, and so locked, until the judge takes them, for which it has reserved
+    /// Gives it a lease in its directory of claims. What has been sent needs no answer: the files
+    /// on their way are open, and so locked, until the judge takes them, for which it has reserved
     /// descriptors.
     fn hand_over(&self, directory: &Directory, lease: &Lease) -> bool {
         // The launch may have found another directory in its place.

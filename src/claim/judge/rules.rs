@@ -205,8 +205,8 @@ pub(in crate::claim) struct Lease {
     /// The times since boot when it was made, and up to which no program need be seen.
     made: Duration,
     pub(in crate::claim) until: Duration,
-    /// The launch that took the next share of the same devices: what the shell has started since is not
-    /// this one's.
+    /// The launch that took the next share of the same devices: what the shell has started since is
+    /// not this one's.
     followed_by: Option<ProcessId>,
     /// When to look again, besides the end of what is watched.
     pub(super) due: Option<Duration>,
@@ -294,7 +294,8 @@ impl Lease {
         .join("\n")
     }
 
-    /// `files` are those of [`files`](Self::files), and then the [`descriptors`](Self::descriptors).
+    /// `files` are those of [`files`](Self::files), and then the
+    /// [`descriptors`](Self::descriptors).
     pub(super) fn parse(text: &str, mut files: Vec<OwnedFd>) -> Option<Self> {
         let mut lines = text.split('\n');
         let mut line = || lines.next();

@@ -145,7 +145,8 @@ fn the_list_is_not_asked_for_without_need() {
 fn a_probe_asks_once_and_for_mig_twice() {
     let directory = tempfile::tempdir().expect("a directory");
     let script = format!(
-        "echo \"$*\" >> \"$0.log\"; [ \"$1\" = -L ] && exec cat '{FIXTURES}/list.txt'; cat '{FIXTURES}'/"
+        "echo \"$*\" >> \"$0.log\"; [ \"$1\" = -L ] && exec cat '{FIXTURES}/list.txt'; \
+         cat '{FIXTURES}'/"
     );
     for (name, calls) in [("590.xml", "-q -x\n"), ("mig.xml", "-q -x\n-L\n")] {
         let smi = program(directory.path(), &format!("{script}{name}"));

@@ -230,10 +230,12 @@ fn a_process_that_may_be_on_any_mig_device_leaves_all_their_lists_unknown() {
             .map(|device| device.processes.value().map(|list| list.len()))
             .collect()
     };
-    let row = "<gpu_instance_id>1</gpu_instance_id>\n\t\t\t\t<compute_instance_id>0</compute_instance_id>\n\t\t\t\t<pid>";
+    let row = "<gpu_instance_id>1</gpu_instance_id>\n\t\t\t\t\
+        <compute_instance_id>0</compute_instance_id>\n\t\t\t\t<pid>";
     let with = |gi, ci| {
         let ids = format!(
-            "<gpu_instance_id>{gi}</gpu_instance_id><compute_instance_id>{ci}</compute_instance_id><pid>"
+            "<gpu_instance_id>{gi}</gpu_instance_id>\
+             <compute_instance_id>{ci}</compute_instance_id><pid>"
         );
         lists(&edited(fixture!("mig.xml"), row, &ids))
     };
@@ -664,7 +666,8 @@ fn a_name_that_imitates_the_document_cannot_free_the_gpu() {
         "<?",
         "</process_name></process_info></processes><processes>",
         "</process_name></process_info></processes></gpu></nvidia_smi_log>",
-        "</process_name><used_memory>0</used_memory></process_info></processes><processes><process_info><process_name>",
+        "</process_name><used_memory>0</used_memory></process_info></processes>\
+         <processes><process_info><process_name>",
         "</process_name></process_info></processes><x><y><process_name>",
         "&nothing;",
         "&",
@@ -813,7 +816,8 @@ fn mig_devices_are_listed_with_their_uuids() {
         assert_eq!(parse_list(text.as_bytes()), [], "{text}");
     }
     // A GPU without a UUID must not lend its devices to the one before.
-    let text = "GPU 0: A (UUID: GPU-a)\nGPU 1: B (UUID: Unknown Error)\n  MIG 1g Device 0: (UUID: MIG-b)\n";
+    let text = "GPU 0: A (UUID: GPU-a)\nGPU 1: B (UUID: Unknown Error)\n  \
+        MIG 1g Device 0: (UUID: MIG-b)\n";
     assert_eq!(parse_list(text.as_bytes()), []);
 }
 
@@ -896,7 +900,10 @@ fn debris() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(2000)
+    })]
 
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
@@ -939,7 +946,8 @@ proptest! {
         let damaged = [&xml[..from], &xml[to..]].concat();
         if parse(&damaged).is_ok_and(|snapshot| idle(&snapshot) > idle(&read(xml))) {
             let cut = String::from_utf8_lossy(&xml[from..to]);
-            prop_assert!(cut.matches("process_info>").count() >= 2, "at {from}: {}", around(&damaged, from));
+            let tags = cut.matches("process_info>").count();
+            prop_assert!(tags >= 2, "at {from}: {}", around(&damaged, from));
         }
     }
 }
