@@ -187,9 +187,10 @@ fn a_shell_that_becomes_the_program_keeps_its_gpu() {
     let shell = shell_that_asked(
         &machine,
         "bash",
-        "eval $(autocvd -q --hold 300ms) exec told sleep 60",
+        "eval $(autocvd -q --hold 3s) exec told sleep 60",
     );
-    thread::sleep(Duration::from_millis(600));
+    // Longer than its hold, in which a loaded machine becomes the program.
+    thread::sleep(Duration::from_millis(3500));
     assert!(!is_free(&machine));
     drop(shell);
     wait_until("its claim has ended", || is_free(&machine));
