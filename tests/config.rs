@@ -126,9 +126,9 @@ fn a_user_holds_no_more_gpus_than_the_limit() {
     let outcome = autocvd(&machine, &["-n", "3", "-o"]);
     assert_eq!(outcome.code, Some(3), "{outcome:#?}");
     assert!(outcome.stderr.contains("max_per_user"), "{outcome:#?}");
-    let job = ["-q", "-n", "2", "--", "sh", "-c", "echo; exec sleep 60"];
+    let job = ["-q", "-n", "2", "--", "sleep", "60"];
     let holder = start(&mut inside(&machine, machine.autocvd().args(job)));
-    wait_until("the job runs", || holder.stdout() == "\n");
+    holder.becomes("sleep");
     let outcome = autocvd(&machine, &["-o", "-t0"]);
     assert_eq!(outcome.code, Some(4), "{outcome:#?}");
     assert!(
@@ -222,9 +222,7 @@ fn a_wrong_line_or_an_untrusted_file_costs_a_warning_and_no_job() {
 #[test]
 fn least_used_says_when_it_gives_away_a_claimed_gpu() {
     let machine = Machine::gpus(1);
-    let job = ["-q", "--", "sh", "-c", "echo; exec sleep 60"];
-    let holder = start(machine.autocvd().args(job));
-    wait_until("the job runs", || holder.stdout() == "\n");
+    let _holder = common::hold(machine.autocvd().arg("-q"));
     let outcome = run(machine.autocvd().args(["-l", "-o"]));
     assert_eq!(outcome.stdout, "0\n");
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
@@ -297,9 +295,7 @@ fn what_is_idle_and_small_is_tolerated_after_what_is_free() {
     let args = ["--from", file, "--tolerate", "500MiB", "-n", "2"];
     assert_eq!(look(&args).success(), "0,1\n");
     // A claim is no process.
-    let job = ["-q", "--only", "0", "--", "sh", "-c", "echo; exec sleep 60"];
-    let holder = start(machine.autocvd().args(job));
-    wait_until("the job runs", || holder.stdout() == "\n");
+    let _holder = common::hold(machine.autocvd().args(["-q", "--only", "0"]));
     let args = ["-o", "-t0", "--tolerate", "500MiB", "-n", "2"];
     assert_eq!(run(machine.autocvd().args(args)).code, Some(4));
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 
-use common::{Machine, Outcome, run, start, wait_until};
+use common::{Machine, Outcome, run};
 
 fn doctor(machine: &Machine) -> Outcome {
     run(machine.autocvd().arg("doctor"))
@@ -42,9 +42,7 @@ fn a_machine_on_which_all_is_well_is_told_with_code_0() {
         assert!(line(&outcome, subject).contains(told), "{outcome:#?}");
     }
     // It calls as each launch does, and a launch's claim is shown.
-    let job = ["-q", "--", "sh", "-c", "echo; exec sleep 60"];
-    let holder = start(machine.autocvd().args(job));
-    wait_until("the job runs", || holder.stdout() == "\n");
+    let _holder = common::hold(machine.autocvd().arg("-q"));
     let outcome = doctor(&machine);
     assert!(
         line(&outcome, "claims").contains("GPU 1 by pid"),

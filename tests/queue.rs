@@ -75,10 +75,7 @@ fn once(machine: &Machine, options: &[&str]) -> common::Outcome {
 
 /// A COMMAND that holds this GPU until it is dropped.
 fn holder(machine: &Machine, gpu: &str) -> Running {
-    let program = ["--", "sh", "-c", "echo; exec sleep 600"];
-    let holder = start(machine.autocvd().args(["-q", "--only", gpu]).args(program));
-    wait_until("it holds its GPU", || holder.stdout() == "\n");
-    holder
+    common::hold(machine.autocvd().args(["-q", "--only", gpu]))
 }
 
 // Patience.

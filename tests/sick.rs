@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use common::{Machine, run, start};
+use common::{Machine, run};
 use serde_json::Value;
 
 /// A job that fails on GPU 1, and says where it ran.
@@ -132,9 +132,7 @@ fn one_that_works_in_between_and_what_a_user_ends_are_no_signs_of_a_sick_gpu() {
     );
     common::wait_until("that is noted", || failures().is_empty());
     for _ in 0..3 {
-        let job = ["-q", "--", "sh", "-c", "echo; exec sleep 60"];
-        let job = start(machine.autocvd().args(job));
-        common::wait_until("the job runs", || job.stdout() == "\n");
+        let job = common::hold(machine.autocvd().arg("-q"));
         job.signal(rustix::process::Signal::INT);
         job.finish();
         launch(&machine, &["sh", "-c", "exit 143"]);

@@ -54,14 +54,7 @@ fn examples() -> Vec<PathBuf> {
 
 /// Claims a GPU for as long as the answer lives.
 fn claim(machine: &Machine, args: &[&str]) -> Running {
-    let holder = start(machine.autocvd().args(args).args([
-        "--",
-        "sh",
-        "-c",
-        "echo started; exec sleep 600",
-    ]));
-    wait_until("the GPU is claimed", || holder.stdout() == "started\n");
-    holder
+    common::hold(machine.autocvd().args(args))
 }
 
 /// A machine of which everything is said that the form knows.

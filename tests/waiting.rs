@@ -151,12 +151,7 @@ fn the_exit_of_a_process_wakes_it() {
 fn the_end_of_a_claim_wakes_it_however_it_ends() {
     let machine = Machine::gpus(1);
     for signal in [Signal::TERM, Signal::KILL] {
-        let holder = start(
-            machine
-                .autocvd()
-                .args(["-q", "--", "sh", "-c", "echo; exec sleep 60"]),
-        );
-        wait_until("it runs", || holder.stdout() == "\n");
+        let holder = common::hold(machine.autocvd().arg("-q"));
         let waiting = waiter(&machine, &[], &["true"]);
         holder.signal(signal);
         ends_soon(waiting);
@@ -744,8 +739,8 @@ fn status_shows_who_waits_for_what_and_in_which_place() {
 fn the_place_in_line_is_told_though_nothing_is_free_and_counts_siblings_alone() {
     let machine = Machine::gpus(2);
     let _job = machine.job(0);
-    let script = "autocvd -q -- sh -c 'echo; exec sleep 600' & \
-                  until autocvd status --json | grep -q 'exec sleep 600'; do sleep 0.05; done; \
+    let script = "autocvd -q -- sh -c 'echo >\"$FAKE_NVML/held\"; exec sleep 600' & \
+                  until [ -e \"$FAKE_NVML/held\" ]; do sleep 0.05; done; \
                   autocvd -q -- true & \
                   until autocvd status --json | grep -q '\"place\"'; do sleep 0.05; done; \
                   exec autocvd -- true";

@@ -466,6 +466,16 @@ impl Running {
         self.child.stdin.take().expect("it was asked to be piped")
     }
 
+    /// Waits until it has become this program, by exec, and is known by its name.
+    #[track_caller]
+    pub fn becomes(&self, program: &str) {
+        let arguments = format!("/proc/{}/cmdline", self.pid());
+        wait_until(&format!("it is {program}"), || {
+            let arguments = fs::read(&arguments).unwrap_or_default();
+            arguments.split(|byte| *byte == 0).next() == Some(program.as_bytes())
+        });
+    }
+
     /// Waits for its end, and leaves alone what it has started.
     pub fn wait_for_end(&mut self) {
         self.child.wait().expect("our own child");
@@ -557,6 +567,14 @@ pub fn switches(pid: u32) -> Option<u64> {
             .parse()
             .ok()
     })
+}
+
+/// A COMMAND that keeps the GPUs that it was given until it is dropped: `sleep 600`, once it is that.
+#[track_caller]
+pub fn hold(autocvd: &mut Command) -> Running {
+    let holder = start(autocvd.args(["--", "sleep", "600"]));
+    holder.becomes("sleep");
+    holder
 }
 
 /// Waits until something is so, for at most 60 s.
