@@ -1,8 +1,9 @@
-//! `cargo bench`: what the program costs, in one table. It needs no GPU, only a C compiler, and takes less than
-//! five minutes. `AUTOCVD_BENCH_RESULTS=FILE` also writes the table to a file, as JSON.
+//! `cargo bench`: what the program costs, in one table. It needs no GPU, only a C compiler, and
+//! takes less than five minutes. `AUTOCVD_BENCH_RESULTS=FILE` also writes the table to a file, as
+//! JSON.
 //!
-//! Whole programs run on a library whose calls cost next to nothing (native/free_nvml.c): what is measured is
-//! their own work. gpu_check.py measures what a real driver adds.
+//! Whole programs run on a library whose calls cost next to nothing (native/free_nvml.c): what is
+//! measured is their own work. gpu_check.py measures what a real driver adds.
 
 mod contention;
 mod latency;

@@ -1,5 +1,5 @@
-//! Other programs for the same job, from PyPI, in an environment of their own below target/. Here they talk to
-//! the same library, or to a stand-in for nvidia-smi that answers at once.
+//! Other programs for the same job, from PyPI, in an environment of their own below target/. Here
+//! they talk to the same library, or to a stand-in for nvidia-smi that answers at once.
 
 use crate::setup::{Bench, target};
 use crate::timing::Subject;
@@ -55,7 +55,8 @@ pub(crate) fn all(bench: &Bench) -> Vec<Result<Subject, Skipped>> {
     found
 }
 
-/// This repository's module, as pip would lay it out below `directory`. Cargo builds it for the tests, and puts it beside them.
+/// This repository's module, as pip would lay it out below `directory`. Cargo builds it for the
+/// tests, and puts it beside them.
 fn lay_out_module(directory: &Path) -> io::Result<()> {
     let package = directory.join("autocvd");
     fs::create_dir_all(&package)?;

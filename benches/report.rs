@@ -85,6 +85,7 @@ impl Report {
         let model = cpus
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let document = json!({
             "command": "cargo bench",
             "date": output("date", "+%F"),
@@ -93,7 +94,7 @@ impl Report {
                 "cpu": model.map(|(_, model)| model),
                 "cores": std::thread::available_parallelism().map_or(0, usize::from),
                 "kernel": output("uname", "-sr"),
-                "load": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
+                "load": load.split(' ').next(),
             },
             "rows": self.rows,
         });

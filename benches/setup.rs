@@ -60,7 +60,8 @@ impl Bench {
         self.native.join(name)
     }
 
-    /// Any program, in a clean environment of a usual size. It finds the library and nvidia-smi of this directory.
+    /// Any program, in a clean environment of a usual size. It finds the library and nvidia-smi of
+    /// this directory.
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command

@@ -1,5 +1,5 @@
-//! Each odd kind of machine, as NVML tells it and as nvidia-smi prints it there: both get the same decision. Each row names
-//! where its facts come from.
+//! Each odd kind of machine, as NVML tells it and as nvidia-smi prints it there: both get the same
+//! decision. Each row names where its facts come from.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -77,7 +77,8 @@ fn at(place: Place, machine: &Machine, command: &Command) -> Option<Command> {
             r#"for node in null zero full random urandom tty; do
                    : >"$ROOT/dev/$node" && mount --bind /dev/$node "$ROOT/dev/$node" || exit 70
                done
-               ln -sfn /proc/self/fd "$ROOT/dev/fd" && : >"$ROOT/dev/dxg" && mount --rbind "$ROOT/dev" /dev &&"#
+               ln -sfn /proc/self/fd "$ROOT/dev/fd" && : >"$ROOT/dev/dxg" &&
+               mount --rbind "$ROOT/dev" /dev &&"#
         }
         Place::NodeWithoutCpus => r#"mount --bind "$ROOT/node" /sys/devices/system/node &&"#,
     };
@@ -201,10 +202,20 @@ fn without_lists() -> Value {
 
 #[test]
 fn unified_memory_is_no_evidence_and_the_list_decides() {
-    // The driver's answers and nvidia-smi's words: Syllo/nvtop#466, XuehaiPan/nvitop#208, llama-swap#782.
-    let spark = |processes: Value| json!({"memory": null, "addressing_mode": "ats", "processes": processes});
+    // The driver's answers and nvidia-smi's words: Syllo/nvtop#466, XuehaiPan/nvitop#208,
+    // llama-swap#782.
+    let spark = |processes: Value| {
+        json!({
+            "memory": null,
+            "addressing_mode": "ats",
+            "processes": processes,
+        })
+    };
     let desktop = json!([{"pid": 2, "type": "G", "memory": 18 * MIB}]);
-    let python = json!([{"pid": 2, "type": "G", "memory": 18 * MIB}, {"pid": 3, "type": "C", "memory": 20_434 * MIB}]);
+    let python = json!([
+        {"pid": 2, "type": "G", "memory": 18 * MIB},
+        {"pid": 3, "type": "C", "memory": 20_434 * MIB},
+    ]);
     check(&kind(
         "DGX Spark, a desktop",
         spark(desktop.clone()),
@@ -255,7 +266,12 @@ fn unified_memory_is_no_evidence_and_the_list_decides() {
 
 #[test]
 fn in_a_container_utilization_decides_on_unified_memory() {
-    let spark = |utilization: u32| json!({"memory": null, "utilization": {"gpu": utilization, "memory": 0}});
+    let spark = |utilization: u32| {
+        json!({
+            "memory": null,
+            "utilization": {"gpu": utilization, "memory": 0},
+        })
+    };
     let idle = kind(
         "DGX Spark in a container, idle",
         spark(5),
@@ -321,7 +337,13 @@ fn what_this_machine_never_tells_is_told_at_once_with_the_way_out() {
 fn on_wsl_the_desktop_may_hold_memory() {
     // XuehaiPan/nvitop#49, dask/dask#5342: 444 MiB to 2.9 GiB while nothing computes.
     let errors = without_lists();
-    let desktop = |used: u64, total: u64| json!({"memory": {"used": used * MIB, "total": total * MIB}, "utilization": {"gpu": 3, "memory": 1}, "errors": errors});
+    let desktop = |used: u64, total: u64| {
+        json!({
+            "memory": {"used": used * MIB, "total": total * MIB},
+            "utilization": {"gpu": 3, "memory": 1},
+            "errors": errors,
+        })
+    };
     // The fixture has three GPUs; one of them makes the same machine.
     let one = |used: &'static str| {
         vec![
@@ -349,7 +371,11 @@ fn on_wsl_the_desktop_may_hold_memory() {
             ..kind(name, desktop(used, 12_282), smi, expected)
         });
     }
-    let busy = json!({"utilization": {"gpu": 60, "memory": 1}, "memory": {"used": 200 * MIB}, "errors": errors});
+    let busy = json!({
+        "utilization": {"gpu": 60, "memory": 1},
+        "memory": {"used": 200 * MIB},
+        "errors": errors,
+    });
     let smi = Some(Printed {
         fixture: "wsl-one.xml",
         edits: vec![
@@ -366,7 +392,12 @@ fn on_wsl_the_desktop_may_hold_memory() {
 
 #[test]
 fn memory_that_is_a_numa_node_without_cpus_proves_nothing() {
-    let grace = |node: u32| json!({"memory": {"total": 98_304 * MIB, "used": 40_000 * MIB}, "numa_node": node});
+    let grace = |node: u32| {
+        json!({
+            "memory": {"total": 98_304 * MIB, "used": 40_000 * MIB},
+            "numa_node": node,
+        })
+    };
     let printed = || {
         prints(
             "590.xml",
@@ -387,7 +418,8 @@ fn memory_that_is_a_numa_node_without_cpus_proves_nothing() {
         place: Place::NodeWithoutCpus,
         ..superchip
     });
-    // CDMM (GB200 under Kubernetes): addresses are translated, but the memory is no node (vllm-project/vllm#39361).
+    // CDMM (GB200 under Kubernetes): addresses are translated, but the memory is no node
+    // (vllm-project/vllm#39361).
     let held = kind(
         "a node with CPUs is the host's",
         grace(0),
@@ -398,7 +430,10 @@ fn memory_that_is_a_numa_node_without_cpus_proves_nothing() {
         tells: "held by no visible process",
         ..held
     });
-    let part = json!({"uuid": "MIG-aaaaaaaa-0000-0000-0000-000000000001", "memory": {"total": 20_000 * MIB, "used": 9_000 * MIB}});
+    let part = json!({
+        "uuid": "MIG-aaaaaaaa-0000-0000-0000-000000000001",
+        "memory": {"total": 20_000 * MIB, "used": 9_000 * MIB},
+    });
     let mig = json!({"numa_node": 1, "mig": {"enabled": true, "devices": [part]}});
     let mig = kind(
         "MIG on Grace Hopper",
@@ -415,7 +450,12 @@ fn memory_that_is_a_numa_node_without_cpus_proves_nothing() {
 #[test]
 fn utilization_without_memory_is_no_computing() {
     // Blackwell's latch: lium-io#1140, NVIDIA/open-gpu-kernel-modules#1138.
-    let stuck = |used: u64| json!({"memory": {"used": used * MIB}, "utilization": {"gpu": 100, "memory": 0}});
+    let stuck = |used: u64| {
+        json!({
+            "memory": {"used": used * MIB},
+            "utilization": {"gpu": 100, "memory": 0},
+        })
+    };
     for (used, printed, expected) in [(64, "<used>64 MiB", Ok("0")), (65, "<used>65 MiB", Err(4))] {
         let edits = [
             ("<used>0 MiB", printed),
@@ -471,7 +511,8 @@ fn desktop_programs_on_vulkan_do_not_compute() {
 
 #[test]
 fn a_gpu_that_the_driver_wants_to_recover_is_not_given() {
-    // nvml.h: NVML_GPU_RECOVERY_ACTION_*; NVIDIA/k8s-device-plugin#243 and #267 tell what such a GPU does.
+    // nvml.h: NVML_GPU_RECOVERY_ACTION_*; NVIDIA/k8s-device-plugin#243 and #267 tell what such a
+    // GPU does.
     for (action, printed, expected, tells) in [
         (0, "None", Ok("0"), ""),
         (1, "Reset", Err(3), "reset"),
@@ -497,7 +538,8 @@ fn a_gpu_that_the_driver_wants_to_recover_is_not_given() {
         "615.xml",
         &[(
             "\t\t<retired_pages>",
-            "\t\t<remapped_rows>\n\t\t\t<remapped_row_failure>Yes</remapped_row_failure>\n\t\t</remapped_rows>\n\t\t<retired_pages>",
+            "\t\t<remapped_rows>\n\t\t\t<remapped_row_failure>Yes</remapped_row_failure>\n\
+             \t\t</remapped_rows>\n\t\t<retired_pages>",
         )],
     );
     check(&Kind {
@@ -567,7 +609,12 @@ fn documents_of_drivers_from_610_on_are_read() {
 
 #[test]
 fn a_graphics_process_of_unknown_memory_explains_four_gib() {
-    let gpu = |used: u64| json!({"memory": {"used": used * MIB, "total": 97_887 * MIB}, "processes": [{"pid": 1, "type": "G", "memory": null}]});
+    let gpu = |used: u64| {
+        json!({
+            "memory": {"used": used * MIB, "total": 97_887 * MIB},
+            "processes": [{"pid": 1, "type": "G", "memory": null}],
+        })
+    };
     let printed = |used| {
         prints(
             "590.xml",
@@ -600,7 +647,8 @@ fn a_graphics_process_of_unknown_memory_explains_four_gib() {
 #[test]
 fn one_list_that_names_a_computing_process_settles_it() {
     let errors = json!({
-        "nvmlDeviceGetMPSComputeRunningProcesses": 999, "nvmlDeviceGetMPSComputeRunningProcesses_v2": 999,
+        "nvmlDeviceGetMPSComputeRunningProcesses": 999,
+        "nvmlDeviceGetMPSComputeRunningProcesses_v2": 999,
         "nvmlDeviceGetMPSComputeRunningProcesses_v3": 999
     });
     let gpu = json!({"processes": [{"pid": 1, "type": "C", "memory": MIB}], "errors": errors});
@@ -727,7 +775,11 @@ fn the_health_of_what_is_given_alone_is_asked_for_in_one_call() {
 fn a_falsely_high_first_reading_is_made_again_after_a_second() {
     let machine = Machine::described(json!({"gpus": [{
         "memory": {"used": 200 * MIB},
-        "utilization": [{"gpu": 100, "memory": 0}, {"gpu": 100, "memory": 0}, {"gpu": 0, "memory": 0}],
+        "utilization": [
+            {"gpu": 100, "memory": 0},
+            {"gpu": 100, "memory": 0},
+            {"gpu": 0, "memory": 0},
+        ],
     }]}));
     let mut command = machine.autocvd();
     // Nothing else would look again within the time that a test may take.

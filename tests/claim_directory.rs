@@ -1,4 +1,5 @@
-//! The directory of claims: shared by users who need not trust each other, and never a reason for a job not to run.
+//! The directory of claims: shared by users who need not trust each other, and never a reason for a
+//! job not to run.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -29,8 +30,8 @@ fn holder(mut command: Command) -> Running {
 
 // Users.
 
-/// A machine that every user may see, with the program and the library in it; `None`, and a line that says
-/// so, where this process cannot become other users.
+/// A machine that every user may see, with the program and the library in it; `None`, and a line
+/// that says so, where this process cannot become other users.
 fn shared_machine(gpus: usize) -> Option<Machine> {
     if !rustix::process::geteuid().is_root() {
         common::skip("it takes root to be several users");
@@ -38,8 +39,8 @@ fn shared_machine(gpus: usize) -> Option<Machine> {
     }
     let machine = Machine::gpus(gpus);
     machine.private_library();
-    // Another process writes it: one that another test starts meanwhile would inherit the descriptor,
-    // and a program that somebody may write cannot be run.
+    // Another process writes it: one that another test starts meanwhile would inherit the
+    // descriptor, and a program that somebody may write cannot be run.
     let copied = Command::new("cp")
         .arg(common::program())
         .arg(machine.path())

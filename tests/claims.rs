@@ -364,7 +364,8 @@ fn nested_claims_are_among_siblings_and_outsiders_heed_both() {
     machine.install("worker", LOCKING_JOB);
     fs::create_dir(machine.path().join("locks")).expect("our own directory");
     // Eight of them on two GPUs: they wait for each other.
-    let nested = "for i in 1 2 3 4 5 6 7 8; do autocvd -q -i 60s -- worker 0 0.1 & done; wait; echo; exec sleep 60";
+    let nested = "for i in 1 2 3 4 5 6 7 8; do autocvd -q -i 60s -- worker 0 0.1 & done; wait; \
+                  echo; exec sleep 60";
     let outer = start(
         machine
             .autocvd()
@@ -404,8 +405,8 @@ fn nested_claims_are_among_siblings_and_outsiders_heed_both() {
     );
 }
 
-/// `worker DELAY SECONDS`: a program that shows up on its GPU only after a while, and tells when it is not
-/// alone there: each GPU has a lock that ends with the process that holds it.
+/// `worker DELAY SECONDS`: a program that shows up on its GPU only after a while, and tells when it
+/// is not alone there: each GPU has a lock that ends with the process that holds it.
 const LOCKING_JOB: &str = r#"#!/bin/sh
 gpu=$CUDA_VISIBLE_DEVICES
 exec 9>>"$FAKE_NVML/locks/$gpu"
@@ -419,7 +420,8 @@ exec sleep "$2"
 #[test]
 fn nesting_may_go_deeper() {
     let machine = Machine::gpus(8);
-    let innermost = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; autocvd -q -n 3 -t 0 -- true; echo $?";
+    let innermost = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; \
+                     autocvd -q -n 3 -t 0 -- true; echo $?";
     machine.install("innermost", &format!("#!/bin/sh\n{innermost}\n"));
     let inner = "echo $CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- innermost";
     let told = run(machine

@@ -208,7 +208,8 @@ fn every_option_has_its_variable_and_the_command_line_wins() {
         );
         // What the variable says is read: a wrong value is told.
         let wrong = with_variables(&machine, &[(name, "\u{1}wrong")], "");
-        let expected = if name == "AUTOCVD_NO_CLAIM" { 0 } else { 2 }; // The command line of these tests has it.
+        // The command line of these tests has --no-claim.
+        let expected = if name == "AUTOCVD_NO_CLAIM" { 0 } else { 2 };
         assert_eq!(wrong.code, Some(expected), "{name}: {wrong:#?}");
     }
     // A wrong value does no harm where the command line has a right one.
@@ -239,8 +240,8 @@ fn every_option_has_its_variable_and_the_command_line_wins() {
 #[test]
 fn an_empty_variable_counts_as_not_set() {
     let machine = mixed();
-    let names = "NUM_GPUS LEAST_USED TIMEOUT INTERVAL SOURCE ID_ONLY QUIET VERBOSE EXCLUDE ONLY MIN_FREE_MEMORY INHERIT \
-                 UUID JSON SHELL HOLD NO_CLAIM PROBE BIND FROM";
+    let names = "NUM_GPUS LEAST_USED TIMEOUT INTERVAL SOURCE ID_ONLY QUIET VERBOSE EXCLUDE ONLY \
+                 MIN_FREE_MEMORY INHERIT UUID JSON SHELL HOLD NO_CLAIM PROBE BIND FROM";
     let mut command = machine.autocvd();
     command.arg("--no-claim").envs(
         names
@@ -316,7 +317,12 @@ fn the_choice_as_json_names_each_gpu_and_the_variables() {
     let json: Value = serde_json::from_str(&outcome.success()).expect("one JSON value");
     let gpu = |index: u32| {
         let pci = format!("00000000:0{}:00.0", index + 1);
-        json!({"index": index, "uuid": uuid(index), "pci_bus_id": pci, "name": "NVIDIA A100-SXM4-80GB"})
+        json!({
+            "index": index,
+            "uuid": uuid(index),
+            "pci_bus_id": pci,
+            "name": "NVIDIA A100-SXM4-80GB",
+        })
     };
     let env = json!({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,2"});
     assert_eq!(json, json!({"gpus": [gpu(1), gpu(2)], "env": env}));
@@ -446,8 +452,9 @@ fn help_and_version_are_printed_on_stdout() {
 fn help_names_every_option() {
     let help = run(Machine::gpus(0).autocvd().arg("--help")).success();
     for option in
-        "--num-gpus --least-used --timeout --interval --source --export --id-only --quiet --verbose --exclude --only \
-                   --min-free-memory --inherit --uuid --json --format --hold --no-claim --probe --bind --from"
+        "--num-gpus --least-used --timeout --interval --source --export --id-only --quiet \
+         --verbose --exclude --only --min-free-memory --inherit --uuid --json --format --hold \
+         --no-claim --probe --bind --from"
             .split_whitespace()
     {
         assert!(help.contains(option), "{option}");
@@ -542,7 +549,8 @@ fn what_status_prints_from_reads_back() {
 #[test]
 fn a_recorded_machine_may_come_through_a_pipe() {
     let machine = mixed();
-    let script = "autocvd -o --from <(sleep 0.1; autocvd status --json); autocvd status --json | autocvd -o --from -";
+    let script = "autocvd -o --from <(sleep 0.1; autocvd status --json); \
+                  autocvd status --json | autocvd -o --from -";
     assert_eq!(run(&mut machine.shell("bash", script)).success(), "2\n2\n");
 }
 

@@ -1,5 +1,5 @@
-//! Machines without persistence mode, where it takes seconds to initialize a GPU: only those are initialized that a
-//! request can have.
+//! Machines without persistence mode, where it takes seconds to initialize a GPU: only those are
+//! initialized that a request can have.
 #![cfg(feature = "cli")]
 
 mod common;

@@ -47,13 +47,16 @@ fn zsh_completes_options_and_subcommands() {
     if !has("zsh") {
         return;
     }
-    // Its completion works only in the line editor, hence on a terminal. Ctrl-X tells what stands there.
+    // Its completion works only in the line editor, hence on a terminal. Ctrl-X tells what stands
+    // there.
     let script = r#"
         set -eu
         zmodload zsh/zpty
         zpty line zsh -f -i
-        zpty -w line 'tell() { print -r -- "<$BUFFER>"; zle kill-whole-line }; zle -N tell; bindkey "^X" tell'
-        zpty -w line 'autoload -U compinit; compinit -u -D; source <(autocvd completions zsh); echo loaded $?.'
+        zpty -w line 'tell() { print -r -- "<$BUFFER>"; zle kill-whole-line }'
+        zpty -w line 'zle -N tell; bindkey "^X" tell'
+        zpty -w line 'autoload -U compinit; compinit -u -D'
+        zpty -w line 'source <(autocvd completions zsh); echo loaded $?.'
         zpty -r -m line answer '*loaded 0.*'
         try() {
             zpty -w -n line "$1"$'\t\x18'
@@ -280,8 +283,9 @@ fn fish_completes_command_and_ids() {
     let machine = machine_with_a_program();
     let script = "
         autocvd completions fish | source; or exit 1
-        for line in 'autocvd -- zypro' 'autocvd -n 2 -- zypro' 'autocvd -- zyprogram zyf' 'autocvd --from zyf' \
-                'autocvd --probe n' 'autocvd --format d' 'autocvd -x 1' 'autocvd --only 0,' 'autocvd -x 0 '
+        for line in 'autocvd -- zypro' 'autocvd -n 2 -- zypro' 'autocvd -- zyprogram zyf' \
+                'autocvd --from zyf' 'autocvd --probe n' 'autocvd --format d' 'autocvd -x 1' \
+                'autocvd --only 0,' 'autocvd -x 0 '
             complete -C $line | string match -v -- '-*' | string join ' '
         end";
     let mut fish = machine.shell("fish", script);

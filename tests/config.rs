@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use common::{Machine, Outcome, run, start, wait_until};
 
-/// The machine with this /etc/autocvd.conf, for programs in mount namespaces of their own. `None` where
-/// those may not be made.
+/// The machine with this /etc/autocvd.conf, for programs in mount namespaces of their own. `None`
+/// where those may not be made.
 fn configured(machine: &Machine, config: &str) -> Option<()> {
     let etc = machine.path().join("etc");
     fs::create_dir_all(&etc).expect("our own directory");

@@ -1,9 +1,10 @@
 //! The documentation is true: its links lead somewhere, its shell blocks run, and what it shows is
 //! what the program prints.
 //!
-//! A block marked `console` holds commands behind `$ ` and what they print; `…` stands for anything.
-//! A block marked `sh`, `fish` or `csh` runs as a script on a fake machine of eight idle GPUs, where
-//! stand-ins take the place of the programs that it starts. `sh not-run` is only read by the shell.
+//! A block marked `console` holds commands behind `$ ` and what they print; `…` stands for
+//! anything. A block marked `sh`, `fish` or `csh` runs as a script on a fake machine of eight idle
+//! GPUs, where stand-ins take the place of the programs that it starts. `sh not-run` is only read
+//! by the shell.
 
 mod common;
 
@@ -428,7 +429,8 @@ fn script_of(block: &Block) -> String {
     format!("cd work || exit 1\n{stop}{}", block.text)
 }
 
-/// Eight idle GPUs, stand-ins for other programs, and a directory `work` with what a user would have.
+/// Eight idle GPUs, stand-ins for other programs, and a directory `work` with what a user would
+/// have.
 fn machine() -> Machine {
     let machine = Machine::gpus(8);
     for program in STAND_INS {

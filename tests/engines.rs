@@ -90,11 +90,13 @@ fn a_container_of_podman_has_the_devices_that_are_printed_and_no_others() {
     let etc = machine.path().join("etc");
     std::fs::create_dir_all(&etc).expect("our own directory");
     // /etc is another one there, and crun does not run beside a hybrid cgroup tree.
-    let around = r#"cp -a /etc/. "$ETC" 2>/dev/null; mkdir -p "$ETC/cdi" && printf %s "$CDI" >"$ETC/cdi/nvidia.yaml"
+    let around = r#"cp -a /etc/. "$ETC" 2>/dev/null
+        mkdir -p "$ETC/cdi" && printf %s "$CDI" >"$ETC/cdi/nvidia.yaml"
         mount --bind "$ETC" /etc || exit 1
         umount /sys/fs/cgroup/unified 2>/dev/null
         in_container() {
-            timeout 50 podman --root "$HOME/root" --runroot "$HOME/run" --storage-driver vfs run --rm \
+            timeout 50 podman --root "$HOME/root" --runroot "$HOME/run" --storage-driver vfs \
+                run --rm \
                 --network none --cgroups disabled --security-opt seccomp=unconfined \
                 --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$@"
         }"#;

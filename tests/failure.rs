@@ -414,7 +414,8 @@ fn a_wrong_value_with_line_breaks_is_told_in_one_line() {
     assert_told(
         &outcome,
         2,
-        "invalid value '' for '--num-gpus <N>': give a whole number from 1 on; see 'autocvd --help'",
+        "invalid value '' for '--num-gpus <N>': give a whole number from 1 on; \
+         see 'autocvd --help'",
     );
 }
 
@@ -514,7 +515,12 @@ fn huge_numbers_are_numbers() {
     let huge = json!({"total": u64::MAX, "used": u64::MAX, "free": u64::MAX});
     let process =
         json!({"pid": u32::MAX, "type": "G", "used_memory": u64::MAX, "started": u64::MAX});
-    let gpu = json!({"index": 0, "compute_mode": "DEFAULT", "memory": huge, "processes": [process, process]});
+    let gpu = json!({
+        "index": 0,
+        "compute_mode": "DEFAULT",
+        "memory": huge,
+        "processes": [process, process],
+    });
     fs::write(
         &file,
         json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string(),
@@ -559,7 +565,13 @@ fn nothing_that_a_recorded_machine_holds_is_given_to_the_shell_to_run() {
         "-",
     ] {
         let memory = json!({"total": 1 << 30, "used": 0, "free": 1 << 30});
-        let gpu = json!({"index": 1, "uuid": uuid, "compute_mode": "DEFAULT", "memory": memory, "processes": []});
+        let gpu = json!({
+            "index": 1,
+            "uuid": uuid,
+            "compute_mode": "DEFAULT",
+            "memory": memory,
+            "processes": [],
+        });
         let text = json!({"schema": 1, "source": "file", "gpus": [gpu]}).to_string();
         fs::write(&file, text).expect("our own directory");
         // The only GPU has index 1: its index cannot be what CUDA calls it.
@@ -574,7 +586,8 @@ fn nothing_that_a_recorded_machine_holds_is_given_to_the_shell_to_run() {
                 "{outcome:#?}"
             );
         }
-        let script = "eval $(autocvd --from recorded.json) true; eval \"$(autocvd -s --from recorded.json)\"";
+        let script = "eval $(autocvd --from recorded.json) true; \
+                      eval \"$(autocvd -s --from recorded.json)\"";
         run(machine.shell("bash", script).current_dir(machine.path()));
         assert!(!ran.exists(), "{uuid:?}");
     }
@@ -686,8 +699,8 @@ fn a_driver_that_cannot_be_initialized_is_told_of_with_what_helps() {
     );
 }
 
-/// How scripts start a program on what was found, `OPTIONS` being the program's. All of them start it only
-/// on success.
+/// How scripts start a program on what was found, `OPTIONS` being the program's. All of them start
+/// it only on success.
 const FORMS: [(&str, &str); 7] = [
     ("sh", "eval $(autocvd OPTIONS) touch ran"),
     ("sh", "eval $(autocvd OPTIONS)"),
@@ -1099,7 +1112,8 @@ fn a_closed_standard_error_gets_into_no_file() {
     let outcome = run(&mut machine.shell("sh", "autocvd -vv -t 50ms 2>&-"));
     assert_eq!((outcome.code, outcome.stdout), (Some(4), guard(4)));
     // And what the program becomes finds its descriptors as they were.
-    let script = "autocvd -l -- sh -c 'for n in 0 1 2; do test -e /proc/self/fd/$n && exit 9; done; exit 7' <&- >&- 2>&-";
+    let script = "autocvd -l -- sh -c 'for n in 0 1 2; do test -e /proc/self/fd/$n && exit 9; \
+                  done; exit 7' <&- >&- 2>&-";
     assert_eq!(run(&mut machine.shell("sh", script)).code, Some(7));
 }
 

@@ -1,4 +1,5 @@
-//! What the other tests take for granted of the fake NVML library, seen through the real nvml-wrapper.
+//! What the other tests take for granted of the fake NVML library, seen through the real
+//! nvml-wrapper.
 #![cfg(feature = "cli")]
 
 mod common;

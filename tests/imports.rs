@@ -75,7 +75,10 @@ impl<'ast> Visit<'ast> for File {
         // A test may look at whatever it likes.
         let is_test = |attribute: &syn::Attribute| {
             attribute.path().is_ident("cfg")
-                && matches!(&attribute.meta, syn::Meta::List(list) if list.tokens.to_string() == "test")
+                && attribute
+                    .meta
+                    .require_list()
+                    .is_ok_and(|list| list.tokens.to_string() == "test")
         };
         if !item.attrs.iter().any(is_test) {
             self.depth += 1;

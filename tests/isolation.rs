@@ -298,8 +298,10 @@ fn a_directory_that_somebody_has_locked_costs_no_launch_any_time() {
     let locker = start(&mut machine.shell("sh", script));
     wait_until("it is locked", || locker.stdout() == "\n");
     // Not one that waits for it could ever end.
-    let script = "eval $(autocvd -q -t 30) true && eval \"$(autocvd -q -s -t 30)\" && autocvd release && \
-                  autocvd -q -t 30 -- told >/dev/null & sleep 1; autocvd -q -t 0 -- true; [ $? = 4 ]";
+    let script = "eval $(autocvd -q -t 30) true && eval \"$(autocvd -q -s -t 30)\" && \
+                  autocvd release && \
+                  autocvd -q -t 30 -- told >/dev/null & sleep 1; \
+                  autocvd -q -t 0 -- true; [ $? = 4 ]";
     run(&mut machine.shell("bash", script)).success();
     assert!(!is_free(&machine));
 }

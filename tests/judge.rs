@@ -1,5 +1,6 @@
-//! Decisions on random machines are what docs/contract.md says: an independent judge in Python, which knows the
-//! contract and not the code, decides each of them too. A long run: `python3 tests/judge/judge.py --help`.
+//! Decisions on random machines are what docs/contract.md says: an independent judge in Python,
+//! which knows the contract and not the code, decides each of them too. A long run: `python3
+//! tests/judge/judge.py --help`.
 #![cfg(feature = "cli")]
 
 mod common;

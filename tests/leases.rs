@@ -13,8 +13,8 @@ use common::{
 };
 use rustix::process::Signal;
 
-/// A shell that runs a script on the machine, once it has written its first line. `pause` blocks the shell
-/// itself: no process is started that could pass for the program.
+/// A shell that runs a script on the machine, once it has written its first line. `pause` blocks
+/// the shell itself: no process is started that could pass for the program.
 fn shell_that_asked(machine: &Machine, shell: &str, script: &str) -> Running {
     let fifo = machine.path().join("fifo");
     if !fifo.exists() {
@@ -118,7 +118,8 @@ fn a_lease_ends_with_the_program_though_the_shell_goes_on_to_other_things() {
 #[test]
 fn a_waiter_that_came_before_the_program_started_sees_its_end() {
     let machine = Machine::gpus(1);
-    let script = "set -- $(autocvd -q --hold 60s); echo; read -r _ <\"$FAKE_NVML/go\"; eval \"$@\" occupy 2; pause";
+    let script = "set -- $(autocvd -q --hold 60s); echo; read -r _ <\"$FAKE_NVML/go\"; \
+                  eval \"$@\" occupy 2; pause";
     assert!(
         Command::new("mkfifo")
             .arg(machine.path().join("go"))
@@ -215,7 +216,8 @@ fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
     if common::has("fish") {
         run(&mut machine.shell("fish", fish)).success();
     }
-    let tcsh = "foreach i (1 2 3 4 5 6 7 8 9 10)\neval `autocvd -q -t 20 --shell csh` true || exit 9\nend\n";
+    let tcsh = "foreach i (1 2 3 4 5 6 7 8 9 10)\neval `autocvd -q -t 20 --shell csh` true \
+                || exit 9\nend\n";
     fs::write(machine.path().join("loop"), tcsh).expect("our own directory");
     if common::has("tcsh") {
         run(machine.command("tcsh").arg(machine.path().join("loop"))).success();
@@ -325,7 +327,8 @@ fn background_jobs_of_one_shell_get_a_gpu_each() {
 #[test]
 fn requests_that_one_process_makes_at_the_same_time_get_different_gpus() {
     let machine = Machine::gpus(4);
-    // It asks the second time when the first one has answered, but before it has taken note of that.
+    // It asks the second time when the first one has answered, but before it has taken note of
+    // that.
     let script = "import os, subprocess, time
 ask = lambda: subprocess.Popen(['autocvd', '-q', '-o'], stdout=subprocess.PIPE, text=True)
 first = ask(); time.sleep(0.5); all = [first] + [ask() for _ in range(3)]
@@ -426,8 +429,8 @@ fn a_program_keeps_its_gpu_while_it_becomes_one_program_after_another() {
 
 #[test]
 fn a_program_of_a_lease_chooses_among_what_the_lease_holds() {
-    let nested = "autocvd -q -t 0 -- printenv CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; echo $?; \
-                  eval $(autocvd -q -t 0) printenv CUDA_VISIBLE_DEVICES";
+    let nested = "autocvd -q -t 0 -- printenv CUDA_VISIBLE_DEVICES; autocvd -q -n 2 -t 0 -- true; \
+                  echo $?; eval $(autocvd -q -t 0) printenv CUDA_VISIBLE_DEVICES";
     for outer in [
         "eval $(autocvd -q) inner; :",
         "eval $(autocvd -q) exec inner",

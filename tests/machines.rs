@@ -1,5 +1,5 @@
-//! The decision on every kind of machine, a row a machine, through the real binary: by NVML, and by what
-//! nvidia-smi prints there. Each row names where its facts come from.
+//! The decision on every kind of machine, a row a machine, through the real binary: by NVML, and by
+//! what nvidia-smi prints there. Each row names where its facts come from.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -116,43 +116,62 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
             "chose GPU 0",
         ),
         row(
-            "Grace Hopper: GPU memory is a NUMA node whose pages stay after exit (nvmlDeviceGetNumaNodeId)",
-            json!({"gpus": [{"memory": {"used": 40_000 * MIB, "total": 98_304 * MIB}, "numa_node": 1}]}),
+            "Grace Hopper: GPU memory is a NUMA node whose pages stay after exit \
+             (nvmlDeviceGetNumaNodeId)",
+            json!({"gpus": [{
+                "memory": {"used": 40_000 * MIB, "total": 98_304 * MIB},
+                "numa_node": 1,
+            }]}),
             &[],
             Ok("0"),
             "chose GPU 0",
         ),
         row(
             "used memory that cannot be read is unknown, not zero",
-            json!({"gpus": [{"errors": {"nvmlDeviceGetMemoryInfo_v2": 999, "nvmlDeviceGetMemoryInfo": 999}}]}),
+            json!({"gpus": [{
+                "errors": {"nvmlDeviceGetMemoryInfo_v2": 999, "nvmlDeviceGetMemoryInfo": 999},
+            }]}),
             &[],
             Err(4),
             "its used memory cannot be read",
         ),
         row(
             "-l takes what is unknown last",
-            json!({"gpus": [used_by("C"), {"errors": {"nvmlDeviceGetMemoryInfo_v2": 999, "nvmlDeviceGetMemoryInfo": 999}}]}),
+            json!({"gpus": [
+                used_by("C"),
+                {"errors": {"nvmlDeviceGetMemoryInfo_v2": 999, "nvmlDeviceGetMemoryInfo": 999}},
+            ]}),
             &["-l"],
             Ok("0"),
             "chose GPU 0",
         ),
         row(
             "WSL2: process lists are NOT_SUPPORTED (nvml.h); idle",
-            json!({"gpus": [{"memory": {"used": 200 * MIB}, "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3}}]}),
+            json!({"gpus": [{
+                "memory": {"used": 200 * MIB},
+                "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3},
+            }]}),
             &[],
             Ok("0"),
             "chose GPU 0",
         ),
         row(
             "WSL2: a desktop's use cannot be told from somebody's",
-            json!({"gpus": [{"memory": {"used": 300 * MIB}, "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3}}]}),
+            json!({"gpus": [{
+                "memory": {"used": 300 * MIB},
+                "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3},
+            }]}),
             &[],
             Err(4),
             "the process list cannot be read",
         ),
         row(
             "WSL2: little memory, but it computes",
-            json!({"gpus": [{"utilization": {"gpu": 60, "memory": 1}, "memory": {"used": 65 * MIB}, "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3}}]}),
+            json!({"gpus": [{
+                "utilization": {"gpu": 60, "memory": 1},
+                "memory": {"used": 65 * MIB},
+                "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 3},
+            }]}),
             &[],
             Err(4),
             "60 % utilization",
@@ -165,8 +184,12 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
             "GPU is lost",
         ),
         row(
-            "a GPU that is lost after its handle was had (nvidia-smi still prints an empty list for it)",
-            json!({"gpus": [free, {"errors": {"nvmlDeviceGetMemoryInfo_v2": 15, "nvmlDeviceGetMemoryInfo": 15}}]}),
+            "a GPU that is lost after its handle was had (nvidia-smi still prints an empty list \
+             for it)",
+            json!({"gpus": [
+                free,
+                {"errors": {"nvmlDeviceGetMemoryInfo_v2": 15, "nvmlDeviceGetMemoryInfo": 15}},
+            ]}),
             &[],
             Ok("GPU-00000000-0000-0000-0000-000000000000"),
             "GPU is lost",
@@ -208,21 +231,33 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
         ),
         row(
             "an only GPU that is lost later than its handle is got",
-            json!({"gpus": [{"errors": {"nvmlDeviceGetMemoryInfo": 15, "nvmlDeviceGetMemoryInfo_v2": 15}}]}),
+            json!({"gpus": [{
+                "errors": {"nvmlDeviceGetMemoryInfo": 15, "nvmlDeviceGetMemoryInfo_v2": 15},
+            }]}),
             &[],
             Err(5),
             "can read none of the GPUs; GPU 0: GPU is lost",
         ),
         row(
             "places on the bus that are seen not to be in order",
-            json!({"gpus": [{"pci_bus_id": "00000000:41:00.0"}, {"pci_bus_id": null}, {"pci_bus_id": "00000000:21:00.0"}]}),
+            json!({"gpus": [
+                {"pci_bus_id": "00000000:41:00.0"},
+                {"pci_bus_id": null},
+                {"pci_bus_id": "00000000:21:00.0"},
+            ]}),
             &[],
             Ok("GPU-20000000-0000-0000-0000-000000000002"),
             "chose GPU 2",
         ),
         row(
             "a driver that is older than its library, which has lists that it does not know",
-            json!({"gpus": [free, {"errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 13}, "processes": [{"pid": 1, "memory": MIB}]}]}),
+            json!({"gpus": [
+                free,
+                {
+                    "errors": {"nvmlDeviceGetComputeRunningProcesses_v3": 13},
+                    "processes": [{"pid": 1, "memory": MIB}],
+                },
+            ]}),
             &[],
             Ok("0"),
             "used by pid 1",
@@ -250,7 +285,13 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
         ),
         row(
             "EXCLUSIVE_PROCESS is about CUDA's contexts: graphics leave it free",
-            json!({"gpus": [free, {"compute_mode": "EXCLUSIVE_PROCESS", "processes": [{"pid": 1, "type": "G", "memory": MIB}]}]}),
+            json!({"gpus": [
+                free,
+                {
+                    "compute_mode": "EXCLUSIVE_PROCESS",
+                    "processes": [{"pid": 1, "type": "G", "memory": MIB}],
+                },
+            ]}),
             &[],
             Ok("1"),
             "chose GPU 1",
@@ -278,7 +319,16 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
         ),
         row(
             "MIG: a busy device leaves the other (holes in the numbering answer NOT_FOUND)",
-            json!({"gpus": [mig(json!([null, a_mig, {"uuid": "MIG-bbbbbbbb-0000-0000-0000-000000000002", "gi": 9, "ci": 0, "processes": [{"pid": 1, "type": "C", "memory": MIB, "gi": 9, "ci": 0}]}]))]}),
+            json!({"gpus": [mig(json!([
+                null,
+                a_mig,
+                {
+                    "uuid": "MIG-bbbbbbbb-0000-0000-0000-000000000002",
+                    "gi": 9,
+                    "ci": 0,
+                    "processes": [{"pid": 1, "type": "C", "memory": MIB, "gi": 9, "ci": 0}],
+                },
+            ]))]}),
             &[],
             Ok("MIG-aaaaaaaa-0000-0000-0000-000000000001"),
             "used by pid 1",
@@ -327,7 +377,13 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
         ),
         row(
             "NVML's numbers need not follow the bus: CUDA's do",
-            json!({"gpus": [{"pci_bus_id": "00000000:41:00.0", "processes": [{"pid": 1, "type": "C", "memory": MIB}]}, {"pci_bus_id": "00000000:01:00.0"}]}),
+            json!({"gpus": [
+                {
+                    "pci_bus_id": "00000000:41:00.0",
+                    "processes": [{"pid": 1, "type": "C", "memory": MIB}],
+                },
+                {"pci_bus_id": "00000000:01:00.0"},
+            ]}),
             &[],
             Ok("0"),
             "passed over GPU 1: used by pid 1",
@@ -338,7 +394,8 @@ fn each_kind_of_machine_gets_the_right_decision_or_a_safe_refusal() {
     }
 }
 
-/// What libnvidia-ml of those drivers does not have (nvml.h's history; go-nvml and pynvml carry the same table).
+/// What libnvidia-ml of those drivers does not have (nvml.h's history; go-nvml and pynvml carry the
+/// same table).
 const BEFORE_R510: &[&str] = &[
     "nvmlDeviceGetComputeRunningProcesses_v3",
     "nvmlDeviceGetGraphicsRunningProcesses_v3",
@@ -366,7 +423,9 @@ fn old_drivers_with_fewer_functions_and_other_structs_are_read_alike() {
     }
     let machine = |driver: &str| {
         json!({"driver_version": driver, "gpus": [{}, {"processes": [
-            {"pid": 1, "type": "C", "memory": 100 * MIB}, {"pid": 2, "type": "C", "memory": 100 * MIB}, {"pid": 3, "type": "C", "memory": 100 * MIB}
+            {"pid": 1, "type": "C", "memory": 100 * MIB},
+            {"pid": 2, "type": "C", "memory": 100 * MIB},
+            {"pid": 3, "type": "C", "memory": 100 * MIB},
         ]}]})
     };
     let mut other_struct = machine("535.54.03");
@@ -433,7 +492,8 @@ fn libraries_that_answer_the_question_for_the_length_with_success_do_not_hide_pr
     );
 }
 
-/// The same command in a PID namespace of its own, as in a container; `None` where that is not permitted.
+/// The same command in a PID namespace of its own, as in a container; `None` where that is not
+/// permitted.
 fn in_a_container() -> Option<impl Fn(Command) -> Command> {
     let permitted = Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "true"])
@@ -484,14 +544,19 @@ fn in_a_container_an_empty_list_proves_nothing() {
         ),
         row(
             "it computes",
-            json!({"gpus": [{}, {"utilization": {"gpu": 6, "memory": 0}, "memory": {"used": 65 * MIB}}]}),
+            json!({"gpus": [
+                {},
+                {"utilization": {"gpu": 6, "memory": 0}, "memory": {"used": 65 * MIB}},
+            ]}),
             &[],
             Ok("0"),
             "6 % utilization",
         ),
         row(
             "used memory unknown",
-            json!({"gpus": [{"errors": {"nvmlDeviceGetMemoryInfo_v2": 999, "nvmlDeviceGetMemoryInfo": 999}}]}),
+            json!({"gpus": [{
+                "errors": {"nvmlDeviceGetMemoryInfo_v2": 999, "nvmlDeviceGetMemoryInfo": 999},
+            }]}),
             &[],
             Err(4),
             "unknown",
@@ -505,7 +570,13 @@ fn in_a_container_an_empty_list_proves_nothing() {
         ),
         row(
             "drivers from 535.113 on leave the host's processes out of the list",
-            json!({"list_pid_namespace": true, "gpus": [{}, {"processes": [{"pid": 4_000_000, "type": "C", "memory": 2000 * MIB}]}]}),
+            json!({
+                "list_pid_namespace": true,
+                "gpus": [
+                    {},
+                    {"processes": [{"pid": 4_000_000, "type": "C", "memory": 2000 * MIB}]},
+                ],
+            }),
             &[],
             Ok("0"),
             "in a container",
@@ -520,7 +591,8 @@ fn with_nvidia_smi(fixture: &str, code: i32, args: &[&str]) -> common::Outcome {
     let machine = Machine::gpus(1);
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smi");
     let script = format!(
-        "#!/bin/sh\ncase $1 in -L) cat '{directory}/list.txt';; *) cat '{directory}/{fixture}';; esac\nexit {code}\n"
+        "#!/bin/sh\ncase $1 in -L) cat '{directory}/list.txt';; *) cat '{directory}/{fixture}';; \
+         esac\nexit {code}\n"
     );
     machine.install("nvidia-smi", &script);
     let mut command = machine.autocvd();
@@ -688,7 +760,8 @@ fn the_probe_that_is_forced_is_the_one_that_is_asked() {
     assert!(outcome.stderr.contains("modprobe nvidia"), "{outcome:?}");
 }
 
-/// Two GPUs, and a small process on the one that goes first: without its list it would not be noticed.
+/// Two GPUs, and a small process on the one that goes first: without its list it would not be
+/// noticed.
 fn with_an_mps_view(machine: &Machine, mut command: Command) -> common::Outcome {
     let _job = machine.job_that(1, "C 100000000");
     run(command.env("NVML_MPS_DEVICE_ENUMERATION", "1"))

@@ -239,7 +239,8 @@ fn cases_of(shell: &Shell) -> usize {
                 let ran = fs::read_to_string(&ran).unwrap_or_default();
                 assert_eq!(
                     ran, "",
-                    "{}: {form} after {failure:?} with {surroundings} ran the program: {outcome:#?}",
+                    "{}: {form} after {failure:?} with {surroundings} ran the program: \
+                     {outcome:#?}",
                     shell.name
                 );
                 cases += 1;

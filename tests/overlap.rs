@@ -1,4 +1,5 @@
-//! Two launches never run on one GPU at the same time, whatever a shell does with what it was given.
+//! Two launches never run on one GPU at the same time, whatever a shell does with what it was
+//! given.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 use common::{Machine, Running, is_free, look, run, start, wait_until};
 use rustix::process::Signal;
 
-/// `alone SECONDS`: a program that tells when another one is on its GPU: each GPU has a lock that ends with
-/// the process that holds it. It shows up at the driver for nobody.
+/// `alone SECONDS`: a program that tells when another one is on its GPU: each GPU has a lock that
+/// ends with the process that holds it. It shows up at the driver for nobody.
 const ALONE: &str = r#"#!/bin/bash
 exec 9>>"$FAKE_NVML/locks/$CUDA_VISIBLE_DEVICES"
 flock -n 9 || { echo "GPU $CUDA_VISIBLE_DEVICES" >>"$FAKE_NVML/overlaps"; exit 70; }
@@ -49,7 +50,8 @@ fn waiter(machine: &Machine) -> Running {
     )
 }
 
-/// The same of another user, who may not see what environment a program has, where this process may become one.
+/// The same of another user, who may not see what environment a program has, where this process may
+/// become one.
 fn other_users_waiter(machine: &Machine) -> Running {
     if !rustix::process::geteuid().is_root() {
         return waiter(machine);

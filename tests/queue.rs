@@ -1,4 +1,5 @@
-//! The queue: large requests do not starve, and a GPU that is handed over wakes those whom it concerns.
+//! The queue: large requests do not starve, and a GPU that is handed over wakes those whom it
+//! concerns.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -85,7 +86,8 @@ fn a_large_request_runs_beside_streams_of_small_ones_once_it_has_lost_patience()
     let machine = Machine::gpus(4);
     machine.install(
         "job",
-        "#!/bin/sh\nread up rest </proc/uptime; echo $up $2 >>\"$FAKE_NVML/started\"; exec sleep 0.$1\n",
+        "#!/bin/sh\nread up rest </proc/uptime; echo $up $2 >>\"$FAKE_NVML/started\"; \
+         exec sleep 0.$1\n",
     );
     let stream = |length: &str| {
         let script =

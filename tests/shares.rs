@@ -1,4 +1,5 @@
-//! Shares: several launches on one GPU, each with a part of its memory, and never more than there is.
+//! Shares: several launches on one GPU, each with a part of its memory, and never more than there
+//! is.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 
 const GIB: u64 = 1 << 30;
 
-/// `hold GIB SECONDS`: allocates so much memory on its GPU, says what it was given, and becomes `sleep`.
+/// `hold GIB SECONDS`: allocates so much memory on its GPU, says what it was given, and becomes
+/// `sleep`.
 const HOLD: &str = r#"#!/bin/sh
 for id in $(echo "$CUDA_VISIBLE_DEVICES" | tr , ' '); do
     mkdir -p "$FAKE_NVML/procs/$id"
@@ -347,7 +349,8 @@ fn inside_a_share_launches_have_that_share_among_themselves() {
 #[test]
 fn what_a_command_leaves_behind_belongs_to_its_share() {
     let machine = machine(1);
-    let script = "setsid hold 5 60 & while [ -z \"$(ls $FAKE_NVML/procs/0 2>/dev/null)\" ]; do sleep 0.05; done";
+    let script = "setsid hold 5 60 & while [ -z \"$(ls $FAKE_NVML/procs/0 2>/dev/null)\" ]; \
+                  do sleep 0.05; done";
     let line = ["-q", "--share", "-m", "5GiB", "--", "bash", "-c", script];
     let told = run(machine.autocvd().args(line)).success();
     let _ = told;

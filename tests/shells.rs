@@ -1,5 +1,5 @@
-//! The real shells: what is printed does what it is meant to in each of them, and COMMAND is started as
-//! `nice` would start it.
+//! The real shells: what is printed does what it is meant to in each of them, and COMMAND is
+//! started as `nice` would start it.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -79,8 +79,10 @@ const SHELLS: [Shell; 8] = [
         name: "tcsh",
         prefix: "eval `autocvd --shell csh OPTIONS`",
         sourced: &["eval `autocvd -s --shell csh OPTIONS`"],
-        background: "eval `autocvd --shell csh` occupy 20 >a &\neval `autocvd --shell csh` occupy 20 >b &\nwait",
-        repeat: "eval `autocvd --shell csh` show; eval `autocvd --shell csh` show; eval `autocvd --shell csh` show",
+        background: "eval `autocvd --shell csh` occupy 20 >a &\n\
+                     eval `autocvd --shell csh` occupy 20 >b &\nwait",
+        repeat: "eval `autocvd --shell csh` show; eval `autocvd --shell csh` show; \
+                 eval `autocvd --shell csh` show",
     },
 ];
 

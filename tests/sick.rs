@@ -1,4 +1,5 @@
-//! A sick GPU is always the free one: launches take it last for a while after COMMANDs have failed on it.
+//! A sick GPU is always the free one: launches take it last for a while after COMMANDs have failed
+//! on it.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -40,7 +41,8 @@ fn unix_time() -> u64 {
     now.expect("after 1970").as_secs()
 }
 
-/// Whether the kernel tells how a process has ended that is no child (Linux 6.15); says so where not.
+/// Whether the kernel tells how a process has ended that is no child (Linux 6.15); says so where
+/// not.
 fn tells_exits() -> bool {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();

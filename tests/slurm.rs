@@ -78,14 +78,17 @@ impl Cluster {
         let (at, controller, daemon) = (directory.display(), port(), port());
         let config = format!(
             "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\nSlurmdUser=root\n\
-             SlurmctldPort={controller}\nSlurmdPort={daemon}\nAuthType=auth/munge\nAuthInfo=socket={at}/munge/socket\n\
+             SlurmctldPort={controller}\nSlurmdPort={daemon}\nAuthType=auth/munge\n\
+             AuthInfo=socket={at}/munge/socket\n\
              CredType=cred/munge\nStateSaveLocation={at}/state\nSlurmdSpoolDir={at}/spool\n\
              SlurmctldPidFile={at}/slurmctld.pid\nSlurmdPidFile={at}/slurmd.pid\n\
              SlurmctldLogFile={at}/slurmctld.log\nSlurmdLogFile={at}/slurmd.log\n\
-             ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nSelectType=select/cons_tres\nGresTypes=gpu\n\
+             ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nSelectType=select/cons_tres\n\
+             GresTypes=gpu\n\
              ReturnToService=2\nMpiDefault=none\n\
              NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=100 Gres=gpu:4 State=UNKNOWN\n\
-             SlurmdParameters=config_overrides\nPartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
+             SlurmdParameters=config_overrides\n\
+             PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
         );
         fs::write(directory.join("slurm.conf"), config).expect("the directory is ours");
         fs::write(
@@ -140,8 +143,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Why one of the daemons has ended, if one has: the errors in its log, such as slurmd's where no
-    /// cgroup is mounted.
+    /// Why one of the daemons has ended, if one has: the errors in its log, such as slurmd's where
+    /// no cgroup is mounted.
     fn why_ended(&mut self) -> Option<String> {
         let logs = ["munge/log", "slurmctld.log", "slurmd.log"];
         let mut daemons = self.daemons.iter_mut();
@@ -220,7 +223,8 @@ fn in_an_allocation_only_what_slurm_granted_is_chosen() {
 
     // Several steps in one allocation; three have met before.
     let steps = format!(
-        "for step in 1 2; do srun --overlap --exact -n1 --gres=gpu:2 {} -- sh -c 'echo $CUDA_VISIBLE_DEVICES; meet 5' & done; wait",
+        "for step in 1 2; do srun --overlap --exact -n1 --gres=gpu:2 {} -- \
+         sh -c 'echo $CUDA_VISIBLE_DEVICES; meet 5' & done; wait",
         common::AUTOCVD
     );
     let mut salloc = machine.command("salloc");

@@ -61,15 +61,29 @@ fn claim(machine: &Machine, args: &[&str]) -> Running {
 fn varied() -> Machine {
     Machine::described(json!({
         "gpus": [
-            {"processes": [{"pid": 4_000_001, "type": "G", "memory": 100 << 20}], "display_active": true},
+            {
+                "processes": [{"pid": 4_000_001, "type": "G", "memory": 100 << 20}],
+                "display_active": true,
+            },
             {},
             {},
             {"errors": {"handle": 15}},
-            {"mig": {"enabled": true, "devices": [{}, null, {"name": null, "memory": null}]}, "utilization": null},
-            {"name": null, "utilization": null, "numa_node": 1, "compute_mode": "EXCLUSIVE_PROCESS"},
+            {
+                "mig": {"enabled": true, "devices": [{}, null, {"name": null, "memory": null}]},
+                "utilization": null,
+            },
+            {
+                "name": null,
+                "utilization": null,
+                "numa_node": 1,
+                "compute_mode": "EXCLUSIVE_PROCESS",
+            },
             {"memory": null, "errors": {"nvmlDeviceGetComputeRunningProcesses": 4}},
         ],
-        "links": [{"gpus": [0, 1], "nvlinks": 4, "ancestor": "single"}, {"gpus": [1, 2], "ancestor": "node"}],
+        "links": [
+            {"gpus": [0, 1], "nvlinks": 4, "ancestor": "single"},
+            {"gpus": [1, 2], "ancestor": "node"},
+        ],
     }))
 }
 
@@ -246,21 +260,41 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
         with(json!([{}, {}, {}, {}])),
         json!({"gpus": [{}, {}, {}, {}, {}], "links": ring(&[(0, 1), (2, 3)])}),
         with(json!([{}, {"errors": {"handle": 15}}, {}, {"errors": {"handle": 4}}])),
-        with(
-            json!([{"mig": {"enabled": true, "devices": [{}, {}]}}, {}, {"mig": {"enabled": true}}]),
-        ),
+        with(json!([
+            {"mig": {"enabled": true, "devices": [{}, {}]}},
+            {},
+            {"mig": {"enabled": true}},
+        ])),
         with(json!([{"mig": {"enabled": true, "devices": [{"compute_mode": "PROHIBITED"}, {}]}}])),
-        with(
-            json!([{"compute_mode": "PROHIBITED"}, {"compute_mode": "EXCLUSIVE_PROCESS"}, {"compute_mode": null}]),
-        ),
-        with(
-            json!([{"memory": {"used": 3 * GIB}}, {"memory": {"used": 30 * GIB}}, {"memory": null}, {"processes": [{"pid": 4_000_000, "memory": null}]}]),
-        ),
-        with(
-            json!([{"numa_node": 1, "memory": {"used": 30 * GIB}}, {"memory": {"used": 60 * GIB}}, {"uuid": null}]),
-        ),
-        json!({"gpus": [{"memory": {"used": GIB}}, {}, {"utilization": {"gpu": 50, "memory": 0}}], "driver_version": null,
-               "errors": {"nvmlDeviceGetComputeRunningProcesses": 4, "nvmlDeviceGetComputeRunningProcesses_v2": 4, "nvmlDeviceGetComputeRunningProcesses_v3": 4}}),
+        with(json!([
+            {"compute_mode": "PROHIBITED"},
+            {"compute_mode": "EXCLUSIVE_PROCESS"},
+            {"compute_mode": null},
+        ])),
+        with(json!([
+            {"memory": {"used": 3 * GIB}},
+            {"memory": {"used": 30 * GIB}},
+            {"memory": null},
+            {"processes": [{"pid": 4_000_000, "memory": null}]},
+        ])),
+        with(json!([
+            {"numa_node": 1, "memory": {"used": 30 * GIB}},
+            {"memory": {"used": 60 * GIB}},
+            {"uuid": null},
+        ])),
+        json!({
+            "gpus": [
+                {"memory": {"used": GIB}},
+                {},
+                {"utilization": {"gpu": 50, "memory": 0}},
+            ],
+            "driver_version": null,
+            "errors": {
+                "nvmlDeviceGetComputeRunningProcesses": 4,
+                "nvmlDeviceGetComputeRunningProcesses_v2": 4,
+                "nvmlDeviceGetComputeRunningProcesses_v3": 4,
+            },
+        }),
     ];
     let lines = [
         "",
@@ -292,8 +326,9 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
         let before = locked(&machine);
         for line in lines {
             let decide = |from: &str| -> Outcome {
-                // Nothing stays claimed, so that each decision is about the machine that was recorded: neither
-                // for a time, nor for what another test starts, which a shell of its own knows nothing of.
+                // Nothing stays claimed, so that each decision is about the machine that was
+                // recorded: neither for a time, nor for what another test starts, which a shell of
+                // its own knows nothing of.
                 run(&mut machine.shell(
                     "sh",
                     &format!(
@@ -356,7 +391,8 @@ fn assert_snapshot(name: &str, screen: &str) {
     let expected = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         screen == expected,
-        "{name} is not as it was; UPDATE_SNAPSHOTS=1 accepts it\n--- was\n{expected}--- is\n{screen}"
+        "{name} is not as it was; UPDATE_SNAPSHOTS=1 accepts it\n\
+         --- was\n{expected}--- is\n{screen}"
     );
 }
 
@@ -375,7 +411,8 @@ fn screen(file: &Path, columns: &str) -> String {
         .map(|line| line.chars().count())
         .max()
         .unwrap_or(0);
-    // One of the machines has names that take two columns a character: they leave fewer, never more.
+    // One of the machines has names that take two columns a character: they leave fewer, never
+    // more.
     assert!(longest <= columns, "{longest} columns:\n{screen}");
     screen
 }
@@ -401,16 +438,29 @@ fn the_screen_of_each_example_fits() {
 /// Writes what `status --json` would print of these GPUs.
 fn record(directory: &Path, gpus: Value) -> PathBuf {
     let file = directory.join("machine.json");
-    let all = json!({"schema": 1, "source": "nvml", "driver_version": "580.82.07", "process_view": "host", "gpus": gpus, "links": []});
+    let all = json!({
+        "schema": 1,
+        "source": "nvml",
+        "driver_version": "580.82.07",
+        "process_view": "host",
+        "gpus": gpus,
+        "links": [],
+    });
     fs::write(&file, all.to_string()).expect("our own directory");
     file
 }
 
 fn idle(index: usize) -> Value {
     json!({
-        "index": index, "uuid": format!("GPU-{index:08}-0000-0000-0000-000000000000"), "pci_bus_id": format!("00000000:{index:02X}:00.0"),
-        "name": "NVIDIA A100-SXM4-40GB", "memory": {"total": 40 * GIB, "used": 0, "free": 40 * GIB},
-        "utilization": {"gpu": 0, "memory": 0}, "compute_mode": "DEFAULT", "mig": null, "processes": [],
+        "index": index,
+        "uuid": format!("GPU-{index:08}-0000-0000-0000-000000000000"),
+        "pci_bus_id": format!("00000000:{index:02X}:00.0"),
+        "name": "NVIDIA A100-SXM4-40GB",
+        "memory": {"total": 40 * GIB, "used": 0, "free": 40 * GIB},
+        "utilization": {"gpu": 0, "memory": 0},
+        "compute_mode": "DEFAULT",
+        "mig": null,
+        "processes": [],
     })
 }
 
@@ -418,7 +468,14 @@ fn idle(index: usize) -> Value {
 fn sixteen_gpus_stay_readable() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut gpus: Vec<Value> = (0..16).map(idle).collect();
-    gpus[11]["processes"] = json!([{"pid": 31, "type": "C", "user": "audio", "command": "./a", "used_memory": GIB, "started": 1_772_524_800}]);
+    gpus[11]["processes"] = json!([{
+        "pid": 31,
+        "type": "C",
+        "user": "audio",
+        "command": "./a",
+        "used_memory": GIB,
+        "started": 1_772_524_800,
+    }]);
     let screen = screen(&record(directory.path(), json!(gpus)), "80");
     assert_snapshot("sixteen-gpus-80", &screen);
     assert_eq!(screen.lines().count(), 3 + 16 + 2);
@@ -430,11 +487,30 @@ fn long_names_and_strange_ones_keep_their_place() {
     let mut gpus: Vec<Value> = (0..3).map(idle).collect();
     gpus[0]["name"] = json!("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition");
     gpus[0]["processes"] = json!([
-        {"pid": 4_194_303, "type": "C", "user": "a-user-with-a-very-long-name", "command": "python ".repeat(40), "used_memory": 30 * GIB, "started": 0},
-        {"pid": 7, "type": "M+C", "user": "訓練", "command": "訓練する --名前 訓練", "used_memory": null, "started": null},
+        {
+            "pid": 4_194_303,
+            "type": "C",
+            "user": "a-user-with-a-very-long-name",
+            "command": "python ".repeat(40),
+            "used_memory": 30 * GIB,
+            "started": 0,
+        },
+        {
+            "pid": 7,
+            "type": "M+C",
+            "user": "訓練",
+            "command": "訓練する --名前 訓練",
+            "used_memory": null,
+            "started": null,
+        },
     ]);
     gpus[1]["name"] = json!("\u{1b}[31mred\u{9b}0m\u{202e}\n");
-    gpus[1]["claims"] = json!([{"pid": null, "user": null, "command": "\u{1b}]0;title\u{7}", "since": 1_772_524_800}]);
+    gpus[1]["claims"] = json!([{
+        "pid": null,
+        "user": null,
+        "command": "\u{1b}]0;title\u{7}",
+        "since": 1_772_524_800,
+    }]);
     gpus[2]["state"] = json!("unavailable");
     gpus[2]["reason"] = json!("\u{1b}[2Jlost ".repeat(30));
     let file = record(directory.path(), json!(gpus));
@@ -663,7 +739,8 @@ fn watching_a_file_shows_what_was_written_last() {
     });
 }
 
-/// Starts a command line on a terminal of its own, and returns what types there. `None` without script(1).
+/// Starts a command line on a terminal of its own, and returns what types there. `None` without
+/// script(1).
 fn on_a_terminal(
     machine: &Machine,
     line: &str,

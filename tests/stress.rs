@@ -1,4 +1,5 @@
-//! Many launches at once, some of them killed: no two live jobs on one GPU, and none that never runs.
+//! Many launches at once, some of them killed: no two live jobs on one GPU, and none that never
+//! runs.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -9,12 +10,16 @@ use std::time::{Duration, Instant};
 
 use common::{Machine, Outcome, Running, run, start};
 
-/// `job NUMBER DELAY SECONDS`: shows up on its GPU only after a while. Each GPU has a lock that the kernel
-/// takes back when the process that holds it ends; to find it held is to share the GPU with a live job.
+/// `job NUMBER DELAY SECONDS`: shows up on its GPU only after a while. Each GPU has a lock that the
+/// kernel takes back when the process that holds it ends; to find it held is to share the GPU with
+/// a live job.
 const JOB: &str = r#"#!/bin/bash
 gpu=$CUDA_VISIBLE_DEVICES
 exec 9>>"$FAKE_NVML/locks/$gpu"
-flock -n 9 || { echo "job $1 on GPU $gpu, held by $(<"$FAKE_NVML/locks/$gpu.by")" >>"$FAKE_NVML/collisions"; exit 70; }
+flock -n 9 || {
+    echo "job $1 on GPU $gpu, held by $(<"$FAKE_NVML/locks/$gpu.by")" >>"$FAKE_NVML/collisions"
+    exit 70
+}
 echo "$1 (pid $$)" >"$FAKE_NVML/locks/$gpu.by"
 sleep "$2" 9>&-
 [ -d "$FAKE_NVML/procs/$gpu" ] || mkdir -p "$FAKE_NVML/procs/$gpu"
@@ -23,9 +28,10 @@ echo "$1" >>"$FAKE_NVML/ran"
 exec sleep "$3"
 "#;
 
-/// `part NUMBER SECONDS`: says in a file of its GPU that it runs there, and then looks who else does: what all
-/// hold together is no more than the GPU has, and a whole-GPU job is alone. The kernel drops its lock on its file
-/// when it ends, so that the files of dead jobs do not count. It allocates what it was promised.
+/// `part NUMBER SECONDS`: says in a file of its GPU that it runs there, and then looks who else
+/// does: what all hold together is no more than the GPU has, and a whole-GPU job is alone. The
+/// kernel drops its lock on its file when it ends, so that the files of dead jobs do not count. It
+/// allocates what it was promised.
 const PART: &str = r#"#!/bin/bash
 gpu=$CUDA_VISIBLE_DEVICES
 mine="$FAKE_NVML/jobs/$gpu/$1"
@@ -43,11 +49,16 @@ for file in "$FAKE_NVML/jobs/$gpu"/*; do
     [ "$kind" = share ] || whole=1
 done
 [ "$sum" -le 40 ] || echo "job $1: $sum GiB on GPU $gpu" >>"$FAKE_NVML/collisions"
-[ -z "${whole-}" ] || [ "$others" -eq 1 ] || echo "job $1: $others jobs beside a whole one on GPU $gpu" >>"$FAKE_NVML/collisions"
+[ -z "${whole-}" ] || [ "$others" -eq 1 ] ||
+    echo "job $1: $others jobs beside a whole one on GPU $gpu" >>"$FAKE_NVML/collisions"
 echo "$others" >>"$FAKE_NVML/company"
 exec 8>&-
-[ -z "${AUTOCVD_MEMORY-}" ] || { mkdir -p "$FAKE_NVML/procs/$gpu"; echo "C $AUTOCVD_MEMORY" >"$FAKE_NVML/procs/$gpu/$$"; }
-[ -n "${AUTOCVD_MEMORY-}" ] || { mkdir -p "$FAKE_NVML/procs/$gpu"; : >"$FAKE_NVML/procs/$gpu/$$"; }
+mkdir -p "$FAKE_NVML/procs/$gpu"
+if [ -n "${AUTOCVD_MEMORY-}" ]; then
+    echo "C $AUTOCVD_MEMORY" >"$FAKE_NVML/procs/$gpu/$$"
+else
+    : >"$FAKE_NVML/procs/$gpu/$$"
+fi
 echo "$1" >>"$FAKE_NVML/ran"
 exec sleep "$2"
 "#;
@@ -77,8 +88,8 @@ struct Figures {
     busy: u64,
 }
 
-/// Launches `each` jobs by exec and as many by eval on 8 GPUs, up to `at_once` at a time, that take up to
-/// `delay_ms` to show up. One in eight is killed at some moment.
+/// Launches `each` jobs by exec and as many by eval on 8 GPUs, up to `at_once` at a time, that take
+/// up to `delay_ms` to show up. One in eight is killed at some moment.
 fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
     const RUN_MS: u64 = 50;
     let machine = Machine::gpus(8);
@@ -179,8 +190,9 @@ fn nothing_blocks(machine: &Machine) {
     .success();
 }
 
-/// Launches so many jobs on 4 GPUs of 40 GiB, up to `at_once` at a time: shares of 1 to 30 GiB, each seventh a whole
-/// GPU, half of them by exec and half by eval. One in eight is killed at some moment.
+/// Launches so many jobs on 4 GPUs of 40 GiB, up to `at_once` at a time: shares of 1 to 30 GiB,
+/// each seventh a whole GPU, half of them by exec and half by eval. One in eight is killed at some
+/// moment.
 fn stress_shares(count: usize, at_once: usize, run_ms: u64, seed: u64) -> (usize, usize, f64) {
     let gpu = serde_json::json!({ "memory": { "total": 40_u64 << 30, "reserved": 0 } });
     let machine = Machine::described(serde_json::json!({ "gpus": vec![gpu; 4] }));
@@ -270,12 +282,13 @@ fn shares_of_a_gpu_are_never_more_than_it_has() {
 }
 
 #[test]
-#[ignore = "takes a minute: cargo test --release --test stress -- --ignored --nocapture hundreds_of_shares"]
+#[ignore = "takes a minute: cargo test --release --test stress -- --ignored --nocapture of_shares"]
 fn hundreds_of_shares() {
     let (killed, most, seconds) = stress_shares(300, 32, 500, 4);
     println!(
-        "300 launches of shares and whole GPUs on 4 GPUs of 40 GiB, up to 32 at once, {killed} killed: up to {most} \
-         at once on one GPU, never more than it has, no whole one with a neighbour, all others ran in {seconds:.1} s"
+        "300 launches of shares and whole GPUs on 4 GPUs of 40 GiB, up to 32 at once, {killed} \
+         killed: up to {most} at once on one GPU, never more than it has, no whole one with a \
+         neighbour, all others ran in {seconds:.1} s"
     );
 }
 
@@ -290,8 +303,8 @@ fn no_two_live_jobs_get_the_same_gpu() {
 fn hundreds_of_launches() {
     let figures = stress(300, 64, 2000, 2);
     println!(
-        "{} exec and {} eval launches on 8 GPUs, up to 64 at once, {} killed: {} ran in {:.1} s, no two at once on \
-         one GPU; the GPUs had a job for {} % of the time",
+        "{} exec and {} eval launches on 8 GPUs, up to 64 at once, {} killed: {} ran in {:.1} s, \
+         no two at once on one GPU; the GPUs had a job for {} % of the time",
         figures.exec, figures.eval, figures.killed, figures.ran, figures.seconds, figures.busy
     );
 }

@@ -1,4 +1,5 @@
-//! Waiting: it sleeps, wakes when a GPU may have become free, and the longest-waiting request goes first.
+//! Waiting: it sleeps, wakes when a GPU may have become free, and the longest-waiting request goes
+//! first.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -16,7 +17,8 @@ use common::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// A launch that waits: it is in the queue, and sleeps. Nothing but what it waits for is to wake it.
+/// A launch that waits: it is in the queue, and sleeps. Nothing but what it waits for is to wake
+/// it.
 fn waiter(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
     let mut launch = machine.autocvd();
     launch
@@ -371,7 +373,8 @@ fn an_nvidia_smi_that_fails_while_it_waits_is_run_ever_more_rarely() {
     fs::write(machine.path().join("busy.xml"), busy).expect("our own directory");
     machine.install(
         "nvidia-smi",
-        "#!/bin/sh\necho run >>\"$FAKE_NVML/runs\"\n[ -e \"$FAKE_NVML/fails\" ] && { echo 'GPU is lost'; exit 15; }\n\
+        "#!/bin/sh\necho run >>\"$FAKE_NVML/runs\"\n\
+         [ -e \"$FAKE_NVML/fails\" ] && { echo 'GPU is lost'; exit 15; }\n\
          cat \"$FAKE_NVML/busy.xml\"\n",
     );
     let runs =
@@ -566,7 +569,14 @@ fn a_gpu_whose_processes_are_hidden_is_looked_at_every_few_seconds() {
         return;
     }
     let gib: u64 = 1 << 30;
-    let memory = |used: u64| json!({"total": 80 * gib, "reserved": 0, "used": used, "free": 80 * gib - used});
+    let memory = |used: u64| {
+        json!({
+            "total": 80 * gib,
+            "reserved": 0,
+            "used": used,
+            "free": 80 * gib - used,
+        })
+    };
     machine.set("/gpus/0/memory", memory(20 * gib));
     let inside = [
         "autocvd",

@@ -1,5 +1,5 @@
-//! The sum of what was skipped, at the end of `cargo test`: cargo runs test files in the order of their
-//! names, and this one's comes last.
+//! The sum of what was skipped, at the end of `cargo test`: cargo runs test files in the order of
+//! their names, and this one's comes last.
 #![cfg(feature = "cli")]
 
 mod common;

@@ -1,5 +1,5 @@
-/* The least a program can do that picks one free GPU: it loads NVML, makes the fewest calls that decide,
- * and prints. It claims nothing, waits for nothing, and believes whatever it is told.
+/* The least a program can do that picks one free GPU: it loads NVML, makes the fewest calls that
+ * decide, and prints. It claims nothing, waits for nothing, and believes whatever it is told.
  *
  * floor [LIBRARY] */
 #include <dlfcn.h>
@@ -28,7 +28,8 @@ int main(int argc, char **argv) {
     int (*get_handle)(unsigned, Device *) = function("nvmlDeviceGetHandleByIndex_v2");
     int (*get_memory)(Device, Memory *) = function("nvmlDeviceGetMemoryInfo_v2");
     int (*get_mode)(Device, unsigned *) = function("nvmlDeviceGetComputeMode");
-    int (*get_processes)(Device, unsigned *, void *) = function("nvmlDeviceGetComputeRunningProcesses_v3");
+    int (*get_processes)(Device, unsigned *, void *) =
+        function("nvmlDeviceGetComputeRunningProcesses_v3");
     unsigned gpus = 0;
     if (init() != SUCCESS || get_count(&gpus) != SUCCESS)
         return 5;
@@ -38,8 +39,9 @@ int main(int argc, char **argv) {
         unsigned mode, processes = ROOM;
         char buffer[ROOM * PROCESS_BYTES];
         if (get_handle(gpu, &device) == SUCCESS && get_memory(device, &memory) == SUCCESS &&
-            get_mode(device, &mode) == SUCCESS && get_processes(device, &processes, buffer) == SUCCESS &&
-            mode != PROHIBITED && processes == 0 && memory.used < 1ull << 30) {
+            get_mode(device, &mode) == SUCCESS &&
+            get_processes(device, &processes, buffer) == SUCCESS && mode != PROHIBITED &&
+            processes == 0 && memory.used < 1ull << 30) {
             printf("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=%u\n", gpu);
             return 0;
         }

@@ -1,11 +1,13 @@
-/* A library with NVML's interface whose calls cost next to nothing, so that what is measured on it is the
- * program's own work. Every function that is not here is a stub (see build.sh). It is told once, when it
- * is initialized, by the environment:
+/* A library with NVML's interface whose calls cost next to nothing, so that what is measured on it
+ * is the program's own work. Every function that is not here is a stub (see build.sh). It is told
+ * once, when it is initialized, by the environment:
  *
  *   FREE_NVML_GPUS       how many GPUs there are (8)
  *   FREE_NVML_PROCESSES  how many processes compute on each of them (0)
- *   FREE_NVML_HELD       a file: whoever holds a lock on it and has written its pid there computes on GPU 0
- *   FREE_NVML_LOOKS      a file of 8 bytes: counts the readings of GPU 0's processes, of all programs */
+ *   FREE_NVML_HELD       a file: the process that has locked it and written its pid there computes
+ *                        on GPU 0
+ *   FREE_NVML_LOOKS      a file of 8 bytes: counts how often GPU 0's processes are read, by all
+ *                        programs together */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -52,8 +54,8 @@ int nvmlInitWithFlags(unsigned flags) {
     return nvmlInit_v2();
 }
 
-/* Who computes on GPU 0 by FREE_NVML_HELD; 0 is nobody. As the driver does, the kernel drops the lock
- * before the exit can be seen. */
+/* Who computes on GPU 0 by FREE_NVML_HELD; 0 is nobody. As the driver does, the kernel drops the
+ * lock before the exit can be seen. */
 static unsigned holder(void) {
     char text[16] = "";
     if (held < 0)

@@ -1,6 +1,6 @@
-/* usage FILE COMMAND [ARG...]: runs COMMAND and writes to FILE its peak memory in KiB and its processor
- * time in microseconds. It is small itself, as the kernel counts the peak of whoever starts a program to
- * that program's. */
+/* usage FILE COMMAND [ARG...]: runs COMMAND and writes to FILE its peak memory in KiB and its
+ * processor time in microseconds. It is small itself, as the kernel counts the peak of whoever
+ * starts a program to that program's. */
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -22,7 +22,8 @@ int main(int argc, char **argv) {
     if (!file)
         return 1;
     long seconds = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec;
-    fprintf(file, "%ld %ld\n", usage.ru_maxrss, seconds * 1000000 + usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+    long microseconds = seconds * 1000000 + usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
+    fprintf(file, "%ld %ld\n", usage.ru_maxrss, microseconds);
     fclose(file);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

@@ -1,5 +1,5 @@
-//! A machine to test on: fake GPUs that the real program sees through the real nvml-wrapper, directories of its
-//! own, and the means to run programs there.
+//! A machine to test on: fake GPUs that the real program sees through the real nvml-wrapper,
+//! directories of its own, and the means to run programs there.
 
 // Each file in tests/ compiles this module anew, as its own, and uses another part of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
@@ -27,14 +27,15 @@ pub use terminal::Terminal;
 /// The program under test.
 pub const AUTOCVD: &str = env!("CARGO_BIN_EXE_autocvd");
 
-/// The same, or another build of it that `AUTOCVD_TEST_PROGRAM` names: an older one is to fail the tests that
-/// were written for what it got wrong.
+/// The same, or another build of it that `AUTOCVD_TEST_PROGRAM` names: an older one is to fail the
+/// tests that were written for what it got wrong.
 pub fn program() -> String {
     std::env::var("AUTOCVD_TEST_PROGRAM").unwrap_or_else(|_| AUTOCVD.to_owned())
 }
 
-/// A program that computes on the GPUs it is given: it registers itself there and becomes `sleep`. It first
-/// prints what it was given; given nothing, where a real program would take every GPU, it fails with 64.
+/// A program that computes on the GPUs it is given: it registers itself there and becomes `sleep`.
+/// It first prints what it was given; given nothing, where a real program would take every GPU, it
+/// fails with 64.
 const OCCUPY: &str = r#"#!/bin/sh
 # occupy SECONDS [DELAY]
 [ -n "${2-}" ] && sleep "$2"
@@ -49,16 +50,16 @@ echo "$CUDA_VISIBLE_DEVICES"
 exec sleep "$1" >/dev/null 2>&1
 "#;
 
-/// What a program runs that is to hold its GPU until others hold theirs too: they come one after another, on a
-/// loaded machine with seconds in between.
+/// What a program runs that is to hold its GPU until others hold theirs too: they come one after
+/// another, on a loaded machine with seconds in between.
 const MEET: &str = r#"#!/bin/sh
 # meet COUNT: ends once COUNT of these have come
 mkdir -p "$FAKE_NVML/met" && : >"$FAKE_NVML/met/$$" || exit 65
 until [ "$(ls "$FAKE_NVML/met" | wc -l)" -ge "$1" ]; do sleep 0.05; done
 "#;
 
-/// Fake GPUs and a directory with all that belongs to them:
-/// `machine.json`, `procs/` and `calls` for the library, `bin/` in front of PATH, `claims/`, `home/`, `tmp/`.
+/// Fake GPUs and a directory with all that belongs to them: `machine.json`, `procs/` and `calls`
+/// for the library, `bin/` in front of PATH, `claims/`, `home/`, `tmp/`.
 pub struct Machine {
     directory: TempDir,
     /// What machine.json holds.
@@ -96,8 +97,8 @@ impl Machine {
         machine
     }
 
-    /// Sets a member of machine.json by its JSON pointer, and creates what is missing on the way. Programs
-    /// that run see it at their next call.
+    /// Sets a member of machine.json by its JSON pointer, and creates what is missing on the way.
+    /// Programs that run see it at their next call.
     pub fn set(&self, pointer: &str, value: Value) -> &Self {
         let mut description = self.description.lock().expect("no panic elsewhere");
         *member(&mut description, pointer) = value;
@@ -117,8 +118,9 @@ impl Machine {
         let mut library = self.nvml.lock().expect("no panic elsewhere");
         let mut image = fs::read(&*library).expect("a library that can be read");
         for function in functions {
-            // The dynamic linker finds symbols by a hash of the name it looks for, and then compares: to
-            // change one letter of the name hides it. All names that match may change, debug symbols too.
+            // The dynamic linker finds symbols by a hash of the name it looks for, and then
+            // compares: to change one letter of the name hides it. All names that match may change,
+            // debug symbols too.
             let name = format!("\0{function}\0").into_bytes();
             let at: Vec<usize> = image
                 .windows(name.len())
@@ -140,7 +142,8 @@ impl Machine {
         self
     }
 
-    /// A copy of the library for this process to load: it obeys this machine, whatever others are loaded.
+    /// A copy of the library for this process to load: it obeys this machine, whatever others are
+    /// loaded.
     pub fn private_library(&self) -> PathBuf {
         self.without(&[]).nvml_library()
     }
@@ -181,7 +184,8 @@ impl Machine {
     /// A shell that runs a script on this machine; `autocvd`, `occupy` and `meet` are on PATH.
     pub fn shell(&self, shell: &str, script: &str) -> Command {
         let mut command = self.command(shell);
-        // busybox names its shell by an argument, and zsh and tcsh read start-up files only from HOME.
+        // busybox names its shell by an argument, and zsh and tcsh read start-up files only from
+        // HOME.
         if shell == "busybox" {
             command.arg("sh");
         }
@@ -213,8 +217,8 @@ impl Machine {
         std::env::join_paths(directories).expect("directories from a PATH")
     }
 
-    /// Lists GPUs, each by its PCI bus id and UUID, as the kernel driver does in /proc/driver/nvidia/gpus; see
-    /// [`in_mount_namespace`].
+    /// Lists GPUs, each by its PCI bus id and UUID, as the kernel driver does in
+    /// /proc/driver/nvidia/gpus; see [`in_mount_namespace`].
     pub fn list_in_proc(&self, gpus: &[(&str, &str)]) -> &Self {
         let directory = self.path().join("proc-driver/nvidia/gpus");
         fs::create_dir_all(&directory).expect("our own directory");
@@ -305,7 +309,8 @@ pub fn is_locked(path: &Path) -> bool {
     asked == 0 && lock.l_type != libc::F_UNLCK as libc::c_short
 }
 
-/// The place that a JSON pointer names; what is missing comes to be, as an array where the name is a number.
+/// The place that a JSON pointer names; what is missing comes to be, as an array where the name is
+/// a number.
 fn member<'a>(value: &'a mut Value, pointer: &str) -> &'a mut Value {
     assert!(
         pointer.is_empty() || pointer.starts_with('/'),
@@ -338,7 +343,8 @@ fn member<'a>(value: &'a mut Value, pointer: &str) -> &'a mut Value {
         })
 }
 
-/// The library with NVML's interface. As a dev-dependency it is built with the tests, into the same directory.
+/// The library with NVML's interface. As a dev-dependency it is built with the tests, into the same
+/// directory.
 fn fake_nvml() -> PathBuf {
     let test = std::env::current_exe().expect("a process knows its program");
     let library = test.with_file_name("libfake_nvml.so");
@@ -438,7 +444,8 @@ pub fn start(command: &mut Command) -> Running {
     }
 }
 
-/// A program that was started by [`start`], in a process group of its own. Dropped, it is killed with its group.
+/// A program that was started by [`start`], in a process group of its own. Dropped, it is killed
+/// with its group.
 pub struct Running {
     child: Child,
     stdout: File,
@@ -569,7 +576,8 @@ pub fn switches(pid: u32) -> Option<u64> {
     })
 }
 
-/// A COMMAND that keeps the GPUs that it was given until it is dropped: `sleep 600`, once it is that.
+/// A COMMAND that keeps the GPUs that it was given until it is dropped: `sleep 600`, once it is
+/// that.
 #[track_caller]
 pub fn hold(autocvd: &mut Command) -> Running {
     let holder = start(autocvd.args(["--", "sleep", "600"]));
@@ -599,7 +607,8 @@ pub fn is_free(machine: &Machine) -> bool {
     look(machine).code == Some(0)
 }
 
-/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts it.
+/// A program in a PID namespace of its own, with a /proc of its own; it ends with whoever starts
+/// it.
 pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
     let mut inside = machine.command("unshare");
     inside
@@ -608,8 +617,8 @@ pub fn in_namespace(machine: &Machine, command: &[&str]) -> Command {
     inside
 }
 
-/// The same command where /proc/driver/nvidia/gpus is what [`Machine::list_in_proc`] wrote: in a mount
-/// namespace of its own.
+/// The same command where /proc/driver/nvidia/gpus is what [`Machine::list_in_proc`] wrote: in a
+/// mount namespace of its own.
 pub fn in_mount_namespace(machine: &Machine, command: &Command) -> Command {
     let mut inside = machine.command("unshare");
     let script = r#"mount --bind "$1" /proc/driver && shift && exec "$@""#;

@@ -7,7 +7,8 @@ use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// Where the skipped tests of one `cargo test` are noted: its test files have cargo as their parent.
+/// Where the skipped tests of one `cargo test` are noted: its test files have cargo as their
+/// parent.
 fn list() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("skipped");
     directory.join(parent_id().to_string())

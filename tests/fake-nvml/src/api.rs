@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_int, c_uint, c_ulong};
 
 use crate::call::Call;
-use crate::config::Process;
+use crate::config::{Gpu, Process};
 use crate::devices::{Device, Peer, gpu_handle, mig_device, mig_handle};
 use crate::ffi::{
     ARGUMENT_VERSION_MISMATCH, AddressingMode, Code, FieldValue, Handle, INSUFFICIENT_SIZE,
@@ -43,7 +43,9 @@ nvml! {
     fn nvmlSystemGetCudaDriverVersion(_call, version: Out<c_int>) { version.set(13000) }
     fn nvmlSystemGetCudaDriverVersion_v2(_call, version: Out<c_int>) { version.set(13000) }
 
-    fn nvmlDeviceGetCount_v2(call, count: Out<c_uint>) { count.set(call.machine.gpus.len() as c_uint) }
+    fn nvmlDeviceGetCount_v2(call, count: Out<c_uint>) {
+        count.set(call.machine.gpus.len() as c_uint)
+    }
     fn nvmlDeviceGetHandleByIndex_v2(call, index: c_uint, device: Out<Handle>) {
         device.set(call.open(index as usize)?)
     }
@@ -56,7 +58,8 @@ nvml! {
     }
     fn nvmlDeviceGetHandleByPciBusId_v2(call, id: In, device: Out<Handle>) {
         let wanted = pci_address(id.get()?).ok_or(INVALID_ARGUMENT)?;
-        device.set(call.find(|gpu| gpu.pci_bus_id.as_deref().and_then(pci_address) == Some(wanted))?)
+        let place = |gpu: &Gpu| gpu.pci_bus_id.as_deref().and_then(pci_address);
+        device.set(call.find(|gpu| place(gpu) == Some(wanted))?)
     }
 
     fn nvmlDeviceGetIndex(call, device: Handle, index: Out<c_uint>) {
@@ -104,7 +107,8 @@ nvml! {
     // The first version counts the driver's reserve as used.
     fn nvmlDeviceGetMemoryInfo(call, device: Handle, memory: Out<Memory>) {
         let known = call.device(device)?.memory()?;
-        memory.set(Memory { total: known.total, free: known.free, used: known.used + known.reserved })
+        let used = known.used + known.reserved;
+        memory.set(Memory { total: known.total, free: known.free, used })
     }
     fn nvmlDeviceGetMemoryInfo_v2(call, device: Handle, memory: Out<MemoryV2>) {
         let known = call.device(device)?.memory()?;
@@ -125,35 +129,39 @@ nvml! {
         let modes = ["DEFAULT", "EXCLUSIVE_THREAD", "PROHIBITED", "EXCLUSIVE_PROCESS"];
         mode.set(number_of(supported(known.as_deref())?, &modes)?)
     }
+}
 
-    fn nvmlDeviceGetComputeRunningProcesses(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV1>) {
-        list(call, device, computes, count, infos, v1)
-    }
-    fn nvmlDeviceGetComputeRunningProcesses_v2(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
-        list(call, device, computes, count, infos, v2)
-    }
-    fn nvmlDeviceGetComputeRunningProcesses_v3(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
-        list_v3(call, device, computes, count, infos)
-    }
-    fn nvmlDeviceGetGraphicsRunningProcesses(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV1>) {
-        list(call, device, draws, count, infos, v1)
-    }
-    fn nvmlDeviceGetGraphicsRunningProcesses_v2(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
-        list(call, device, draws, count, infos, v2)
-    }
-    fn nvmlDeviceGetGraphicsRunningProcesses_v3(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
-        list_v3(call, device, draws, count, infos)
-    }
-    fn nvmlDeviceGetMPSComputeRunningProcesses(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV1>) {
-        list(call, device, computes_by_mps, count, infos, v1)
-    }
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v2(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
-        list(call, device, computes_by_mps, count, infos, v2)
-    }
-    fn nvmlDeviceGetMPSComputeRunningProcesses_v3(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
-        list_v3(call, device, computes_by_mps, count, infos)
-    }
+/// Defines the three versions of a process list.
+macro_rules! process_lists {
+    ($($listed:ident: $first:ident $second:ident $third:ident)*) => {$(nvml! {
+        fn $first(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV1>) {
+            list(call, device, $listed, count, infos, v1)
+        }
+        fn $second(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
+            list(call, device, $listed, count, infos, v2)
+        }
+        fn $third(call, device: Handle, count: Out<c_uint>, infos: Out<ProcessV2>) {
+            list_v3(call, device, $listed, count, infos)
+        }
+    })*};
+}
 
+process_lists! {
+    computes:
+        nvmlDeviceGetComputeRunningProcesses
+        nvmlDeviceGetComputeRunningProcesses_v2
+        nvmlDeviceGetComputeRunningProcesses_v3
+    draws:
+        nvmlDeviceGetGraphicsRunningProcesses
+        nvmlDeviceGetGraphicsRunningProcesses_v2
+        nvmlDeviceGetGraphicsRunningProcesses_v3
+    computes_by_mps:
+        nvmlDeviceGetMPSComputeRunningProcesses
+        nvmlDeviceGetMPSComputeRunningProcesses_v2
+        nvmlDeviceGetMPSComputeRunningProcesses_v3
+}
+
+nvml! {
     fn nvmlDeviceGetMigMode(call, device: Handle, current: Out<c_uint>, pending: Out<c_uint>) {
         let enabled = supported(call.gpu(device)?.gpu.mig.as_ref())?.enabled.into();
         current.set(enabled)?;
@@ -199,8 +207,15 @@ nvml! {
         let levels = ["internal", "single", "multiple", "hostbridge", "node", "system"];
         level.set(10 * number_of(ancestor, &levels)?)
     }
-    // The status is 0 for OK, 5 for NOT_SUPPORTED; index 2 asks about NVLink, and PCIe can do the others.
-    fn nvmlDeviceGetP2PStatus(call, one: Handle, other: Handle, capability: c_uint, status: Out<c_uint>) {
+    // The status is 0 for OK, 5 for NOT_SUPPORTED; index 2 asks about NVLink, and PCIe can do the
+    // others.
+    fn nvmlDeviceGetP2PStatus(
+        call,
+        one: Handle,
+        other: Handle,
+        capability: c_uint,
+        status: Out<c_uint>,
+    ) {
         let (one, other) = (call.gpu(one)?, call.gpu(other)?);
         let (peers, reach) = (one.peers(), other.peers());
         let direct = peers.contains(&Peer::Gpu(other.index));
@@ -210,9 +225,17 @@ nvml! {
     fn nvmlDeviceGetNvLinkState(call, device: Handle, link: c_uint, active: Out<c_uint>) {
         active.set(peer(&call.gpu(device)?, link)?.is_some().into())
     }
-    fn nvmlDeviceGetNvLinkRemotePciInfo_v2(call, device: Handle, link: c_uint, pci: Out<PciInfoV3>) {
+    fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
+        call,
+        device: Handle,
+        link: c_uint,
+        pci: Out<PciInfoV3>,
+    ) {
         pci.set(pci_info(match peer(&call.gpu(device)?, link)? {
-            Some(Peer::Gpu(index)) => supported(call.machine.gpus.get(index).and_then(|gpu| gpu.pci_bus_id.as_deref()))?,
+            Some(Peer::Gpu(index)) => {
+                let gpu = call.machine.gpus.get(index);
+                supported(gpu.and_then(|gpu| gpu.pci_bus_id.as_deref()))?
+            }
             Some(Peer::Switch) => "00000000:F0:00.0",
             None => return Err(NOT_SUPPORTED),
         })?)
@@ -229,10 +252,22 @@ nvml! {
     fn nvmlDeviceGetCpuAffinity(call, device: Handle, words: c_uint, set: Out<c_ulong>) {
         bits(call.gpu(device)?.gpu.cpu_affinity.as_deref(), words, set)
     }
-    fn nvmlDeviceGetCpuAffinityWithinScope(call, device: Handle, words: c_uint, set: Out<c_ulong>, _scope: c_uint) {
+    fn nvmlDeviceGetCpuAffinityWithinScope(
+        call,
+        device: Handle,
+        words: c_uint,
+        set: Out<c_ulong>,
+        _scope: c_uint,
+    ) {
         bits(call.gpu(device)?.gpu.cpu_affinity.as_deref(), words, set)
     }
-    fn nvmlDeviceGetMemoryAffinity(call, device: Handle, words: c_uint, set: Out<c_ulong>, _scope: c_uint) {
+    fn nvmlDeviceGetMemoryAffinity(
+        call,
+        device: Handle,
+        words: c_uint,
+        set: Out<c_ulong>,
+        _scope: c_uint,
+    ) {
         bits(call.gpu(device)?.gpu.memory_affinity.as_deref(), words, set)
     }
     // Each field has a return code of its own.
@@ -403,8 +438,8 @@ fn bits(numbers: Option<&[usize]>, words: c_uint, set: Out<c_ulong>) -> Result<(
     Ok(())
 }
 
-// nvidia-smi's manual: `C+G` and `M+C` are processes with both kinds of context, so they are taken to be in
-// both lists; an MPS client is `M+C`. A bare `M` is in the MPS list alone.
+// nvidia-smi's manual: `C+G` and `M+C` are processes with both kinds of context, so they are taken
+// to be in both lists; an MPS client is `M+C`. A bare `M` is in the MPS list alone.
 fn computes(kind: &str) -> bool {
     matches!(kind, "C" | "C+G" | "M+C")
 }
@@ -417,8 +452,8 @@ fn computes_by_mps(kind: &str) -> bool {
     matches!(kind, "M" | "M+C")
 }
 
-/// Writes the processes of some kinds, by the protocol of all process lists: `count` tells how many fit and
-/// is told how many there are, and too few are INSUFFICIENT_SIZE.
+/// Writes the processes of some kinds, by the protocol of all process lists: `count` tells how many
+/// fit and is told how many there are, and too few are INSUFFICIENT_SIZE.
 fn list<T>(
     call: &Call,
     device: Handle,

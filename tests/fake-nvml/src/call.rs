@@ -1,5 +1,5 @@
-//! One call of an NVML function: it is logged, answered late where the machine says so, and never panics
-//! into C.
+//! One call of an NVML function: it is logged, answered late where the machine says so, and never
+//! panics into C.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, c_void};
@@ -38,11 +38,12 @@ impl Counter {
 static GPUS: Counter = Counter::new();
 /// How often NVML was initialized and not yet shut down.
 static INITIALIZED: AtomicUsize = AtomicUsize::new(0);
-/// Whether NVML_MPS_DEVICE_ENUMERATION was 1 when NVML was first initialized: see [`MPS_FUNCTIONS`].
+/// Whether NVML_MPS_DEVICE_ENUMERATION was 1 when NVML was first initialized: see
+/// [`MPS_FUNCTIONS`].
 static SHOWS_MPS: AtomicBool = AtomicBool::new(false);
 
-/// The functions that answer while NVML shows the devices of an MPS session (NVIDIA's documentation of NVML
-/// 13.5). Every other one answers NOT_SUPPORTED.
+/// The functions that answer while NVML shows the devices of an MPS session (NVIDIA's documentation
+/// of NVML 13.5). Every other one answers NOT_SUPPORTED.
 const MPS_FUNCTIONS: [&str; 22] = [
     "nvmlInit",
     "nvmlInit_v2",
@@ -187,10 +188,11 @@ fn directory() -> &'static Path {
     })
 }
 
-/// Where this library was loaded from. One process can load several copies, each with a directory of its own.
+/// Where this library was loaded from. One process can load several copies, each with a directory
+/// of its own.
 fn library() -> PathBuf {
-    // SAFETY: all-zero is a valid Dl_info, and dladdr fills it from an address within this library; the
-    // name it gives lasts as long as the library is loaded.
+    // SAFETY: all-zero is a valid Dl_info, and dladdr fills it from an address within this library;
+    // the name it gives lasts as long as the library is loaded.
     unsafe {
         let mut info: libc::Dl_info = std::mem::zeroed();
         let here: fn() -> PathBuf = library;
@@ -239,7 +241,8 @@ fn machine(directory: &Path) -> Result<Arc<Machine>, Code> {
         }
     })();
     parsed.map_err(|error: String| {
-        // To the author of a test, who is to see at once that the machine, not the program, is wrong.
+        // To the author of a test, who is to see at once that the machine, not the program, is
+        // wrong.
         eprintln!("fake-nvml: {}: {error}", path.display());
         UNKNOWN
     })

@@ -1,5 +1,5 @@
-//! machine.json. A member that is absent takes the default of a healthy, idle A100; one that is null is a
-//! metric that the GPU does not support.
+//! machine.json. A member that is absent takes the default of a healthy, idle A100; one that is
+//! null is a metric that the GPU does not support.
 
 use std::collections::HashMap;
 
@@ -38,8 +38,8 @@ pub struct Machine {
     /// Process lists answer SUCCESS, not INSUFFICIENT_SIZE, to a null buffer.
     #[serde(default)]
     pub null_count_success: bool,
-    /// As drivers from 535.113 do: only processes that the caller's /proc shows are listed, though the
-    /// memory of the others counts.
+    /// As drivers from 535.113 do: only processes that the caller's /proc shows are listed, though
+    /// the memory of the others counts.
     #[serde(default)]
     pub list_pid_namespace: bool,
 }

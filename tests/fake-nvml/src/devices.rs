@@ -116,7 +116,8 @@ pub fn mig_device(gpu: &Gpu, number: usize) -> Option<&MigDevice> {
 }
 
 impl<'a> Device<'a> {
-    /// This GPU and, as the driver aggregates them for its handle, its MIG devices; or this MIG device.
+    /// This GPU and, as the driver aggregates them for its handle, its MIG devices; or this MIG
+    /// device.
     fn parts(&self) -> Vec<(Option<&'a MigDevice>, &'a [Process], Vec<Process>)> {
         let register = |names: &[Option<String>]| {
             let names: Vec<String> = names.iter().flatten().cloned().collect();

@@ -67,7 +67,8 @@ pub struct AddressingMode {
     pub value: c_uint,
 }
 
-/// nvmlFieldValue_t; the value is a union of eight bytes, of which an unsigned int takes the first four.
+/// nvmlFieldValue_t; the value is a union of eight bytes, of which an unsigned int takes the first
+/// four.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct FieldValue {
@@ -106,8 +107,8 @@ pub const fn version<T>(number: c_uint) -> c_uint {
     size_of::<T>() as c_uint | number << 24
 }
 
-/// A pointer that the caller wants something written through. Null is an invalid argument; otherwise the
-/// caller of the C function vouches for it, as nvml.h demands.
+/// A pointer that the caller wants something written through. Null is an invalid argument;
+/// otherwise the caller of the C function vouches for it, as nvml.h demands.
 #[repr(transparent)]
 pub struct Out<T>(*mut T);
 
@@ -142,7 +143,8 @@ impl<T: Copy> Out<T> {
         if self.0.is_null() {
             return Err(INVALID_ARGUMENT);
         }
-        // SAFETY: not null, and the caller of the C function has initialized as many elements as it says.
+        // SAFETY: not null, and the caller of the C function has initialized as many elements as it
+        // says.
         Ok(unsafe { self.0.add(index).read() })
     }
 }

@@ -1,9 +1,10 @@
-//! Who is on a device: the processes that machine.json names, and those that have registered themselves by
-//! a file `procs/<device>/<pid>` which holds `TYPE BYTES LINGER_MS`, each word optional.
+//! Who is on a device: the processes that machine.json names, and those that have registered
+//! themselves by a file `procs/<device>/<pid>` which holds `TYPE BYTES LINGER_MS`, each word
+//! optional.
 //!
-//! A registered process is listed while it lives, and for LINGER_MS after it was first seen dead, as a
-//! driver may take a while to tear a context down. That moment is the age of a file `<pid>.dead`, so that
-//! all programs that load this library see it end at the same time.
+//! A registered process is listed while it lives, and for LINGER_MS after it was first seen dead,
+//! as a driver may take a while to tear a context down. That moment is the age of a file
+//! `<pid>.dead`, so that all programs that load this library see it end at the same time.
 
 use std::fs;
 use std::path::Path;
