@@ -29,6 +29,8 @@ id tester >/dev/null 2>&1 || useradd --create-home tester
 echo '{"gpus": [{}, {}]}' >machine.json
 mkdir -p procs
 chmod -R a+rwX /try
+# Nothing that was started here outlives a failure.
+trap 'touch /try/release' EXIT
 fake="FAKE_NVML=/try AUTOCVD_NVML_LIB=/try/libfake_nvml.so"
 
 # use KIND: what users see of an installed package.
@@ -51,18 +53,23 @@ use() {
     expect "$1: licences" '*serde_json*' sh -c 'cat /usr/share/doc/autocvd/THIRD-PARTY-LICENSES /usr/share/licenses/autocvd/* 2>/dev/null || true'
 }
 
-# hold: a launch that claims both GPUs until release.
+# hold: a command holds one GPU and a shell the other one, until release.
 hold() {
-    rm -f /try/held /try/release
-    as_user "$fake autocvd -n 2 -- sh -c 'echo >/try/held; until [ -e /try/release ]; do sleep 0.1; done'" &
-    holder=$!
-    for _ in $(seq 600); do [ -e /try/held ] && return; sleep 0.1; done
-    fail "a launch did not start"
+    rm -f /try/held-* /try/release
+    as_user "$fake autocvd -- sh -c 'echo >/try/held-by-command; until [ -e /try/release ]; do sleep 0.1; done'" &
+    as_user "export $fake
+        eval \"\$(autocvd -s)\"
+        echo >/try/held-by-shell
+        until [ -e /try/release ]; do sleep 0.1; done" &
+    for holder in command shell; do
+        for _ in $(seq 600); do [ ! -e /try/held-by-$holder ] || continue 2; sleep 0.1; done
+        fail "a $holder got no GPU"
+    done
 }
 release() {
     touch /try/release
-    wait "$holder"
-    # What held its claim ends with it.
+    wait
+    # What held their claims ends with them.
     for _ in $(seq 600); do
         locked=
         for lock in /run/autocvd/*.lock; do
@@ -71,7 +78,7 @@ release() {
         [ -n "$locked" ] || return 0
         sleep 0.1
     done
-    fail "a claim did not end with its launch"
+    fail "a claim did not end with its holder"
 }
 
 # What a run that failed has left.
@@ -81,15 +88,19 @@ rm -f /usr/local/share/zsh/site-functions/_autocvd
 rmdir /usr/share/licenses /usr/share/zsh/site-functions 2>/dev/null || true
 files >before
 expect "lintian: no error and no warning" '' lintian --allow-root --fail-on error,warning ./*.deb
-apt-get install -y -qq ./*.deb >/dev/null 2>&1
-use deb
+# The same package as an older version.
+dpkg-deb -R ./*.deb older
+sed -i 's/^Version: .*/Version: 0.0.1/' older/DEBIAN/control
+dpkg-deb --build older /try/older.package >/dev/null
+dpkg --install /try/older.package >/dev/null 2>&1
 hold
-apt-get install -y -qq --reinstall ./*.deb >/dev/null 2>&1
-expect "deb: an upgrade keeps claims" "*claimed by*4" as_user "$fake autocvd -q -t 0 -n 2 -o; echo \$?"
+apt-get install -y -qq ./*.deb >/dev/null 2>&1
+expect "deb: an upgrade keeps claims" "*claimed by*4" as_user "$fake autocvd -q -t 0 -o; echo \$?"
 dpkg --remove autocvd >/dev/null 2>&1
 expect "deb: removed beside a running launch, the claims stay" '*.lock*' ls /run/autocvd
 release
 apt-get install -y -qq ./*.deb >/dev/null 2>&1
+use deb
 dpkg --purge autocvd >/dev/null 2>&1
 files >after
 expect "deb: nothing is left" '' diff before after

@@ -63,7 +63,12 @@ try_source() {
     if in_root "$root" bash -eu >"$log" 2>&1 <<'INSIDE'
 export HOME=/root
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends rustc cargo gcc libc6-dev ca-certificates >/dev/null
+# Debian 12 has a second Rust, which is renewed.
+rust='rustc cargo'
+minimum=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' /home/tester/autocvd/Cargo.toml | head -n 1)
+candidate=$(apt-cache policy rustc | sed -n 's/^  Candidate: //p')
+! dpkg --compare-versions "$candidate" lt "$minimum" || rust='rustc-web cargo-web'
+apt-get install -y -qq --no-install-recommends $rust gcc libc6-dev ca-certificates >/dev/null
 id tester >/dev/null 2>&1 || useradd --shell /bin/bash tester
 chown -R tester /home/tester
 rustc --version

@@ -179,8 +179,8 @@ def on_terminal(command, environment, until, columns=COLUMNS):
     """What a program has written to its terminal once `until(text)` holds or it has ended."""
     child, terminal = pty.fork()
     if child == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         os.execvpe(command[0], command, environment)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     written, end = b"", time.monotonic() + 60
     while time.monotonic() < end and not until(written.decode(errors="ignore")):
         if select.select([terminal], [], [], 0.1)[0]:
