@@ -1,7 +1,7 @@
 #!/bin/sh
-# budget.sh [PROGRAM]: fails where the release binary does more than it may at start-up. Instructions, as
-# callgrind counts them, do not depend on the machine's speed or load: a regression shows at once. They are
-# counted on a library whose calls cost next to nothing, with 8 idle GPUs.
+# budget.sh [PROGRAM]: fails where the release binary does more than it may at start-up.
+# Instructions, as callgrind counts them, do not depend on the machine's speed or load: a regression
+# shows at once. They are counted on a library whose calls cost next to nothing, with 8 idle GPUs.
 set -eu
 cd "$(dirname "$0")/.."
 limit=1200000
@@ -26,9 +26,10 @@ trap 'rm -rf "$work"' EXIT
 
 # A clean environment of a usual size: reading it is part of the work.
 count() {
-    env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 TERM=xterm USER=root SHELL=/bin/sh PWD=/ LOGNAME=root \
-        AUTOCVD_NVML_LIB="$library" AUTOCVD_CLAIM_DIR="$work/claims" \
-        valgrind --tool=callgrind --callgrind-out-file="$work/$1" "$program" -t 0 >"$work/stdout" 2>"$work/stderr" || {
+    env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 TERM=xterm USER=root SHELL=/bin/sh PWD=/ \
+        LOGNAME=root AUTOCVD_NVML_LIB="$library" AUTOCVD_CLAIM_DIR="$work/claims" \
+        valgrind --tool=callgrind --callgrind-out-file="$work/$1" \
+        "$program" -t 0 >"$work/stdout" 2>"$work/stderr" || {
         cat "$work/stderr" >&2
         exit 1
     }

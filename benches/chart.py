@@ -22,7 +22,9 @@ def main(results, chart):
     rows = [
         (row["name"], row["microseconds"] / 1000)
         for row in document["rows"]
-        if row["section"] == SECTION and "microseconds" in row and not row["name"].startswith(LEFT_OUT)
+        if row["section"] == SECTION
+        and "microseconds" in row
+        and not row["name"].startswith(LEFT_OUT)
     ]
     rows.sort(key=lambda row: row[1])
     lowest = 10 ** math.floor(math.log10(rows[0][1]))
@@ -34,18 +36,28 @@ def main(results, chart):
 
     bottom = TOP + ROW * len(rows)
     machine = document["machine"]
-    title = f"Time of one launch, in ms (logarithmic); {machine['cpu']}, {machine['cores']} cores, {document['date']}"
+    title = (
+        "Time of one launch, in ms (logarithmic); "
+        f"{machine['cpu']}, {machine['cores']} cores, {document['date']}"
+    )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 24}" role="img">',
         f"<title>{escape(title)}</title>",
-        "<style>text { font: 13px system-ui, sans-serif; fill: %s } .small { font-size: 11px }" % TEXT,
+        f"<style>text {{ font: 13px system-ui, sans-serif; fill: {TEXT} }}"
+        " .small { font-size: 11px }",
         "@media (prefers-color-scheme: dark) { text { fill: #c9d1d9 } }</style>",
         f'<text x="8" y="18" class="small">{escape(title)}</text>',
     ]
     tick = lowest
     while tick <= highest:
-        parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{bottom}" stroke="{GRID}" opacity="0.4"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" class="small" text-anchor="middle">{tick:g}</text>')
+        parts.append(
+            f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{bottom}"'
+            f' stroke="{GRID}" opacity="0.4"/>'
+        )
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{bottom + 16}" class="small" text-anchor="middle">'
+            f"{tick:g}</text>"
+        )
         tick *= 10
     for number, (name, milliseconds) in enumerate(rows):
         own = name.startswith("autocvd") and "0.2.1" not in name
@@ -53,8 +65,12 @@ def main(results, chart):
         middle = y + ROW / 2 + 4
         parts.append(f'<text x="{LEFT - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>')
         colour = OWN if own else OTHER
-        parts.append(f'<rect x="{LEFT}" y="{y + 4}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2" fill="{colour}"/>')
-        parts.append(f'<text x="{end + 6:.1f}" y="{middle}">{milliseconds:.{1 if milliseconds < 10 else 0}f}</text>')
+        parts.append(
+            f'<rect x="{LEFT}" y="{y + 4}" width="{end - LEFT:.1f}" height="{ROW - 8}" rx="2"'
+            f' fill="{colour}"/>'
+        )
+        digits = 1 if milliseconds < 10 else 0
+        parts.append(f'<text x="{end + 6:.1f}" y="{middle}">{milliseconds:.{digits}f}</text>')
     parts.append("</svg>\n")
     with open(chart, "w", encoding="utf-8") as file:
         file.write("\n".join(parts))

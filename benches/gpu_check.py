@@ -3,9 +3,10 @@
 
     python3 benches/gpu_check.py [--program target/release/autocvd] [--results DIRECTORY]
 
-Needs nothing but the program, Python and NVIDIA's driver: real CUDA processes are made through libcuda. Prints a
-table and writes it as JSON to benches/results/<gpu>-<driver>-<date>.json. Ends in 1 where a check failed, in 77
-where there is no GPU. It expects that nobody else uses the GPUs meanwhile.
+Needs nothing but the program, Python and NVIDIA's driver: real CUDA processes are made through
+libcuda. Prints a table and writes it as JSON to benches/results/<gpu>-<driver>-<date>.json. Ends in
+1 where a check failed, in 77 where there is no GPU. It expects that nobody else uses the GPUs
+meanwhile.
 """
 
 import argparse
@@ -28,7 +29,8 @@ MIB = 1 << 20
 # What a process takes here: more than any context alone.
 MEMORY = 2048 * MIB
 
-# A process that computes: a context, memory, and a word once it has both. It ends when its stdin does.
+# A process that computes: a context, memory, and a word once it has both. It ends when its stdin
+# does.
 JOB = """
 import ctypes, sys
 cuda = ctypes.CDLL("libcuda.so.1")
@@ -146,7 +148,9 @@ class Nvml:
         for name, arguments in calls.items():
             function = getattr(self.nvml, name)
             times[name] = microseconds(lambda: function(*arguments), 50)
-        times["nvmlDeviceGetComputeRunningProcesses_v3"] = microseconds(lambda: self.computing(handle), 50)
+        times["nvmlDeviceGetComputeRunningProcesses_v3"] = microseconds(
+            lambda: self.computing(handle), 50
+        )
         return {"nvmlInit_v2": self.init_seconds * 1e6, **times}
 
 
@@ -167,7 +171,8 @@ class Check:
         self.environment = {
             name: value
             for name, value in os.environ.items()
-            if name != "CUDA_VISIBLE_DEVICES" and (not name.startswith("AUTOCVD_") or name == "AUTOCVD_NVML_LIB")
+            if name != "CUDA_VISIBLE_DEVICES"
+            and (not name.startswith("AUTOCVD_") or name == "AUTOCVD_NVML_LIB")
         }
         self.environment["AUTOCVD_CLAIM_DIR"] = str(self.directory / "claims")
         self.environment["PATH"] = f"{Path(program).parent}:{os.environ['PATH']}"
@@ -179,14 +184,27 @@ class Check:
 
     def run(self, *arguments, **options):
         command = [self.program, *map(str, arguments)]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, **options)
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=120, **options
+        )
 
     def shell(self, script):
-        return subprocess.run(["bash", "-c", script], env=self.environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            ["bash", "-c", script],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     def start(self, *arguments, **options):
         command = [self.program, *map(str, arguments)]
-        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        options = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        }
         return subprocess.Popen(command, env=self.environment, text=True, **options)
 
     def gpu(self, index):
@@ -196,7 +214,11 @@ class Check:
     @contextlib.contextmanager
     def job(self, index, memory=MEMORY, *more):
         """A real process on a GPU, ended with SIGKILL."""
-        environment = {**self.environment, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(index)}
+        environment = {
+            **self.environment,
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": str(index),
+        }
         command = [sys.executable, "-c", JOB, str(memory), *more]
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         job = subprocess.Popen(command, env=environment, text=True, **options)
@@ -215,7 +237,13 @@ class Check:
         holder = None
         if others:
             holder = self.start("-q", "-t", "10", "-n", others, "-x", index, "--", "sleep", "600")
-            until(lambda: all(self.gpu(other)["state"] == "claimed" for other in range(self.nvml.count) if other != index))
+            until(
+                lambda: all(
+                    self.gpu(other)["state"] == "claimed"
+                    for other in range(self.nvml.count)
+                    if other != index
+                )
+            )
         try:
             yield
         finally:
@@ -225,7 +253,10 @@ class Check:
 
     def check(self, name, passed, seen=""):
         self.checks[name] = bool(passed)
-        print(f"  {'ok    ' if passed else 'FAILED'}  {name}" + ("" if passed else f": {seen}"), flush=True)
+        print(
+            f"  {'ok    ' if passed else 'FAILED'}  {name}" + ("" if passed else f": {seen}"),
+            flush=True,
+        )
 
     def told(self, name, value):
         """A fact about this machine that is neither right nor wrong."""
@@ -246,7 +277,9 @@ class Check:
             busy = self.gpu(0)
             self.check("a GPU with a CUDA process is busy", busy["state"] == "busy", busy)
             pids = [process["pid"] for process in busy["processes"] or []]
-            self.check("its process is listed, or none can be told here", pids in ([job.pid], []), pids)
+            self.check(
+                "its process is listed, or none can be told here", pids in ([job.pid], []), pids
+            )
             taken = free - busy["memory"]["free"]
             self.check("its memory is missing from what is free", taken >= MEMORY, taken)
             refused = self.run("-t", "0", "--only", 0)
@@ -275,18 +308,38 @@ class Check:
             until(lambda: self.gpu(0)["state"] == "claimed")
             seen = self.gpu(0)
             self.check("a GPU with a COMMAND is claimed", seen["state"] == "claimed", seen)
-            self.check("status names the claim's process", [claim["pid"] for claim in seen["claims"]] == [holder.pid], seen)
+            self.check(
+                "status names the claim's process",
+                [claim["pid"] for claim in seen["claims"]] == [holder.pid],
+                seen,
+            )
             refused = self.run("-t", "0")
             self.check("a claimed GPU is not given away", refused.returncode == 4, refused)
             holder.send_signal(signal.SIGKILL)
             holder.wait()
-            self.check("the claim ends with a killed COMMAND", self.run("-t", "5", "--", "true").returncode == 0)
+            self.check(
+                "the claim ends with a killed COMMAND",
+                self.run("-t", "5", "--", "true").returncode == 0,
+            )
             script = "eval $(autocvd -t 5) sleep 3 & sleep 1; autocvd -t 0; echo $?; wait"
-            self.check("an eval's claim is heeded while its program runs", "4\n" in self.shell(script).stdout)
-            evaluated = self.shell("eval $(autocvd -t 5) printenv CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES")
-            self.check("eval runs the program with the GPU", evaluated.stdout == "PCI_BUS_ID\n0\n", evaluated)
+            self.check(
+                "an eval's claim is heeded while its program runs",
+                "4\n" in self.shell(script).stdout,
+            )
+            evaluated = self.shell(
+                "eval $(autocvd -t 5) printenv CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES"
+            )
+            self.check(
+                "eval runs the program with the GPU",
+                evaluated.stdout == "PCI_BUS_ID\n0\n",
+                evaluated,
+            )
             failed = self.shell("eval $(autocvd -n 999) echo ran")
-            self.check("eval runs nothing on failure", (failed.stdout, failed.returncode) == ("", 3), failed)
+            self.check(
+                "eval runs nothing on failure",
+                (failed.stdout, failed.returncode) == ("", 3),
+                failed,
+            )
             both = [self.start("-t", "0", "--", "sleep", "2") for _ in range(2)]
             codes = sorted(launch.wait() for launch in both)
             self.check("of two launches at once, one gets the only GPU", codes == [0, 4], codes)
@@ -294,7 +347,11 @@ class Check:
             launch = self.start(*command)
             ready = launch.stdout.readline()
             seen = self.gpu(0)
-            self.check("a CUDA program runs under a claim", ready == "ready\n" and seen["state"] in ("claimed", "busy"), seen)
+            self.check(
+                "a CUDA program runs under a claim",
+                ready == "ready\n" and seen["state"] in ("claimed", "busy"),
+                seen,
+            )
             launch.kill()
             launch.wait()
 
@@ -306,20 +363,36 @@ class Check:
             for probe in ("nvml", "nvidia-smi"):
                 status = json.loads(self.run("status", "--json", "--probe", probe).stdout)
                 told[probe] = [
-                    (gpu["uuid"], gpu["name"], gpu["state"], gpu["compute_mode"], gpu["memory"]["total"] // MIB // 64)
+                    (
+                        gpu["uuid"],
+                        gpu["name"],
+                        gpu["state"],
+                        gpu["compute_mode"],
+                        gpu["memory"]["total"] // MIB // 64,
+                    )
                     for gpu in status["gpus"]
                 ]
-            self.check("nvidia-smi and NVML tell the same", told["nvml"] == told["nvidia-smi"], told)
+            self.check(
+                "nvidia-smi and NVML tell the same", told["nvml"] == told["nvidia-smi"], told
+            )
             recorded = self.directory / "recorded.json"
             recorded.write_text(self.run("status", "--json").stdout)
             again = json.loads(self.run("status", "--json", "--from", recorded).stdout)["gpus"]
-            self.check("--from reads back what status prints", again[0]["uuid"] == self.gpu(0)["uuid"], again)
+            self.check(
+                "--from reads back what status prints",
+                again[0]["uuid"] == self.gpu(0)["uuid"],
+                again,
+            )
         choice = json.loads(self.run("-t", "5", "--json", "--no-claim").stdout)
         last = self.nvml.count - 1
-        self.check("of free GPUs the highest goes first", choice["env"]["CUDA_VISIBLE_DEVICES"] == str(last), choice)
+        self.check(
+            "of free GPUs the highest goes first",
+            choice["env"]["CUDA_VISIBLE_DEVICES"] == str(last),
+            choice,
+        )
 
     def facts(self):
-        """What this machine answers where others answer otherwise, and whether the program says the same."""
+        """What machines answer differently, and whether the program says the same as this one."""
         status = json.loads(self.run("status", "--json").stdout)
         for index in range(self.nvml.count):
             handle = self.nvml.handle(index)
@@ -333,18 +406,33 @@ class Check:
                 "NUMA node of its memory": self.nvml.number("nvmlDeviceGetNumaNodeId", handle),
                 "persistence mode": self.nvml.number("nvmlDeviceGetPersistenceMode", handle),
                 "utilization, four readings": [self.nvml.utilization(handle) for _ in range(4)],
-                "interrupts while NVML has it": Path(f"/sys/bus/pci/devices/{place}/msi_irqs").is_dir(),
-                "listed in /proc/driver/nvidia/gpus": Path(f"/proc/driver/nvidia/gpus/{place}/information").exists(),
+                "interrupts while NVML has it": Path(
+                    f"/sys/bus/pci/devices/{place}/msi_irqs"
+                ).is_dir(),
+                "listed in /proc/driver/nvidia/gpus": Path(
+                    f"/proc/driver/nvidia/gpus/{place}/information"
+                ).exists(),
             }.items():
                 self.told(f"GPU {index}: {name}", value)
             health = status["gpus"][index]["health"] or {}
             known = isinstance(action, int)
-            self.check(f"GPU {index}: status tells its health", known == bool(health.get("recovery_action")), health)
+            self.check(
+                f"GPU {index}: status tells its health",
+                known == bool(health.get("recovery_action")),
+                health,
+            )
             information = Path(f"/proc/driver/nvidia/gpus/{place}/information")
             if information.exists():
                 uuid = status["gpus"][index]["uuid"]
-                self.check(f"GPU {index}: the kernel lists it by the same UUID", uuid in information.read_text(), uuid)
-        nodes = {path.parent.name: path.read_text().strip() for path in Path("/sys/devices/system/node").glob("node*/cpulist")}
+                self.check(
+                    f"GPU {index}: the kernel lists it by the same UUID",
+                    uuid in information.read_text(),
+                    uuid,
+                )
+        nodes = {
+            path.parent.name: path.read_text().strip()
+            for path in Path("/sys/devices/system/node").glob("node*/cpulist")
+        }
         self.told("CPUs of each NUMA node", nodes)
         only = self.run("-o", "--only", 0, "--no-claim", "-t", "5").stdout.strip()
         self.told("what --only 0 prints: an index where all GPUs are initialized", only)
@@ -358,7 +446,10 @@ class Check:
                     raise RuntimeError("the waiter does not wait")
             links = [os.readlink(path) for path in Path(f"/proc/{waiter.pid}/fd").iterdir()]
             devices = sorted({link for link in links if link.startswith("/dev/nvidia")})
-            self.told("devices that a waiter has open ('nvidia-smi --gpu-reset' refuses while one has)", devices)
+            self.told(
+                "devices that a waiter has open ('nvidia-smi --gpu-reset' refuses while one has)",
+                devices,
+            )
             waiter.kill()
             waiter.wait()
 
@@ -376,7 +467,10 @@ class Check:
                     while self.nvml.computing(handle) and time.perf_counter() < exit_time + 30:
                         time.sleep(0.0002)
                     delays.append(time.perf_counter() - exit_time)
-            self.measured(f"from an exit to the list without it, {share:.0%} of the memory held", max(delays) * 1e6)
+            self.measured(
+                f"from an exit to the list without it, {share:.0%} of the memory held",
+                max(delays) * 1e6,
+            )
 
     # Measurements
 
@@ -390,15 +484,27 @@ class Check:
         subjects["autocvd"] = ([self.program], 41)
         subjects["autocvd -- true"] = ([self.program, "--", "true"], 41)
         if shutil.which("cc"):
-            build = subprocess.run([HERE / "native/build.sh", self.directory], capture_output=True, text=True)
+            build = subprocess.run(
+                [HERE / "native/build.sh", self.directory], capture_output=True, text=True
+            )
             if build.returncode == 0:
                 library = os.environ.get("AUTOCVD_NVML_LIB")
-                subjects["floor"] = ([str(self.directory / "floor"), *([library] if library else [])], 41)
+                subjects["floor"] = (
+                    [str(self.directory / "floor"), *([library] if library else [])],
+                    41,
+                )
         if shutil.which("nvidia-smi"):
             subjects["nvidia-smi -q -x"] = (["nvidia-smi", "-q", "-x"], 7)
-            subjects["autocvd --probe nvidia-smi"] = ([self.program, "--probe", "nvidia-smi", "--no-claim"], 7)
+            subjects["autocvd --probe nvidia-smi"] = (
+                [self.program, "--probe", "nvidia-smi", "--no-claim"],
+                7,
+            )
         times = {name: [] for name in subjects}
-        quiet = {"env": self.environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet = {
+            "env": self.environment,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }
         for turn in range(41):
             for name, (command, rounds) in subjects.items():
                 if turn < rounds:
@@ -435,9 +541,15 @@ class Check:
                     while self.nvml.computing(handle) and time.perf_counter() < exit_time + 5:
                         pass
                     listed.append(time.perf_counter() - exit_time)
-        self.measured("from a process's exit to its absence from NVML's list", statistics.median(listed) * 1e6)
-        self.measured("from a process's exit to a waiter's answer", statistics.median(answered) * 1e6)
-        self.measured("from a process's exit to a waiter's answer, the slowest", max(answered) * 1e6)
+        self.measured(
+            "from a process's exit to its absence from NVML's list", statistics.median(listed) * 1e6
+        )
+        self.measured(
+            "from a process's exit to a waiter's answer", statistics.median(answered) * 1e6
+        )
+        self.measured(
+            "from a process's exit to a waiter's answer, the slowest", max(answered) * 1e6
+        )
         self.check("a waiter answers within 50 ms", max(answered) < 0.05, answered)
 
 
@@ -449,7 +561,9 @@ def until(condition, seconds=10):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--program", type=Path, default=HERE.parent / "target/release/autocvd")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
@@ -463,7 +577,10 @@ def main():
         print("gpu_check: skipped: there is no GPU", file=sys.stderr)
         return 77
     if not arguments.program.exists():
-        print(f"gpu_check: {arguments.program} does not exist; run cargo build --release", file=sys.stderr)
+        print(
+            f"gpu_check: {arguments.program} does not exist; run cargo build --release",
+            file=sys.stderr,
+        )
         return 2
     name = nvml.text("nvmlDeviceGetName", nvml.handle(0)) or "unknown"
     driver = nvml.text("nvmlSystemGetDriverVersion") or "unknown"
@@ -502,7 +619,10 @@ def main():
     }
     (arguments.results / file).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     failed = [name for name, passed in check.checks.items() if not passed]
-    print(f"\n{len(check.checks) - len(failed)} of {len(check.checks)} checks passed; written to {arguments.results / file}")
+    print(
+        f"\n{len(check.checks) - len(failed)} of {len(check.checks)} checks passed; "
+        f"written to {arguments.results / file}"
+    )
     return 1 if failed else 0
 
 

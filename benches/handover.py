@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""What it costs to hand one GPU from waiter to waiter: wake-ups, looks, and the time until the next one runs.
+"""What it costs to hand one GPU from waiter to waiter: wake-ups, looks, and the time until the next
+one runs.
 
-    cargo build --release && cargo build --release -p fake-nvml && python3 benches/handover.py [WAITERS…]
+    cargo build --release && cargo build --release -p fake-nvml
+    python3 benches/handover.py [WAITERS…]
 
-For each number of WAITERS (1 2 4 8 16 32 64 128 256): so many launches wait for one fake GPU, each for a COMMAND of
-20 ms; then the process that holds the GPU is killed. A wake-up is a voluntary context switch of a waiter up to the
-start of its COMMAND. A look is a call for the GPU's compute processes; a claimed GPU is not looked at. The time is from
-the end of a COMMAND to the start of the next one, as these note it. AUTOCVD names another program to measure.
+For each number of WAITERS (1 2 4 8 16 32 64 128 256): so many launches wait for one fake GPU, each
+for a COMMAND of 20 ms; then the process that holds the GPU is killed. A wake-up is a voluntary
+context switch of a waiter up to the start of its COMMAND. A look is a call for the GPU's compute
+processes; a claimed GPU is not looked at. The time is from the end of a COMMAND to the start of the
+next one, as these note it. AUTOCVD names another program to measure.
 """
 
 import json
@@ -18,10 +21,16 @@ import tempfile
 import time
 
 COUNTS = [int(word) for word in sys.argv[1:]] or [1, 2, 4, 8, 16, 32, 64, 128, 256]
-target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
+target = pathlib.Path(
+    os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")
+)
 release = target / "release"
 AUTOCVD = os.environ.get("AUTOCVD", str(release / "autocvd"))
-library = next(path for path in [release / "libfake_nvml.so", release / "deps/libfake_nvml.so"] if path.exists())
+library = next(
+    path
+    for path in [release / "libfake_nvml.so", release / "deps/libfake_nvml.so"]
+    if path.exists()
+)
 NOTE = """date +%s.%N >>$FAKE_NVML/notes; grep ^voluntary /proc/$$/status >>$FAKE_NVML/switches
 sleep 0.02; date +%s.%N >>$FAKE_NVML/notes"""
 
@@ -56,11 +65,16 @@ def measure(count):
             command = [AUTOCVD, "-q", "-i", "10min", "--", "sh", "-c", NOTE]
             waiters.append(subprocess.Popen(command, env=environment))
             queue = machine / "claims/queue"
-            while not queue.exists() or sum(not name.endswith(".socket") for name in os.listdir(queue)) <= number:
+            while (
+                not queue.exists()
+                or sum(not name.endswith(".socket") for name in os.listdir(queue)) <= number
+            ):
                 time.sleep(0.002)
         time.sleep(2)
         before = looks(machine)
-        slept = sum(switches(pathlib.Path(f"/proc/{waiter.pid}/status").read_text()) for waiter in waiters)
+        slept = sum(
+            switches(pathlib.Path(f"/proc/{waiter.pid}/status").read_text()) for waiter in waiters
+        )
         holder.kill()
         holder.wait()
         for waiter in waiters:

@@ -3,10 +3,10 @@
 
     cargo bench && python3 benches/slow_driver.py [ROUNDS]
 
-A driver whose calls cost nothing shows what each program adds, but makes ratios large. Here the fake
-driver takes 0, 10 and 20 ms to initialize, as real ones do with persistence mode. The programs run in
-turn, ROUNDS (21) times each; medians are printed. `cargo bench` has built autocvd and installed the
-others, from PyPI, below target/bench-python.
+A driver whose calls cost nothing shows what each program adds, but makes ratios large. Here the
+fake driver takes 0, 10 and 20 ms to initialize, as real ones do with persistence mode. The programs
+run in turn, ROUNDS (21) times each; medians are printed. `cargo bench` has built autocvd and
+installed the others, from PyPI, below target/bench-python.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def milliseconds(command, environment):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rounds", nargs="?", type=int, default=21)
     rounds = parser.parse_args().rounds
     programs = {

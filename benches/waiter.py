@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """How often a waiter asks the driver, and how soon it notices what no exit tells.
 
-    cargo build --release && cargo build --release -p fake-nvml && python3 benches/waiter.py [SECONDS]
+    cargo build --release && cargo build --release -p fake-nvml
+    python3 benches/waiter.py [SECONDS]
 
 NVML calls of one waiter (`-i 30s`, one fake GPU) over SECONDS (60): while nothing happens, beside
 80 short processes on a GPU that a long one holds, and while the driver fails. Then the time from
 the moment at which the GPU is free to the answer: after a teardown of 5 s, after memory that an
-exit leaves behind for 4 s, after a driver call that failed at the wake, and where 300 processes ran.
-AUTOCVD names another program to measure.
+exit leaves behind for 4 s, after a driver call that failed at the wake, and where 300 processes
+ran. AUTOCVD names another program to measure.
 """
 
 import json
@@ -19,10 +20,16 @@ import tempfile
 import time
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 60
-target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
+target = pathlib.Path(
+    os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")
+)
 release = target / "release"
 AUTOCVD = os.environ.get("AUTOCVD", str(release / "autocvd"))
-library = next(path for path in [release / "libfake_nvml.so", release / "deps/libfake_nvml.so"] if path.exists())
+library = next(
+    path
+    for path in [release / "libfake_nvml.so", release / "deps/libfake_nvml.so"]
+    if path.exists()
+)
 GIB = 1 << 30
 
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""From the end of what holds a GPU to the answer of a launch that waits for it, and what waiting costs.
+"""From the end of what holds a GPU to the answer of a launch that waits for it, and what waiting
+costs.
 
-    cargo build --release && cargo build --release -p fake-nvml && python3 benches/wake.py [ROUNDS [SECONDS]]
+    cargo build --release && cargo build --release -p fake-nvml
+    python3 benches/wake.py [ROUNDS [SECONDS]]
 
-ROUNDS (200) each with `-i 30s`, on one fake GPU: after a process exits, after a COMMAND ends, after the program
-of an `eval $(autocvd)` ends. Then the CPU time and the switches of a waiter over
+ROUNDS (200) each with `-i 30s`, on one fake GPU: after a process exits, after a COMMAND ends, after
+the program of an `eval $(autocvd)` ends. Then the CPU time and the switches of a waiter over
 SECONDS (60).
 """
 
@@ -17,14 +19,23 @@ import subprocess
 import tempfile
 import time
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("rounds", nargs="?", type=int, default=200)
 parser.add_argument("seconds", nargs="?", type=float, default=60)
 arguments = parser.parse_args()
 ROUNDS, SECONDS = arguments.rounds, arguments.seconds
-target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")) / "release"
+target = (
+    pathlib.Path(
+        os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")
+    )
+    / "release"
+)
 AUTOCVD = str(target / "autocvd")
-library = next(path for path in [target / "libfake_nvml.so", target / "deps/libfake_nvml.so"] if path.exists())
+library = next(
+    path for path in [target / "libfake_nvml.so", target / "deps/libfake_nvml.so"] if path.exists()
+)
 
 directory = tempfile.TemporaryDirectory(prefix="autocvd-bench-")
 machine = pathlib.Path(directory.name)
@@ -46,7 +57,9 @@ def start(*command):
 
 
 def children(pid):
-    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
 
 
 def name(pid):
@@ -106,10 +119,16 @@ def latencies(holder):
     return sorted(taken)
 
 
-for what, holder in [("a process exits", process), ("a COMMAND ends", command), ("a program ends", program)]:
+for what, holder in [
+    ("a process exits", process),
+    ("a COMMAND ends", command),
+    ("a program ends", program),
+]:
     taken = latencies(holder)
     p50, p99 = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
-    print(f"{what:16} to the answer: p50 {p50:5.1f} ms, p99 {p99:5.1f} ms, most {taken[-1]:5.1f} ms")
+    print(
+        f"{what:16} to the answer: p50 {p50:5.1f} ms, p99 {p99:5.1f} ms, most {taken[-1]:5.1f} ms"
+    )
 
 job, _ = process()
 waiting = waiter()
@@ -117,13 +136,18 @@ waiting = waiter()
 
 def spent():
     nanoseconds = int(pathlib.Path(f"/proc/{waiting.pid}/schedstat").read_text().split()[0])
-    status = pathlib.Path(f"/proc/{waiting.pid}/status").read_text().split("voluntary_ctxt_switches:")
+    status = (
+        pathlib.Path(f"/proc/{waiting.pid}/status").read_text().split("voluntary_ctxt_switches:")
+    )
     return nanoseconds / 1e6, int(status[1].split()[0])
 
 
 before, switches = spent()
 time.sleep(SECONDS)
 after, later = spent()
-print(f"waiting for {SECONDS:.0f} s: {after - before:.2f} ms of CPU time, woken {later - switches} times")
+print(
+    f"waiting for {SECONDS:.0f} s: {after - before:.2f} ms of CPU time, "
+    f"woken {later - switches} times"
+)
 waiting.kill()
 job.kill()

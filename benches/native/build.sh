@@ -1,5 +1,5 @@
 #!/bin/sh
-# build.sh DIRECTORY: makes DIRECTORY/floor, DIRECTORY/usage and DIRECTORY/libfree_nvml.so. Needs a C compiler.
+# build.sh DIRECTORY: makes floor, usage and libfree_nvml.so there. Needs a C compiler.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -8,7 +8,8 @@ mkdir -p "$out"
 # Where free_nvml.c has one of its own, the linker takes that.
 {
     echo '#define STUB(name) __attribute__((weak)) int name(void) { return 3; /* not supported */ }'
-    sed 's@//.*@@' "$here"/../../tests/fake-nvml/src/stubs.rs "$here"/../../tests/fake-nvml/src/api.rs |
+    fake=$here/../../tests/fake-nvml/src
+    sed 's@//.*@@' "$fake/stubs.rs" "$fake/api.rs" |
         grep -o '\bnvml[A-Z][A-Za-z0-9_]*' | sort -u | sed 's/.*/STUB(&)/'
 } >"$out/stubs.c"
 # Built beside and renamed: a library that a program has loaded must not change under it.

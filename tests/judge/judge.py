@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""An independent judge of decisions: written from docs/contract.md, sections 1 to 3, and not from the program's code.
+"""An independent judge of decisions: written from docs/contract.md, sections 1 to 3, and not from
+the program's code.
 
     python3 tests/judge/judge.py --program target/release/autocvd --cases 20000 --seed 1
 
-Makes random machines, decides what should be given on each, and asks the program the same through --from. Every
-tenth machine is also recorded again by the program itself (`status --json`) and has to be decided alike; with --nvml LIBRARY
-every twentieth is told to the fake NVML library, too, where it can be told. Prints 'N cases, 0 disagreements', or each
-disagreement with the command that shows it, and ends in 1.
+Makes random machines, decides what should be given on each, and asks the program the same through
+--from. Every tenth machine is also recorded again by the program itself (`status --json`) and has
+to be decided alike; with --nvml LIBRARY every twentieth is told to the fake NVML library, too,
+where it can be told. Prints 'N cases, 0 disagreements', or each disagreement with the command that
+shows it, and ends in 1.
 """
 
 import argparse
@@ -41,29 +43,61 @@ def fact(rng, value, unknown=0.06, absent=0.0):
 
 def any_process(rng, kind):
     sizes = [0, 20 * MIB, 183 * MIB, 512 * MIB, 513 * MIB, 3 * GIB, 4 * GIB, 30 * GIB]
-    process = {"pid": rng.randint(2, 30000), "type": kind, "used_memory": fact(rng, rng.choice(sizes), 0.25)}
+    process = {
+        "pid": rng.randint(2, 30000),
+        "type": kind,
+        "used_memory": fact(rng, rng.choice(sizes), 0.25),
+    }
     return process | ({"ignored": True} if rng.random() < 0.03 else {})
 
 
 def any_processes(rng):
-    lists = [[]] * 12 + [["G"]] * 3 + [["G", "G"], ["C"], ["C"], ["M+C"], ["C+G"], ["G", "C+G"], ["G", "C+G"], ["G", "C+G", "C+G"], ["M"]]
+    lists = (
+        [[]] * 12
+        + [["G"]] * 3
+        + [
+            ["G", "G"],
+            ["C"],
+            ["C"],
+            ["M+C"],
+            ["C+G"],
+            ["G", "C+G"],
+            ["G", "C+G"],
+            ["G", "C+G", "C+G"],
+            ["M"],
+        ]
+    )
     return [any_process(rng, kind) for kind in rng.choice(lists)]
 
 
 def any_memory(rng, total):
     """Device memory around the amounts at which verdicts change."""
-    marks = [0, 64 * MIB, 64 * MIB + 1, 256 * MIB, 256 * MIB + 1, GIB, GIB + 1, total // 20, total // 20 + 1, total // 4, total // 4 + 1]
+    marks = [
+        0,
+        64 * MIB,
+        64 * MIB + 1,
+        256 * MIB,
+        256 * MIB + 1,
+        GIB,
+        GIB + 1,
+        total // 20,
+        total // 20 + 1,
+        total // 4,
+        total // 4 + 1,
+    ]
     used = min(total, rng.choice([0] * 6 + marks + [rng.randrange(total)]))
     reserved = min(total - used, rng.choice([0, 0, 600 * MIB]))
     return {"total": total, "used": used, "free": total - used - reserved}
 
 
 def any_claims(rng):
-    return [{"pid": 77, "user": "anna", "command": "train", "since": 1}] if rng.random() < 0.1 else []
+    return (
+        [{"pid": 77, "user": "anna", "command": "train", "since": 1}] if rng.random() < 0.1 else []
+    )
 
 
 def any_marks(rng):
-    """What the administrator or failed commands say of a device; it is not written where it is not so."""
+    """What the administrator or failed commands say of a device; written only where it is so."""
     if rng.random() < 0.5:
         return {}
     reserved = {"reserved": True} if rng.random() < 0.05 else {}
@@ -71,8 +105,14 @@ def any_marks(rng):
 
 
 def any_state(rng, claims):
-    """What was judged of it once. One that is claimed is recorded as that, whoever computes on it."""
-    return fact(rng, "claimed" if claims else rng.choice(["free", "busy", "claimed", "unavailable"]), 0.9)
+    """What was judged of it once. A claimed one is recorded as that, whoever computes on it."""
+    states = ["free", "busy", "claimed", "unavailable"]
+    return fact(rng, "claimed" if claims else rng.choice(states), 0.9)
+
+
+def any_place(rng, index, kind):
+    domain = rng.choice([0, 0, 0, 9]) if kind == "numa" else 0
+    return f"{domain:08X}:{index * 16 + 3:02X}:00.0"
 
 
 def any_gpu(rng, index, kind):
@@ -84,12 +124,21 @@ def any_gpu(rng, index, kind):
     claims = any_claims(rng)
     gpu = {
         "index": index,
-        "uuid": fact(rng, f"GPU-{index:x}{rng.randrange(16**7):07x}-0000-0000-0000-{rng.randrange(16**12):012x}", 0.03),
-        "pci_bus_id": f"{rng.choice([0, 0, 0, 9]) if kind == 'numa' else 0:08X}:{index * 16 + 3:02X}:00.0",
+        "uuid": fact(
+            rng,
+            f"GPU-{index:x}{rng.randrange(16**7):07x}-0000-0000-0000-{rng.randrange(16**12):012x}",
+            0.03,
+        ),
+        "pci_bus_id": any_place(rng, index, kind),
         "name": "NVIDIA A100",
         "memory": memory,
         "utilization": {"gpu": fact(rng, utilization, 0.08, 0.04), "memory": 0},
-        "compute_mode": fact(rng, rng.choice(["DEFAULT"] * 8 + ["EXCLUSIVE_PROCESS"] * 2 + ["PROHIBITED"]), 0.04, 0.02),
+        "compute_mode": fact(
+            rng,
+            rng.choice(["DEFAULT"] * 8 + ["EXCLUSIVE_PROCESS"] * 2 + ["PROHIBITED"]),
+            0.04,
+            0.02,
+        ),
         "mig": None,
         "processes": fact(rng, any_processes(rng), 0.08, 0.04),
         "memory_is_numa_node": kind == "numa",
@@ -107,7 +156,9 @@ def any_gpu(rng, index, kind):
         gpu["memory"] = {"total": total, "used": "n/a", "free": rng.randrange(total)}
         gpu["utilization"] = {"gpu": "n/a", "memory": "n/a"}
     if kind == "mig" and rng.random() < 0.7:
-        gpu["mig"] = {"devices": [any_mig_device(rng, index, number) for number in range(rng.randint(0, 3))]}
+        gpu["mig"] = {
+            "devices": [any_mig_device(rng, index, number) for number in range(rng.randint(0, 3))]
+        }
         gpu["utilization"] = {"gpu": "n/a", "memory": "n/a"}
         gpu["compute_mode"] = rng.choice(["DEFAULT", "DEFAULT", "DEFAULT", "PROHIBITED", "n/a"])
         gpu["memory_is_numa_node"] = rng.random() < 0.3
@@ -121,8 +172,21 @@ def any_gpu(rng, index, kind):
 def lost(gpu):
     """As the driver tells of a GPU that fell off the bus: next to nothing."""
     unknown = dict.fromkeys(["total", "used", "free"])
-    silent = {"memory": unknown, "utilization": {"gpu": None, "memory": None}, "compute_mode": None, "mig": None}
-    return {**gpu, **silent, "processes": None, "health": None, "claims": [], "state": "unavailable", "reason": "GPU is lost"}
+    silent = {
+        "memory": unknown,
+        "utilization": {"gpu": None, "memory": None},
+        "compute_mode": None,
+        "mig": None,
+    }
+    return {
+        **gpu,
+        **silent,
+        "processes": None,
+        "health": None,
+        "claims": [],
+        "state": "unavailable",
+        "reason": "GPU is lost",
+    }
 
 
 def any_health(rng):
@@ -130,7 +194,10 @@ def any_health(rng):
     if draw < 0.3:
         return None
     action = "NONE" if draw < 0.9 else rng.choice(BAD_ACTIONS + GOOD_ACTIONS)
-    return {"recovery_action": fact(rng, action, 0.1), "remap_failed": fact(rng, rng.random() < 0.03, 0.2)}
+    return {
+        "recovery_action": fact(rng, action, 0.1),
+        "remap_failed": fact(rng, rng.random() < 0.03, 0.2),
+    }
 
 
 def any_mig_device(rng, index, number):
@@ -139,9 +206,13 @@ def any_mig_device(rng, index, number):
         "index": number,
         "gpu_instance_id": 7 + number,
         "compute_instance_id": 0,
-        "uuid": fact(rng, f"MIG-{index}{number}{rng.randrange(16**6):06x}-0000-0000-0000-000000000000", 0.04),
+        "uuid": fact(
+            rng, f"MIG-{index}{number}{rng.randrange(16**6):06x}-0000-0000-0000-000000000000", 0.04
+        ),
         "name": None,
-        "memory": any_memory(rng, 10 * GIB) if rng.random() < 0.95 else dict.fromkeys(["total", "used", "free"]),
+        "memory": any_memory(rng, 10 * GIB)
+        if rng.random() < 0.95
+        else dict.fromkeys(["total", "used", "free"]),
         "processes": fact(rng, any_processes(rng), 0.15),
         "claims": claims,
         "state": any_state(rng, claims),
@@ -157,8 +228,14 @@ def any_links(rng, gpus):
     links = []
     for b in range(len(gpus)):
         for a in range(b):
-            nvlinks = {"mesh": rng.choice([0, 0, 1, 2]), "pairs": 4 if a // 2 == b // 2 else 0, "switch": 1}[style]
-            links.append({"gpus": [a, b], "nvlinks": nvlinks, "ancestor": fact(rng, rng.choice(LEVELS), 0.1)})
+            nvlinks = {
+                "mesh": rng.choice([0, 0, 1, 2]),
+                "pairs": 4 if a // 2 == b // 2 else 0,
+                "switch": 1,
+            }[style]
+            links.append(
+                {"gpus": [a, b], "nvlinks": nvlinks, "ancestor": fact(rng, rng.choice(LEVELS), 0.1)}
+            )
     return links
 
 
@@ -166,7 +243,14 @@ def any_machine(rng):
     kind = rng.choice(["plain"] * 6 + ["mig", "mig", "numa", "unified", "jetson"])
     gpus = [any_gpu(rng, index, kind) for index in range(rng.choice([1, 1, 2, 3, 4, 4, 6, 8]))]
     view = rng.choice(["host"] * 5 + ["container"] * 3 + ["wsl"])
-    return {"schema": 1, "source": "nvml", "driver_version": "580.82.07", "process_view": view, "gpus": gpus, "links": any_links(rng, gpus)}
+    return {
+        "schema": 1,
+        "source": "nvml",
+        "driver_version": "580.82.07",
+        "process_view": view,
+        "gpus": gpus,
+        "links": any_links(rng, gpus),
+    }
 
 
 def any_id(rng, gpu):
@@ -186,12 +270,19 @@ def any_request(rng, machine):
         request["m"] = rng.choice([100 * MIB, 7 * GIB, 20 * GIB, 79 * GIB, 81 * GIB])
     for option in ("only", "exclude"):
         if rng.random() < 0.15:
-            request[option] = [any_id(rng, gpu) for gpu in rng.sample(gpus, rng.randint(1, len(gpus)))]
+            request[option] = [
+                any_id(rng, gpu) for gpu in rng.sample(gpus, rng.randint(1, len(gpus)))
+            ]
         elif rng.random() < 0.03:
             request[option] = [rng.choice(["99", "GPU-ffffffff", "0000:ff:00.0"])]
     if rng.random() < 0.1 and not any(gpu["mig"] for gpu in gpus):
-        words = [rng.choice([str(gpu["index"]), gpu["uuid"] or "0"]) for gpu in rng.choices(gpus, k=rng.randint(1, 3))]
-        request["visible"] = rng.choice(["", "-1", "NoDevFiles", "1gpu"] + [",".join(words), ",".join(words + ["99", "0"])] * 3)
+        words = [
+            rng.choice([str(gpu["index"]), gpu["uuid"] or "0"])
+            for gpu in rng.choices(gpus, k=rng.randint(1, 3))
+        ]
+        request["visible"] = rng.choice(
+            ["", "-1", "NoDevFiles", "1gpu"] + [",".join(words), ",".join(words + ["99", "0"])] * 3
+        )
     return request
 
 
@@ -199,7 +290,7 @@ def any_request(rng, machine):
 
 
 def document(machine):
-    """The machine as JSON: null for what is unknown and for what does not apply, which is listed beside."""
+    """The machine as JSON: null for what is unknown and for what does not apply, listed beside."""
     result = json.loads(json.dumps(machine))
     for gpu in result["gpus"]:
         gpu["not_applicable"] = strip(gpu)
@@ -243,7 +334,7 @@ def unhealthy(gpu):
 
 
 def unusable(unit):
-    """Whether the facts alone, without what was recorded of its state, say that it cannot be used."""
+    """Whether the facts alone, without the state that was recorded, say it cannot be used."""
     gpu, device = unit
     empty = gpu["mig"] is not None and device is None
     return gpu["compute_mode"] == "PROHIBITED" or unhealthy(gpu) or empty
@@ -261,14 +352,29 @@ def is_silent(gpu):
 
 
 def indices_are_ordinals(machine):
-    return not any(gpu["mig"] is not None or gpu["state"] == "unavailable" and not unusable((gpu, None)) or is_silent(gpu) for gpu in machine["gpus"])
+    return not any(
+        gpu["mig"] is not None
+        or gpu["state"] == "unavailable"
+        and not unusable((gpu, None))
+        or is_silent(gpu)
+        for gpu in machine["gpus"]
+    )
 
 
 def is_marked(machine):
     """Whether something is recorded that no driver tells."""
     devices = [device for unit in units(machine) for device in unit if device]
-    processes = [process for device in devices if isinstance(device["processes"], list) for process in device["processes"]]
-    return any(mark in thing for thing in devices + processes for mark in ("reserved", "suspect_until", "ignored"))
+    processes = [
+        process
+        for device in devices
+        if isinstance(device["processes"], list)
+        for process in device["processes"]
+    ]
+    return any(
+        mark in thing
+        for thing in devices + processes
+        for mark in ("reserved", "suspect_until", "ignored")
+    )
 
 
 def computes(process, processes):
@@ -276,7 +382,9 @@ def computes(process, processes):
         return False
     if process["type"] == "C+G":
         desktop = any(other["type"] == "G" for other in processes)
-        return not (desktop and process["used_memory"] is not None and process["used_memory"] <= 512 * MIB)
+        return not (
+            desktop and process["used_memory"] is not None and process["used_memory"] <= 512 * MIB
+        )
     return process["type"] in COMPUTING
 
 
@@ -291,7 +399,9 @@ def by_facts(unit, view):
         return "busy"
     if gpu["compute_mode"] is None and device is None:
         return "unknown"
-    explained = sum(4 * GIB if process["used_memory"] is None else process["used_memory"] for process in listed)
+    explained = sum(
+        4 * GIB if process["used_memory"] is None else process["used_memory"] for process in listed
+    )
     used, total = memory["used"], memory["total"]
     unexplained = max(0, used - explained) if isinstance(used, int) else used
     complete = view == "host" and isinstance(processes, list)
@@ -313,7 +423,13 @@ def by_facts(unit, view):
     if view == "wsl":
         if unexplained > max(GIB, (total or 0) // 4):
             return "busy"
-        return "unknown" if utilization is None else "busy" if utilization != "n/a" and utilization > 5 else "free"
+        return (
+            "unknown"
+            if utilization is None
+            else "busy"
+            if utilization != "n/a" and utilization > 5
+            else "free"
+        )
     if unexplained > 256 * MIB:
         return "busy"
     return "busy" if isinstance(utilization, int) and utilization > 5 else "free"
@@ -347,7 +463,9 @@ def resolve(word, machine):
         found = [gpu for gpu in gpus if gpu["index"] == int(word)]
     elif word.startswith("GPU-"):
         found = [gpu for gpu in gpus if (gpu["uuid"] or "").lower() == word.lower()]
-        found = found or [gpu for gpu in gpus if (gpu["uuid"] or "").lower().startswith(word.lower())]
+        found = found or [
+            gpu for gpu in gpus if (gpu["uuid"] or "").lower().startswith(word.lower())
+        ]
     else:
         found = [gpu for gpu in gpus if place(gpu["pci_bus_id"]) == place(word)]
     return "absent" if not found else found[0]["index"] if len(found) == 1 else None
@@ -413,7 +531,9 @@ def decide(machine, request):
     for option in ("only", "exclude"):
         found = [resolve(word, machine) for word in request.get(option, [])]
         for word, what in zip(request.get(option, []), list(found)):
-            name = "uuid" if word.startswith("GPU-") else "index" if word.isdigit() else "pci_bus_id"
+            name = (
+                "uuid" if word.startswith("GPU-") else "index" if word.isdigit() else "pci_bus_id"
+            )
             unnamed = any(gpu[name] is None for gpu in gpus)
             if what is None or what == "absent" and not (option == "exclude" and unnamed):
                 return WRONG_VALUE, []
@@ -423,16 +543,32 @@ def decide(machine, request):
         if option in request:
             allowed = allowed & set(found) if option == "only" else allowed - set(found)
     count, wanted, least = request["n"], request.get("m"), "-l" in request["options"]
-    judged = [(unit, verdict(unit, machine, request, needs_uuid)) for unit in units(machine) if unit[0]["index"] in allowed]
+    judged = [
+        (unit, verdict(unit, machine, request, needs_uuid))
+        for unit in units(machine)
+        if unit[0]["index"] in allowed
+    ]
 
     def room(unit):
         memory = own(unit)["memory"]
         numbers = isinstance(memory["used"], int) and isinstance(memory["free"], int)
-        return min(memory["used"] + memory["free"], memory["total"] if isinstance(memory["total"], int) else 1 << 99) if numbers else memory["total"]
+        return (
+            min(
+                memory["used"] + memory["free"],
+                memory["total"] if isinstance(memory["total"], int) else 1 << 99,
+            )
+            if numbers
+            else memory["total"]
+        )
 
     def ever(unit, seen):
         large = wanted is None or room(unit) is None or room(unit) >= wanted
-        return seen != "unavailable" and (count == 1 or unit[1] is None) and large and (least or seen != "unknowable")
+        return (
+            seen != "unavailable"
+            and (count == 1 or unit[1] is None)
+            and large
+            and (least or seen != "unknowable")
+        )
 
     def enough(unit):
         free = own(unit)["memory"]["free"]
@@ -452,7 +588,14 @@ def decide(machine, request):
             unknown = free is None or seen in ("unknown", "unknowable")
             recorded_busy = exclusive and own(unit)["state"] == "busy"
             suspect = "suspect_until" in own(unit)
-            return occupied or recorded_busy, seen == "claimed", suspect, unknown, -(free or 0), [-number for number in key(unit)]
+            return (
+                occupied or recorded_busy,
+                seen == "claimed",
+                suspect,
+                unknown,
+                -(free or 0),
+                [-number for number in key(unit)],
+            )
 
         chosen = [unit for unit, _ in sorted(usable, key=rank)[:count]]
     else:
@@ -476,7 +619,10 @@ def decide(machine, request):
         chosen = best_set(free, count, machine) if len(free) >= count else []
     if len(chosen) < count:
         return NOT_NOW, []
-    return 0, [own(unit)["uuid"] if needs_uuid else str(unit[0]["index"]) for unit in sorted(chosen, key=key)]
+    return 0, [
+        own(unit)["uuid"] if needs_uuid else str(unit[0]["index"])
+        for unit in sorted(chosen, key=key)
+    ]
 
 
 # What the program says
@@ -497,8 +643,13 @@ def command_line(program, request):
 def ask(line, request, directory, **more):
     environment = {"PATH": os.environ["PATH"], "AUTOCVD_CLAIM_DIR": f"{directory}/claims", **more}
     if "visible" in request:
-        environment |= {"CUDA_VISIBLE_DEVICES": request["visible"], "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        environment |= {
+            "CUDA_VISIBLE_DEVICES": request["visible"],
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        }
+    ended = subprocess.run(
+        line, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     ids = ended.stdout.strip().split(",") if ended.stdout.strip() else []
     return ended.returncode, ids, ended.stderr.strip()
 
@@ -507,19 +658,25 @@ def ask(line, request, directory, **more):
 
 
 def told_by_nvml(machine):
-    """The machine.json of the fake library that tells of this machine; None where it cannot be told."""
+    """The machine.json of the fake library for this machine; None where it cannot be told."""
     places = [place(gpu["pci_bus_id"]) for gpu in machine["gpus"]]
     if machine["process_view"] != "host" or places != sorted(places) or is_marked(machine):
         return None
     gpus = []
     for gpu in machine["gpus"]:
         recorded = [own(unit)["claims"] or own(unit)["state"] for unit in units({"gpus": [gpu]})]
-        if gpu["mig"] is not None or gpu["state"] == "unavailable" and gpu["reason"] is None or any(recorded) and gpu["reason"] is None:
+        if (
+            gpu["mig"] is not None
+            or gpu["state"] == "unavailable"
+            and gpu["reason"] is None
+            or any(recorded)
+            and gpu["reason"] is None
+        ):
             return None
         errors = {}
 
         def call(value, *functions, given=lambda value: value):
-            """What the library knows of a fact; a call that fails, or has nothing to tell, answers a code."""
+            """What the library knows of a fact; a call that fails or does not apply has a code."""
             if value is None or value == "n/a":
                 errors.update(dict.fromkeys(functions, 3 if value == "n/a" else 999))
                 return None
@@ -529,21 +686,46 @@ def told_by_nvml(machine):
             "pci_bus_id": gpu["pci_bus_id"],
             "uuid": gpu["uuid"],
             "compute_mode": call(gpu["compute_mode"], "nvmlDeviceGetComputeMode"),
-            "utilization": call(gpu["utilization"]["gpu"], "nvmlDeviceGetUtilizationRates", given=lambda value: {"gpu": value, "memory": 0}),
+            "utilization": call(
+                gpu["utilization"]["gpu"],
+                "nvmlDeviceGetUtilizationRates",
+                given=lambda value: {"gpu": value, "memory": 0},
+            ),
         }
         memory = gpu["memory"]
         if memory["used"] == "n/a":
             # The program fills in the host's own memory, which nothing here may depend on.
             return None
-        described["memory"] = call(memory["used"], "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2", given=lambda used: {**memory, "reserved": 0})
-        lists = [f"nvmlDeviceGet{kind}RunningProcesses{version}" for kind in ("Compute", "Graphics", "MPSCompute") for version in ("", "_v2", "_v3")]
+        described["memory"] = call(
+            memory["used"],
+            "nvmlDeviceGetMemoryInfo",
+            "nvmlDeviceGetMemoryInfo_v2",
+            given=lambda used: {**memory, "reserved": 0},
+        )
+        lists = [
+            f"nvmlDeviceGet{kind}RunningProcesses{version}"
+            for kind in ("Compute", "Graphics", "MPSCompute")
+            for version in ("", "_v2", "_v3")
+        ]
         listed = call(gpu["processes"], *lists) or []
         pids = [process["pid"] for process in listed]
         if len(set(pids)) < len(pids):
             return None
-        described["processes"] = [{"pid": process["pid"], "type": process["type"], "memory": process["used_memory"]} for process in listed]
+        described["processes"] = [
+            {"pid": process["pid"], "type": process["type"], "memory": process["used_memory"]}
+            for process in listed
+        ]
         health = gpu["health"] or {}
-        actions = ["NONE", "GPU_RESET", "NODE_REBOOT", "DRAIN_P2P", "DRAIN_AND_RESET", "IMEX", "BUS_RESET", "SYSTEM_REBOOT"]
+        actions = [
+            "NONE",
+            "GPU_RESET",
+            "NODE_REBOOT",
+            "DRAIN_P2P",
+            "DRAIN_AND_RESET",
+            "IMEX",
+            "BUS_RESET",
+            "SYSTEM_REBOOT",
+        ]
         action = health.get("recovery_action")
         described["recovery_action"] = actions.index(action) if action else None
         described["remap_failed"] = health.get("remap_failed")
@@ -554,7 +736,10 @@ def told_by_nvml(machine):
         gpus.append({**described, "errors": errors})
     if all("handle" in gpu["errors"] for gpu in gpus):
         return None
-    links = [{"gpus": link["gpus"], "nvlinks": link["nvlinks"], "ancestor": link["ancestor"]} for link in machine["links"]]
+    links = [
+        {"gpus": link["gpus"], "nvlinks": link["nvlinks"], "ancestor": link["ancestor"]}
+        for link in machine["links"]
+    ]
     return {"gpus": gpus, "links": links}
 
 
@@ -581,14 +766,23 @@ def check(case, program, seed, library, directory):
     def compare(what, line, **environment):
         code, ids, told = ask(line, request, own_directory, **environment)
         if (code, ids) != expected:
-            visible = f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={request['visible']} " if "visible" in request else ""
-            problems.append(f"case {case}, {what}: expected {expected}, got {(code, ids)}\n  {visible}{shlex.join(line)}\n  {told}")
+            visible = (
+                f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={request['visible']} "
+                if "visible" in request
+                else ""
+            )
+            problems.append(
+                f"case {case}, {what}: expected {expected}, got {(code, ids)}\n"
+                f"  {visible}{shlex.join(line)}\n  {told}"
+            )
 
     line = command_line(program, request)
     compare("--from", [*line, "--from", str(file)])
     if case % 10 == 0:
         again = own_directory / f"{case}-again.json"
-        status = subprocess.run([program, "status", "--json", "--from", file], capture_output=True, text=True)
+        status = subprocess.run(
+            [program, "status", "--json", "--from", file], capture_output=True, text=True
+        )
         again.write_text(status.stdout)
         compare("what status recorded of it", [*line, "--from", str(again)])
         if not problems:
@@ -599,14 +793,21 @@ def check(case, program, seed, library, directory):
         fake.mkdir(exist_ok=True)
         (fake / "machine.json").write_text(json.dumps(told))
         expected = decide(as_seen_by_nvml(machine), request)
-        compare("NVML", [*line, "--probe", "nvml", "-t", "0"], FAKE_NVML=str(fake), AUTOCVD_NVML_LIB=library)
+        compare(
+            "NVML",
+            [*line, "--probe", "nvml", "-t", "0"],
+            FAKE_NVML=str(fake),
+            AUTOCVD_NVML_LIB=library,
+        )
     if not problems:
         file.unlink()
     return problems, bool(told)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--program", default="target/release/autocvd")
     parser.add_argument("--cases", type=int, default=20000)
     parser.add_argument("--seed", default="1")
@@ -617,14 +818,26 @@ def main():
     directory = tempfile.mkdtemp(prefix="autocvd-judge-")
     failed, told = 0, 0
     with concurrent.futures.ProcessPoolExecutor(max_workers=2) as pool:
-        work = (pool.submit(check, case, os.path.abspath(arguments.program), arguments.seed, arguments.nvml, directory) for case in cases)
+        work = (
+            pool.submit(
+                check,
+                case,
+                os.path.abspath(arguments.program),
+                arguments.seed,
+                arguments.nvml,
+                directory,
+            )
+            for case in cases
+        )
         for future in concurrent.futures.as_completed(list(work)):
             problems, by_nvml = future.result()
             told += by_nvml
             failed += bool(problems)
             if failed <= 20:
                 print(*problems, sep="\n", end="\n" * bool(problems))
-    print(f"seed {arguments.seed}: {len(cases)} cases, {failed} disagreements ({told} through NVML)")
+    print(
+        f"seed {arguments.seed}: {len(cases)} cases, {failed} disagreements ({told} through NVML)"
+    )
     if failed:
         print(f"the machines are in {directory}", file=sys.stderr)
     else:
