@@ -139,60 +139,29 @@ mod tests {
         assert_eq!(read(FAILURES), [false, false, true]);
     }
 
-    proptest! {
-        #[test]
-        fn no_bytes_break_the_reading_of_a_recorded_machine(bytes in any::<Vec<u8>>()) {
-            recorded_machine(&bytes);
-        }
+    /// Tests that call a reader with all that a strategy makes.
+    macro_rules! survives {
+        ($($name:ident: $read:ident($bytes:expr);)*) => {
+            proptest! {$(
+                #[test]
+                fn $name(bytes in $bytes) {
+                    $read(bytes.as_ref());
+                }
+            )*}
+        };
+    }
 
-        #[test]
-        fn no_change_breaks_the_reading_of_a_recorded_machine(bytes in mutated(RECORDED)) {
-            recorded_machine(&bytes);
-        }
-
-        #[test]
-        fn no_change_breaks_the_reading_of_nvidia_smi(bytes in mutated(XML)) {
-            nvidia_smi(&bytes);
-        }
-
-        #[test]
-        fn no_bytes_break_the_reading_of_ids(bytes in any::<Vec<u8>>()) {
-            ids(&bytes);
-        }
-
-        #[test]
-        fn no_bytes_break_the_reading_of_claims(bytes in any::<Vec<u8>>()) {
-            claim_records(&bytes);
-        }
-
-        #[test]
-        fn no_change_breaks_the_reading_of_a_holder(bytes in mutated(HOLDER)) {
-            claim_records(&bytes);
-        }
-
-        #[test]
-        fn no_change_breaks_the_reading_of_a_waiter(bytes in mutated(WAITER)) {
-            claim_records(&bytes);
-        }
-
-        #[test]
-        fn no_change_breaks_the_reading_of_failures(bytes in mutated(FAILURES)) {
-            claim_records(&bytes);
-        }
-
-        #[test]
-        fn no_bytes_break_the_reading_of_the_administrators_file(bytes in any::<Vec<u8>>()) {
-            site_config(&bytes);
-        }
-
-        #[test]
-        fn no_change_breaks_the_reading_of_the_administrators_file(bytes in mutated(SITE)) {
-            site_config(&bytes);
-        }
-
-        #[test]
-        fn no_text_like_ids_breaks_their_reading(text in "[-GPUMIG0-9a-f:.,/ ]{0,60}") {
-            ids(text.as_bytes());
-        }
+    survives! {
+        no_bytes_break_the_reading_of_a_recorded_machine: recorded_machine(any::<Vec<u8>>());
+        no_change_breaks_the_reading_of_a_recorded_machine: recorded_machine(mutated(RECORDED));
+        no_change_breaks_the_reading_of_nvidia_smi: nvidia_smi(mutated(XML));
+        no_bytes_break_the_reading_of_ids: ids(any::<Vec<u8>>());
+        no_text_like_ids_breaks_their_reading: ids("[-GPUMIG0-9a-f:.,/ ]{0,60}");
+        no_bytes_break_the_reading_of_claims: claim_records(any::<Vec<u8>>());
+        no_change_breaks_the_reading_of_a_holder: claim_records(mutated(HOLDER));
+        no_change_breaks_the_reading_of_a_waiter: claim_records(mutated(WAITER));
+        no_change_breaks_the_reading_of_failures: claim_records(mutated(FAILURES));
+        no_bytes_break_the_reading_of_the_administrators_file: site_config(any::<Vec<u8>>());
+        no_change_breaks_the_reading_of_the_administrators_file: site_config(mutated(SITE));
     }
 }

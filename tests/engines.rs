@@ -14,6 +14,13 @@ fn engine(machine: &Machine, line: &str) -> Outcome {
     run(&mut shell)
 }
 
+/// The engine has refused the option that is printed after a failure.
+fn assert_refused(outcome: &Outcome) {
+    assert_eq!(outcome.code, Some(125), "{outcome:#?}");
+    let refusal = "unknown flag: --autocvd-found-no-gpu";
+    assert!(outcome.stderr.contains(refusal), "{outcome:#?}");
+}
+
 #[test]
 fn docker_takes_the_gpus_that_are_printed_and_refuses_a_failure() {
     if !has("docker") {
@@ -34,13 +41,7 @@ fn docker_takes_the_gpus_that_are_printed_and_refuses_a_failure() {
         &Machine::gpus(3),
         "docker run $(autocvd --format docker -n 9) localhost/none",
     );
-    assert_eq!(outcome.code, Some(125), "{outcome:#?}");
-    assert!(
-        outcome
-            .stderr
-            .contains("unknown flag: --autocvd-found-no-gpu"),
-        "{outcome:#?}"
-    );
+    assert_refused(&outcome);
 }
 
 #[test]
@@ -63,13 +64,7 @@ fn podman_takes_the_devices_that_are_printed_and_refuses_a_failure() {
     }
     let line = format!("{podman} create --pull never $(autocvd --format cdi -n 9) localhost/none");
     let outcome = engine(&machine, &line);
-    assert_eq!(outcome.code, Some(125), "{outcome:#?}");
-    assert!(
-        outcome
-            .stderr
-            .contains("unknown flag: --autocvd-found-no-gpu"),
-        "{outcome:#?}"
-    );
+    assert_refused(&outcome);
 }
 
 /// Device nodes under the names that nvidia-ctk gives the GPUs.

@@ -38,26 +38,20 @@ const EXPORTS: &[&str] = &[
     "eval \"$(autocvd -s OPTIONS)\"",
     "eval $(autocvd -s OPTIONS)",
 ];
+/// Of the shells that read a process's output as a file.
+const EXPORTS_AND_SOURCED: &[&str] = &[EXPORTS[0], EXPORTS[1], ". <(autocvd -s OPTIONS)"];
 
 const SHELLS: [Shell; 8] = [
     Shell {
         name: "bash",
         prefixes: PREFIXES,
-        exports: &[
-            "eval \"$(autocvd -s OPTIONS)\"",
-            "eval $(autocvd -s OPTIONS)",
-            ". <(autocvd -s OPTIONS)",
-        ],
+        exports: EXPORTS_AND_SOURCED,
         set: posix,
     },
     Shell {
         name: "zsh",
         prefixes: PREFIXES,
-        exports: &[
-            "eval \"$(autocvd -s OPTIONS)\"",
-            "eval $(autocvd -s OPTIONS)",
-            ". <(autocvd -s OPTIONS)",
-        ],
+        exports: EXPORTS_AND_SOURCED,
         set: posix,
     },
     Shell {

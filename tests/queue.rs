@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -14,32 +15,24 @@ use serde_json::{Value, json};
 
 /// A launch that waits: it is in the queue, and sleeps.
 fn waiter(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
-    let mut launch = machine.autocvd();
-    launch
-        .env("AUTOCVD_INTERVAL", "10min")
-        .arg("-q")
-        .args(options)
-        .arg("--")
-        .args(command);
-    let waiter = start(&mut launch);
-    wait_until("it has a place in the queue", || {
-        position(machine, waiter.pid()).is_some()
-    });
-    asleep(waiter.pid());
-    waiter
+    queued(machine, &mut machine.autocvd(), options, command)
 }
 
 /// As [`waiter`], and GPUs are kept for it from now on.
 fn gatherer(machine: &Machine, options: &[&str], command: &[&str]) -> Running {
     let mut launch = machine.autocvd();
+    launch.env("AUTOCVD_PATIENCE", "0");
+    queued(machine, &mut launch, options, command)
+}
+
+fn queued(machine: &Machine, launch: &mut Command, options: &[&str], command: &[&str]) -> Running {
     launch
         .env("AUTOCVD_INTERVAL", "10min")
-        .env("AUTOCVD_PATIENCE", "0")
         .arg("-q")
         .args(options)
         .arg("--")
         .args(command);
-    let waiter = start(&mut launch);
+    let waiter = start(launch);
     wait_until("it has a place in the queue", || {
         position(machine, waiter.pid()).is_some()
     });

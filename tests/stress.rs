@@ -88,6 +88,51 @@ struct Figures {
     busy: u64,
 }
 
+/// Jobs by their numbers.
+#[derive(Default)]
+struct Jobs {
+    /// Those that run, each with the moment at which it is killed, if it is.
+    live: HashMap<usize, (Running, Option<Instant>)>,
+    killed: Vec<usize>,
+}
+
+impl Jobs {
+    /// Kills those whose moment has come. Of those that have ended, all others were successful.
+    fn tend(&mut self, machine: &Machine) {
+        let mut ended = Vec::new();
+        for (number, (running, end)) in &mut self.live {
+            if !running.is_running() {
+                ended.push(*number);
+            } else if end.is_some_and(|end| end <= Instant::now()) {
+                let pid = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
+                // All of it at once: the shell, autocvd, the job.
+                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+                *end = None;
+                self.killed.push(*number);
+            }
+        }
+        for number in ended {
+            let (running, _) = self.live.remove(&number).expect("it was live");
+            let outcome = running.finish();
+            if !self.killed.contains(&number) {
+                let told = collisions(machine);
+                assert_eq!(outcome.code, Some(0), "job {number}: {outcome:#?}\n{told}");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+
+    /// All of `count` jobs ran but those that were killed. Returns how many ran.
+    fn assert_all_others_ran(&self, machine: &Machine, count: usize) -> usize {
+        let ran = fs::read_to_string(machine.path().join("ran")).expect("some did");
+        for number in (0..count).filter(|number| !self.killed.contains(number)) {
+            let has_run = ran.lines().any(|line| line == number.to_string());
+            assert!(has_run, "job {number} has not run");
+        }
+        ran.lines().count()
+    }
+}
+
 /// Launches `each` jobs by exec and as many by eval on 8 GPUs, up to `at_once` at a time, that take
 /// up to `delay_ms` to show up. One in eight is killed at some moment.
 fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
@@ -97,12 +142,11 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
     fs::create_dir(machine.path().join("locks")).expect("our own directory");
     let mut chance = Chance(seed);
     let mut figures = Figures::default();
-    let mut live: HashMap<usize, (Running, Option<Instant>)> = HashMap::new();
-    let mut killed = Vec::new();
+    let mut jobs = Jobs::default();
     let (mut next, mut worked_ms) = (0, 0);
     let began = Instant::now();
-    while next < 2 * each || !live.is_empty() {
-        while next < 2 * each && live.len() < at_once {
+    while next < 2 * each || !jobs.live.is_empty() {
+        while next < 2 * each && jobs.live.len() < at_once {
             let delay = chance.below(delay_ms + 1);
             worked_ms += delay + RUN_MS;
             let job = format!(
@@ -129,46 +173,15 @@ fn stress(each: usize, at_once: usize, delay_ms: u64, seed: u64) -> Figures {
             };
             let end = (chance.below(8) == 0)
                 .then(|| Instant::now() + Duration::from_millis(chance.below(delay_ms * 2)));
-            live.insert(next, (running, end));
+            jobs.live.insert(next, (running, end));
             next += 1;
         }
-        let mut ended = Vec::new();
-        for (number, (running, end)) in &mut live {
-            if !running.is_running() {
-                ended.push(*number);
-            } else if end.is_some_and(|end| end <= Instant::now()) {
-                let pid = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
-                // All of it at once: the shell, autocvd, the job.
-                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-                *end = None;
-                killed.push(*number);
-            }
-        }
-        for number in ended {
-            let (running, _) = live.remove(&number).expect("it was live");
-            let outcome = running.finish();
-            if !killed.contains(&number) {
-                assert_eq!(
-                    outcome.code,
-                    Some(0),
-                    "job {number}: {outcome:#?}\n{}",
-                    collisions(&machine)
-                );
-            }
-        }
-        std::thread::sleep(Duration::from_millis(1));
+        jobs.tend(&machine);
     }
     figures.seconds = began.elapsed().as_secs_f64();
-    figures.killed = killed.len();
+    figures.killed = jobs.killed.len();
     assert_eq!(collisions(&machine), "", "two live jobs on one GPU");
-    let ran = fs::read_to_string(machine.path().join("ran")).expect("some did");
-    figures.ran = ran.lines().count();
-    for number in (0..2 * each).filter(|number| !killed.contains(number)) {
-        assert!(
-            ran.lines().any(|line| line == number.to_string()),
-            "job {number} has not run"
-        );
-    }
+    figures.ran = jobs.assert_all_others_ran(&machine, 2 * each);
     figures.busy = worked_ms * 100 / (8 * began.elapsed().as_millis() as u64);
     nothing_blocks(&machine);
     figures
@@ -201,12 +214,11 @@ fn stress_shares(count: usize, at_once: usize, run_ms: u64, seed: u64) -> (usize
         fs::create_dir_all(machine.path().join(format!("jobs/{gpu}"))).expect("our own directory");
     }
     let mut chance = Chance(seed);
-    let mut live: HashMap<usize, (Running, Option<Instant>)> = HashMap::new();
-    let mut killed = Vec::new();
+    let mut jobs = Jobs::default();
     let mut next = 0;
     let began = Instant::now();
-    while next < count || !live.is_empty() {
-        while next < count && live.len() < at_once {
+    while next < count || !jobs.live.is_empty() {
+        while next < count && jobs.live.len() < at_once {
             let size = format!("{}GiB", chance.below(30) + 1);
             let share = ["--share", "-m", &size];
             let options = if chance.below(7) == 0 {
@@ -229,38 +241,13 @@ fn stress_shares(count: usize, at_once: usize, run_ms: u64, seed: u64) -> (usize
             };
             let end = (chance.below(8) == 0)
                 .then(|| Instant::now() + Duration::from_millis(chance.below(run_ms * 2)));
-            live.insert(next, (running, end));
+            jobs.live.insert(next, (running, end));
             next += 1;
         }
-        let mut ended = Vec::new();
-        for (number, (running, end)) in &mut live {
-            if !running.is_running() {
-                ended.push(*number);
-            } else if end.is_some_and(|end| end <= Instant::now()) {
-                let pid = rustix::process::Pid::from_raw(running.pid() as i32).expect("a pid");
-                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-                *end = None;
-                killed.push(*number);
-            }
-        }
-        for number in ended {
-            let (running, _) = live.remove(&number).expect("it was live");
-            let outcome = running.finish();
-            if !killed.contains(&number) {
-                assert_eq!(outcome.code, Some(0), "job {number}: {outcome:#?}");
-            }
-        }
-        std::thread::sleep(Duration::from_millis(1));
+        jobs.tend(&machine);
     }
     assert_eq!(collisions(&machine), "", "more than there is");
-    let ran = fs::read_to_string(machine.path().join("ran")).expect("some did");
-    for number in (0..count).filter(|number| !killed.contains(number)) {
-        let number = number.to_string();
-        assert!(
-            ran.lines().any(|line| line == number),
-            "job {number} has not run"
-        );
-    }
+    jobs.assert_all_others_ran(&machine, count);
     let company = fs::read_to_string(machine.path().join("company")).expect("some did");
     let most = company.lines().filter_map(|line| line.parse().ok()).max();
     let all = run(machine
@@ -268,7 +255,7 @@ fn stress_shares(count: usize, at_once: usize, run_ms: u64, seed: u64) -> (usize
         .args(["-q", "-t", "10", "-n", "4", "--", "true"]));
     assert_eq!(all.code, Some(0), "{all:#?}");
     (
-        killed.len(),
+        jobs.killed.len(),
         most.unwrap_or(0),
         began.elapsed().as_secs_f64(),
     )

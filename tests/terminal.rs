@@ -49,6 +49,15 @@ fn check_alive(terminal: &mut Terminal, round: usize) {
     terminal.wait_for(&format!("alive{round}"), 1);
 }
 
+/// A shell that is alive, and now waits for what this line asks for.
+fn waiting(machine: &Machine, name: &str, arguments: &[&str], line: &str) -> Terminal {
+    let mut terminal = Terminal::start(&mut shell(machine, name, arguments), 24, 200);
+    check_alive(&mut terminal, 1);
+    terminal.press(&format!("{line}\r"));
+    terminal.wait_for("waiting for a GPU", 1);
+    terminal
+}
+
 #[test]
 fn keys_that_end_or_stop_a_wait_run_nothing_and_leave_the_shell_alive() {
     for (name, arguments, line) in SHELLS {
@@ -61,10 +70,7 @@ fn keys_that_end_or_stop_a_wait_run_nothing_and_leave_the_shell_alive() {
                 continue;
             }
             let machine = occupied();
-            let mut terminal = Terminal::start(&mut shell(&machine, name, arguments), 24, 200);
-            check_alive(&mut terminal, 1);
-            terminal.press(&format!("{line}\r"));
-            terminal.wait_for("waiting for a GPU", 1);
+            let mut terminal = waiting(&machine, name, arguments, line);
             for key in keys.chars() {
                 terminal.press(&key.to_string());
                 std::thread::sleep(std::time::Duration::from_millis(200));
@@ -119,10 +125,7 @@ fn one_interrupt_ends_a_loop() {
             continue;
         }
         let machine = occupied();
-        let mut terminal = Terminal::start(&mut shell(&machine, name, arguments), 24, 200);
-        check_alive(&mut terminal, 1);
-        terminal.press(&format!("{line}\r"));
-        terminal.wait_for("waiting for a GPU", 1);
+        let mut terminal = waiting(&machine, name, arguments, line);
         terminal.press("\x03");
         check_alive(&mut terminal, 2);
         let waits = terminal.text().matches("interrupted (SIGINT)").count();

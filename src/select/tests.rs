@@ -1002,6 +1002,8 @@ fn hybrid_cube_mesh() -> Snapshot {
 #[test]
 fn the_best_connected_set_goes_first_and_the_higher_indices_among_equals() {
     use TopologyLevel::{Hostbridge, Internal, Multiple, Node, Single, System};
+    // GPUs 0 and 1 are nearer to each other than to GPU 2.
+    let nearer = |near, far| joined(3, vec![pcie(0, 1, near), pcie(0, 2, far), pcie(1, 2, far)]);
     for (what, snapshot, num_gpus, expected) in [
         ("nothing known", joined(4, vec![]), 2, &[2, 3][..]),
         ("an NVLink", joined(4, vec![nvlink(0, 1, 1)]), 2, &[0, 1]),
@@ -1040,66 +1042,30 @@ fn the_best_connected_set_goes_first_and_the_higher_indices_among_equals() {
         ),
         (
             "internal before single",
-            joined(
-                3,
-                vec![pcie(0, 1, Internal), pcie(0, 2, Single), pcie(1, 2, Single)],
-            ),
+            nearer(Internal, Single),
             2,
             &[0, 1],
         ),
         (
             "single before multiple",
-            joined(
-                3,
-                vec![
-                    pcie(0, 1, Single),
-                    pcie(0, 2, Multiple),
-                    pcie(1, 2, Multiple),
-                ],
-            ),
+            nearer(Single, Multiple),
             2,
             &[0, 1],
         ),
         (
             "multiple before host bridge",
-            joined(
-                3,
-                vec![
-                    pcie(0, 1, Multiple),
-                    pcie(0, 2, Hostbridge),
-                    pcie(1, 2, Hostbridge),
-                ],
-            ),
+            nearer(Multiple, Hostbridge),
             2,
             &[0, 1],
         ),
         (
             "host bridge before node",
-            joined(
-                3,
-                vec![pcie(0, 1, Hostbridge), pcie(0, 2, Node), pcie(1, 2, Node)],
-            ),
+            nearer(Hostbridge, Node),
             2,
             &[0, 1],
         ),
-        (
-            "node before system",
-            joined(
-                3,
-                vec![pcie(0, 1, Node), pcie(0, 2, System), pcie(1, 2, System)],
-            ),
-            2,
-            &[0, 1],
-        ),
-        (
-            "all alike",
-            joined(
-                3,
-                vec![pcie(0, 1, Node), pcie(0, 2, Node), pcie(1, 2, Node)],
-            ),
-            2,
-            &[1, 2],
-        ),
+        ("node before system", nearer(Node, System), 2, &[0, 1]),
+        ("all alike", nearer(Node, Node), 2, &[1, 2]),
         ("one alone", joined(4, vec![nvlink(0, 1, 1)]), 1, &[3]),
         (
             "all of them",
