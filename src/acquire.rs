@@ -259,6 +259,23 @@ fn tell_of_claims(devices: &[DeviceId], snapshot: &mut Snapshot, observer: &mut 
     observer.warn(&told.join("; "));
 }
 
+/// Tells of each chosen device on which COMMANDs have failed: the others are in use, and a sweep
+/// would lose job after job there.
+fn tell_of_suspects(devices: &[DeviceId], snapshot: &Snapshot, observer: &mut dyn Observer) {
+    let tell = |id: &DeviceId| {
+        let device = snapshot.device(*id);
+        let why = device.suspicion()?;
+        Some(format!("{} {why}", device.label()))
+    };
+    let told: Vec<String> = devices.iter().filter_map(tell).collect();
+    if !told.is_empty() {
+        let told = told.join("; ");
+        observer.warn(&format!(
+            "{told}; it is given because the others are in use"
+        ));
+    }
+}
+
 /// What claims know the devices by.
 fn keys_of(devices: &[DeviceId], snapshot: &Snapshot) -> Vec<String> {
     devices
@@ -486,6 +503,9 @@ impl Attempt<'_> {
                 if self.constraints.least_used {
                     tell_of_claims(&devices, &mut snapshot, observer);
                 }
+                if self.constraints.devices.len() > devices.len() {
+                    tell_of_suspects(&devices, &snapshot, observer);
+                }
                 return Ok(Outcome::Found(Box::new(Found {
                     snapshot,
                     devices,
@@ -671,7 +691,14 @@ impl Attempt<'_> {
         loop {
             let mut selection = self.choose(snapshot);
             self.apply_limit(&mut selection, snapshot);
-            let is_met = matches!(selection, Selection::Chosen(_)) && !self.constraints.least_used;
+            // A GPU that comes last is not given before one whose claim is about to end.
+            let is_last = |id: &DeviceId| snapshot.device(*id).is_suspect();
+            let is_met = match &selection {
+                Selection::Chosen(chosen) => {
+                    !self.constraints.least_used && !chosen.iter().any(is_last)
+                }
+                _ => false,
+            };
             let is_settled = is_met || !known.iter().any(Claim::is_settling);
             match &mut self.claims {
                 Some(claims)

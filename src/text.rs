@@ -63,7 +63,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WaitSummary {
     /// What is asked for; empty where nothing has been seen yet.
-    gpus: String,
+    wanted: String,
     waiters_ahead: usize,
     /// How many there are, of how many.
     free: String,
@@ -90,11 +90,17 @@ impl WaitSummary {
     /// What a waiter sees.
     pub fn of(status: &WaitStatus) -> Self {
         let all = status.candidates.len();
-        let gpus = match status.num_gpus {
-            1 => "a GPU".to_owned(),
-            n => format!("{n} GPUs"),
+        let wanted = match (status.num_gpus, status.share.map(bytes)) {
+            (1, None) => "a GPU".to_owned(),
+            (n, None) => format!("{n} GPUs"),
+            (1, Some(size)) => format!("a share of {size}"),
+            (n, Some(size)) => format!("{n} shares of {size}"),
         };
         let free = status.free.len();
+        let are_free = match status.share {
+            None => "free",
+            Some(_) => "with room",
+        };
         let blocked = status.candidates.iter().rev().filter_map(|id| {
             let device = status.snapshot.device(*id);
             let verdict = device.verdict();
@@ -126,9 +132,9 @@ impl WaitSummary {
             })
         });
         Self {
-            gpus,
+            wanted,
             waiters_ahead: status.waiters_ahead,
-            free: format!("{free} of {all} free"),
+            free: format!("{free} of {all} {are_free}"),
             blocked: blocked.collect(),
         }
     }
@@ -139,15 +145,15 @@ impl WaitSummary {
     }
 
     fn head(&self) -> String {
-        let Self { gpus, free, .. } = self;
-        if gpus.is_empty() {
+        let Self { wanted, free, .. } = self;
+        if wanted.is_empty() {
             return String::new();
         }
         let place = match self.waiters_ahead {
             0 => String::new(),
             ahead => format!("; {} in line", ordinal(ahead + 1)),
         };
-        format!("autocvd: waiting for {gpus}{place}; {free}")
+        format!("autocvd: waiting for {wanted}{place}; {free}")
     }
 
     /// The summary as a log line: of a few devices who is on each since when, with times as
@@ -331,7 +337,7 @@ mod tests {
             since: None,
         };
         let picture = WaitSummary {
-            gpus: "a GPU".into(),
+            wanted: "a GPU".into(),
             waiters_ahead: 0,
             free: "0 of 2 free".into(),
             blocked: vec![taken.clone(), taken],
@@ -353,7 +359,7 @@ mod tests {
         };
         let holders = [["alice"; 8].as_slice(), &["bob"; 5], &["claimed"; 3]].concat();
         let summary = WaitSummary {
-            gpus: "a GPU".into(),
+            wanted: "a GPU".into(),
             waiters_ahead: 2,
             free: "0 of 16 free".into(),
             blocked: holders.into_iter().map(blocked).collect(),

@@ -433,25 +433,24 @@ fn shares_and_whole_gpus_are_given_in_the_order_in_which_they_were_asked_for() {
     let machine = machine(1);
     let first = start(machine.autocvd().args(["-q", "--", "sleep", "60"]));
     wait_until("it is claimed", || !is_free(&machine));
-    let waiter = |name: &str, options: &[&str]| {
+    let waiter = |name: &str, options: &[&str], wanted: &str| {
         let script = format!("echo {name} >>$FAKE_NVML/order; sleep 0.1");
         let mut command = machine.autocvd();
         command.args(["-i", "600s"]).args(options);
         let waiting = start(command.args(["--", "sh", "-c", &script]));
-        wait_until("it waits", || {
-            waiting.stderr().contains("waiting for a GPU")
-        });
+        let line = format!("autocvd: waiting for {wanted}");
+        wait_until("it waits", || waiting.stderr().starts_with(&line));
         waiting
     };
     // None of them fits beside another one.
     let large = ["--share", "-m", "25GiB"];
     let waiting = [
-        waiter("1", &large),
-        waiter("2", &[]),
-        waiter("3", &large),
-        waiter("4", &["--share", "-m", "40GiB"]),
-        waiter("5", &[]),
-        waiter("6", &large),
+        waiter("1", &large, "a share of 25.0 GiB; 0 of 1 with room"),
+        waiter("2", &[], "a GPU; 2nd in line; 0 of 1 free"),
+        waiter("3", &large, "a share of 25.0 GiB; 3rd in line"),
+        waiter("4", &["--share", "-m", "40GiB"], "a share of 40.0 GiB"),
+        waiter("5", &[], "a GPU"),
+        waiter("6", &large, "a share of 25.0 GiB"),
     ];
     drop(first);
     for one in waiting {
@@ -500,7 +499,7 @@ fn a_request_that_has_lost_patience_gets_no_new_neighbours_on_what_it_needs() {
             .args(["-i", "600s"])
             .args(options);
         let large = start(command.args(["--", "sh", "-c", "echo large; sleep 60"]));
-        wait_until("it waits", || large.stderr().contains("waiting for a GPU"));
+        wait_until("it waits", || large.stderr().contains("waiting for a"));
         let refused = look_for(&machine, 1, &[]);
         assert_eq!(refused.code, Some(4), "{refused:#?}");
         assert!(refused.stderr.contains("kept for"), "{refused:#?}");

@@ -113,6 +113,57 @@ fn the_reason_is_shown_and_a_recording_decides_alike() {
     assert_eq!(least_used.success(), "0\n");
 }
 
+/// The judge that holds the claim of a COMMAND `sleep` on GPU 0.
+fn judge_of(holder: &common::Running) -> rustix::process::Pid {
+    let title = format!("autocvd: GPU 0 for sleep {}", holder.pid());
+    let find = || {
+        let pids = fs::read_dir("/proc").expect("it is there").flatten();
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.find(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.starts_with(title.as_bytes())
+        })
+    };
+    common::wait_until("its judge has a name", || find().is_some());
+    let pid = find().expect("it runs until the COMMAND has ended");
+    rustix::process::Pid::from_raw(pid).expect("a pid")
+}
+
+#[test]
+fn a_gpu_that_comes_last_is_given_only_where_no_claim_is_about_to_end() {
+    let machine = machine();
+    fs::create_dir(machine.claims()).expect("our own directory");
+    fs::write(lock_file(&machine), format!("2 {}\n", unix_time())).expect("our own file");
+    let holder = common::hold(machine.autocvd().arg("-q"));
+    let judge = judge_of(&holder);
+    // The COMMAND has ended, and its claim lasts.
+    rustix::process::kill_process(judge, rustix::process::Signal::STOP).expect("it runs");
+    drop(holder);
+    machine.forget_calls();
+    let outcome =
+        run(machine
+            .autocvd()
+            .args(["-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+    assert_eq!(outcome.stdout, "1\n", "{outcome:#?}");
+    let is_look = |call: &&String| call.starts_with("nvmlDeviceGetComputeRunningProcesses");
+    let looks = machine.calls().iter().filter(is_look).count();
+    assert!(looks > 20, "it looks again for 50 ms: {looks}");
+    assert!(
+        outcome
+            .stderr
+            .starts_with("autocvd: warning: GPU 1 comes last: 2 commands in a row failed")
+            && outcome.stderr.ends_with("the others are in use\n"),
+        "{outcome:#?}"
+    );
+    rustix::process::kill_process(judge, rustix::process::Signal::CONT).expect("it runs");
+    common::wait_until("the claim has ended", || {
+        launch(&machine, &["job"]) == "0\n"
+    });
+    // Where there is nothing else to choose, nothing is to be said of it.
+    let alone = run(machine.autocvd().args(["--only", "1", "--", "true"]));
+    assert!(!alone.stderr.contains("comes last"), "{alone:#?}");
+}
+
 fn file(machine: &Machine, text: &str) -> fs::File {
     let path = machine.path().join("recorded.json");
     fs::write(&path, text).expect("our own file");

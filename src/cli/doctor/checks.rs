@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// A driver that takes longer initializes GPUs at each launch.
 const SLOW: Duration = Duration::from_secs(1);
+/// The first Linux whose pidfds tell how a process has ended that is no child (PIDFD_GET_INFO).
+const EXIT_CODES: (u32, u32) = (6, 15);
 /// Filesystems that other hosts share.
 const NETWORK: [&str; 7] = ["nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs"];
 
@@ -34,6 +36,7 @@ pub(super) fn all(environment: &Environment, answer: &Answer) -> Vec<Finding> {
     findings.extend(claim_directory(&environment.claim_dir, &mounts));
     findings.extend([
         hidepid(&mounts),
+        failed_commands(&rustix::system::uname().release().to_string_lossy()),
         batch_job(environment),
         visible_devices(environment),
         device_order(),
@@ -285,6 +288,31 @@ fn hidepid(mounts: &[Mount]) -> Finding {
     }
 }
 
+/// Whether this kernel, of which `uname -r` says so, tells how a COMMAND ends to the process that
+/// holds its claim.
+fn failed_commands(release: &str) -> Finding {
+    const SUBJECT: &str = "failed commands";
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
+    let (major, minor) = (number(), number());
+    match major
+        .zip(minor)
+        .is_some_and(|version| version >= EXIT_CODES)
+    {
+        true => Finding::well(
+            SUBJECT,
+            "noticed: a GPU on which two in a row fail is given last",
+        ),
+        false => Finding::well(
+            SUBJECT,
+            format!(
+                "Linux {release} does not tell of each (6.15 does): a GPU on which commands fail \
+                 may be given first all the same"
+            ),
+        ),
+    }
+}
+
 fn batch_job(environment: &Environment) -> Finding {
     match environment.batch_job {
         None => Finding::well("batch job", "none"),
@@ -319,5 +347,30 @@ fn device_order() -> Finding {
             SUBJECT,
             format!("'{value}': CUDA may count GPUs in another order than nvidia-smi"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_tells_no_exit_codes_is_told_of() {
+        let notices = |release: &str| failed_commands(release).text.starts_with("noticed");
+        for release in ["6.15.0", "6.15-rc1", "6.18.44-fc-v657", "7.0.1", "10.2"] {
+            assert!(notices(release), "{release}");
+        }
+        for release in [
+            "6.14.0-37-generic",
+            "5.15.167.4-microsoft-standard-WSL2",
+            "6",
+            "",
+            "junk",
+        ] {
+            assert!(!notices(release), "{release}");
+        }
+        let old = failed_commands("6.8.0-87-generic");
+        assert!(old.text.contains("Linux 6.8.0-87-generic"), "{}", old.text);
+        assert!(old.advice.is_none(), "nothing is wrong with that");
     }
 }
