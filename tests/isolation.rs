@@ -200,6 +200,9 @@ fn a_fork_that_has_not_become_its_program_yet_keeps_the_gpu_in_every_shell() {
             command.args(["-e", "inject=execve:delay_enter=1500000"]);
             command
         };
+        if !common::has("strace") {
+            return;
+        }
         if run(slow().arg("true")).code != Some(0) {
             return common::skip("needs strace, which may trace");
         }

@@ -216,15 +216,22 @@ fn a_claim_is_shown_with_who_holds_it_and_ends_with_its_judge() {
     wait_until("it is free", || is_free(&machine));
 }
 
+/// A function of bash that waits for the judge of the shell and sets `judge` to its pid.
+const FIND_JUDGE: &str = r#"find_judge() {
+    until judge=$(grep -lsaz "for bash $$\$" /proc/[0-9]*/cmdline); do :; done
+    judge=${judge#/proc/} judge=${judge%/cmdline}
+}
+"#;
+
 #[test]
 fn a_stopped_judge_holds_up_nobody_and_keeps_what_it_holds() {
     let machine = machine(2);
-    let script = "eval $(autocvd -q) true; \
-                  until judge=$(pgrep -f \"for bash $$\\$\"); do :; done; kill -STOP $judge; \
+    let script = "eval $(autocvd -q) true; find_judge; kill -STOP $judge; \
                   eval $(autocvd -q -t 0) printenv CUDA_VISIBLE_DEVICES; \
                   kill -CONT $judge";
+    let script = format!("{FIND_JUDGE}{script}");
     let began = Instant::now();
-    assert_eq!(run(&mut machine.shell("bash", script)).success(), "0\n");
+    assert_eq!(run(&mut machine.shell("bash", &script)).success(), "0\n");
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "{:?}",
@@ -240,11 +247,13 @@ fn a_judge_sleeps_while_more_launches_of_its_shell_wait_than_it_may_have_descrip
         x=$(autocvd -q -o --hold 600s)
         for i in $(seq 60); do autocvd -q -i 600s -- true & done
         until [ $(ls "$AUTOCVD_CLAIM_DIR/queue" 2>/dev/null | wc -l) -ge 120 ]; do sleep 0.1; done
-        ticks() { cut -d' ' -f14,15 "/proc/$(pgrep -f "for bash $$\$")/stat" | tr ' ' +; }
+        find_judge
+        ticks() { cut -d' ' -f14,15 "/proc/$judge/stat" | tr ' ' +; }
         before=$(($(ticks))); sleep 2; after=$(($(ticks)))
         autocvd release; wait
         echo $((after - before))"#;
-    let ticks = run(&mut machine.shell("bash", script)).success();
+    let script = format!("{FIND_JUDGE}{script}");
+    let ticks = run(&mut machine.shell("bash", &script)).success();
     // A spin takes two hundred.
     let ticks: u32 = ticks.trim().parse().expect("a number");
     assert!(ticks < 50, "{ticks} ticks");
@@ -255,7 +264,8 @@ fn a_judge_without_descriptors_to_spare_takes_no_claim_that_it_would_lose() {
     let machine = machine(4);
     let script = r#"ulimit -n 48
         for i in $(seq 30); do autocvd -q -l -t 0 --only 0 -- sleep 600 & done
-        until [ $(pgrep -P $$ -x sleep | wc -l) -ge 30 ]; do sleep 0.1; done
+        has_begun() { grep -qsx sleep /proc/$1/comm; }
+        for job in $(jobs -p); do until has_begun $job; do sleep 0.1; done; done
         for i in 1 2 3; do autocvd -o -t 0 --hold 600s; done
         kill $(jobs -p); autocvd release; wait"#;
     let chosen = run(&mut machine.shell("bash", script)).success();
