@@ -3,7 +3,6 @@
 mod candidates;
 mod fairness;
 mod limit;
-mod link_cache;
 mod reading;
 mod rechecks;
 mod retry;

@@ -57,6 +57,7 @@ mod shares;
 mod site;
 mod status;
 pub mod text;
+mod topology;
 mod wait;
 
 pub use acquire::{Acquisition, acquire, try_acquire};

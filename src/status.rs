@@ -11,6 +11,7 @@ use crate::policy::{SETTLING_LOOKS, SETTLING_PAUSE};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::shares;
 use crate::site::SiteConfig;
+use crate::topology;
 use crate::{Error, Result, proc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -127,13 +128,25 @@ impl StatusReader {
             self.probe.read(&mut snapshot.gpus[gpu], view, detail);
             self.site.mark_ignored(&mut snapshot, gpu);
         }
-        let indices: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
-        let links = self.links.get_or_insert_with(|| match indices.len() {
-            0 | 1 => Vec::new(),
-            _ => self.probe.links(&indices),
-        });
-        snapshot.links.clone_from(links);
+        if self.links.is_none() {
+            self.links = Some(self.read_links(&snapshot));
+        }
+        snapshot.links = self.links.clone().unwrap_or_default();
         Ok(snapshot)
+    }
+
+    /// How its GPUs are connected: as launches know it, so that what is recorded decides as they do.
+    fn read_links(&mut self, snapshot: &Snapshot) -> Vec<Link> {
+        if !self.is_live() || snapshot.gpus.len() < 2 {
+            return snapshot.links.clone();
+        }
+        let gpus = snapshot.gpus.iter().enumerate();
+        let usable = gpus.filter(|(_, gpu)| gpu.unusable.is_none());
+        let usable: Vec<usize> = usable.map(|(at, _)| at).collect();
+        let claims = self.claims.as_ref();
+        let kept =
+            claims.and_then(|claims| topology::kept(claims, &mut *self.probe, snapshot, &usable));
+        kept.unwrap_or_else(|| topology::ask(claims, &mut *self.probe, snapshot))
     }
 }
 

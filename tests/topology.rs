@@ -38,6 +38,14 @@ fn chosen(machine: &Machine, args: &[&str]) -> String {
         .to_owned()
 }
 
+/// The same by a launch that is told of links by earlier ones.
+fn chosen_and_claimed(machine: &Machine, args: &[&str]) -> String {
+    run(machine.autocvd().args(["-o", "--hold", "0"]).args(args))
+        .success()
+        .trim()
+        .to_owned()
+}
+
 #[test]
 fn nvlink_goes_before_the_higher_index_and_the_nearest_ancestor_before_a_far_one() {
     let machine = bridged();
@@ -254,6 +262,38 @@ fn links_are_asked_for_once_and_not_by_the_next_launch() {
         assert!(asked_for_links(&machine, given) > 28);
         assert_eq!(asked_for_links(&machine, given), 0);
     }
+}
+
+#[test]
+fn a_launch_that_is_told_of_the_links_by_an_earlier_one_reads_each_gpu_once() {
+    let machine = switched();
+    asked_for_links(&machine, "6,7");
+    machine.forget_calls();
+    assert_eq!(chosen_and_claimed(&machine, &["-n", "2"]), "6,7");
+    let calls = machine.calls();
+    let read = |call: &&String| *call == "nvmlDeviceGetComputeMode";
+    assert_eq!(calls.iter().filter(read).count(), 8, "{calls:?}");
+}
+
+#[test]
+fn what_is_recorded_has_the_links_that_launches_know() {
+    let is_about_links = |call: &String| call.contains("NvLink") || call.contains("Topology");
+    let machine = bridged();
+    let record = || run(machine.autocvd().args(["status", "--json"])).success();
+    let links = |recorded: &str| {
+        let recorded: Value = serde_json::from_str(recorded).expect("JSON");
+        recorded["links"].clone()
+    };
+    let asked = links(&record());
+    // The first one has asked for all that follow, launches and recordings.
+    machine.forget_calls();
+    assert_eq!(chosen_and_claimed(&machine, &["-n", "2"]), "4,5");
+    assert_eq!(links(&record()), asked);
+    let calls = machine.calls();
+    assert!(!calls.iter().any(is_about_links), "{calls:?}");
+    // Where the driver tells of none any more, both know what is kept.
+    machine.set("/links", json!([]));
+    assert_eq!(links(&record()), asked);
 }
 
 #[test]

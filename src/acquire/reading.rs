@@ -7,6 +7,7 @@ use crate::ids::{Device, DeviceId};
 use crate::probe::Detail;
 use crate::select::{self, Constraints, Selection, Verdict};
 use crate::shares;
+use crate::topology;
 use std::time::Instant;
 
 /// What is known of how GPUs are joined, which does not change.
@@ -183,18 +184,41 @@ impl Attempt<'_> {
             }
         }
         if snapshot.links.is_empty() && select::links_matter(snapshot, &self.constraints) {
-            match &self.links {
-                Links::Known(links) => snapshot.links.clone_from(links),
-                Links::NotAsked | Links::Wanted => self.links = Links::Wanted,
+            if matches!(self.links, Links::NotAsked) {
+                self.links = match self.kept_links(snapshot) {
+                    Some(links) => Links::Known(links),
+                    None => Links::Wanted,
+                };
+            }
+            if let Links::Known(links) = &self.links {
+                snapshot.links.clone_from(links);
             }
         }
         select::select(snapshot, &self.constraints)
     }
 
-    /// Asks how the candidates are joined: many calls of the driver,
-    /// made once, while no lock is held.
+    /// How the free candidates are joined, where an earlier launch has kept it.
+    fn kept_links(&mut self, snapshot: &Snapshot) -> Option<Vec<Link>> {
+        let free = select::free_gpus(snapshot, &self.constraints);
+        let free: Vec<usize> = free.iter().map(|id| id.gpu).collect();
+        let claims = self.claims.as_ref()?;
+        topology::kept(claims, &mut *self.probe, snapshot, &free)
+    }
+
+    /// Asks how the GPUs are joined: many calls of the driver, made once, while no lock is held.
     pub(super) fn ask_for_links(&mut self, snapshot: &Snapshot) {
-        self.links = Links::Known(self.links_between_candidates(snapshot));
+        let links = match &self.claims {
+            Some(claims) => topology::ask(Some(claims), &mut *self.probe, snapshot),
+            // They are not kept, so that those of the candidates are enough.
+            None => {
+                let mut gpus: Vec<usize> =
+                    self.constraints.devices.iter().map(|id| id.gpu).collect();
+                gpus.dedup();
+                let indices: Vec<u32> = gpus.iter().map(|gpu| snapshot.gpus[*gpu].index).collect();
+                self.probe.links(&indices)
+            }
+        };
+        self.links = Links::Known(links);
     }
 
     /// Reads what a choice left unread.

@@ -16,7 +16,7 @@ impl Directory {
     pub(super) fn kept_text(&self, name: &str, age: Duration) -> Option<String> {
         let user = rustix::process::geteuid().as_raw();
         let own = self.text_of(name, user, age);
-        own.or_else(|| self.text_of(name, 0, age))
+        own.or_else(|| (user != 0).then(|| self.text_of(name, 0, age))?)
     }
 
     fn text_of(&self, name: &str, owner: u32, age: Duration) -> Option<String> {

@@ -5,10 +5,10 @@
 //! line names the boot and the driver. Each other line has a pair: two UUIDs, the number of
 //! NVLinks, and the number of the common ancestor or `-`.
 
-use super::Attempt;
+use crate::claim::ClaimStore;
 use crate::gpu::{Gpu, Link, Snapshot, TopologyLevel};
-use crate::ids::DeviceId;
 use crate::policy::LINKS_LAST;
+use crate::probe::Probe;
 use crate::proc;
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -25,45 +25,37 @@ const LEVELS: [TopologyLevel; 6] = [
     TopologyLevel::System,
 ];
 
-impl Attempt<'_> {
-    /// How the candidates are joined: as it is kept, or else as the driver says.
-    pub(super) fn links_between_candidates(&mut self, snapshot: &Snapshot) -> Vec<Link> {
-        let of_candidates = gpus_of(&self.constraints.devices);
-        let index = |gpu: &usize| snapshot.gpus[*gpu].index;
-        let Some(header) = self.header() else {
-            return self
-                .probe
-                .links(&of_candidates.iter().map(index).collect::<Vec<_>>());
-        };
-        let free = gpus_of(&crate::select::free_gpus(snapshot, &self.constraints));
-        let kept = self.claims.as_ref();
-        let kept = kept.and_then(|claims| claims.kept_text(NAME, LINKS_LAST));
-        if let Some(links) = kept.and_then(|text| parse(&text, &header, snapshot, &free)) {
-            return links;
-        }
-        // All of them, so that the next launch need not ask for others.
-        let all: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
-        let links = self.probe.links(&all);
-        if let Some(claims) = self.claims.as_ref().filter(|_| !links.is_empty()) {
-            claims.keep_text(NAME, &to_text(&header, snapshot, &links));
-        }
-        links
-    }
-
-    /// What links are kept for: this boot with this driver.
-    fn header(&mut self) -> Option<String> {
-        self.claims.as_ref()?;
-        let driver = self.probe.driver_version()?;
-        let boot = proc::boot_id();
-        (!boot.is_empty()).then(|| format!("{boot} {driver}"))
-    }
+/// What is kept of these GPUs, by their positions; `None` where of one of them nothing is.
+pub(crate) fn kept(
+    claims: &ClaimStore,
+    probe: &mut dyn Probe,
+    snapshot: &Snapshot,
+    gpus: &[usize],
+) -> Option<Vec<Link>> {
+    let text = claims.kept_text(NAME, LINKS_LAST)?;
+    parse(&text, &header(probe)?, snapshot, gpus)
 }
 
-/// The GPUs that these devices are on, each once.
-fn gpus_of(devices: &[DeviceId]) -> Vec<usize> {
-    let mut gpus: Vec<usize> = devices.iter().map(|id| id.gpu).collect();
-    gpus.dedup();
-    gpus
+/// Asks the driver how all GPUs are joined, and keeps it for the next launches.
+pub(crate) fn ask(
+    claims: Option<&ClaimStore>,
+    probe: &mut dyn Probe,
+    snapshot: &Snapshot,
+) -> Vec<Link> {
+    let all: Vec<u32> = snapshot.gpus.iter().map(|gpu| gpu.index).collect();
+    let links = probe.links(&all);
+    let claims = claims.filter(|_| !links.is_empty());
+    if let Some((claims, header)) = claims.and_then(|claims| Some((claims, header(probe)?))) {
+        claims.keep_text(NAME, &to_text(&header, snapshot, &links));
+    }
+    links
+}
+
+/// What links are kept for: this boot with this driver.
+fn header(probe: &mut dyn Probe) -> Option<String> {
+    let driver = probe.driver_version()?;
+    let boot = proc::boot_id();
+    (!boot.is_empty()).then(|| format!("{boot} {driver}"))
 }
 
 fn to_text(header: &str, snapshot: &Snapshot, links: &[Link]) -> String {
