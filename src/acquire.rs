@@ -104,6 +104,17 @@ impl Acquisition {
 ///
 /// # Errors
 /// Every case of [`Error`].
+///
+/// ```
+/// use autocvd::{Environment, NoObserver, ProbeChoice, Request, acquire};
+///
+/// // A machine that was recorded; without this line it is the present one.
+/// let request = Request::new().probe(ProbeChoice::File("examples/desktop.json".into()));
+/// let found = acquire(&request.num_gpus(2), &Environment::default(), &mut NoObserver)?;
+/// assert_eq!(found.label(), "GPU 0, GPU 1");
+/// assert_eq!(found.variables()[1], ("CUDA_VISIBLE_DEVICES", "0,1".to_owned()));
+/// # Ok::<(), autocvd::Error>(())
+/// ```
 pub fn acquire(
     request: &Request,
     environment: &Environment,

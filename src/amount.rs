@@ -1,6 +1,6 @@
 //! Amounts as people read them.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -31,9 +31,23 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
+/// 9999-12-31T23:59:59Z: later times, which nobody has seen, have no form in RFC 3339.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// A Unix time in seconds, as RFC 3339 writes it.
+pub fn rfc3339(time: u64) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.min(LAST_SECOND)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_time_has_a_form() {
+        assert_eq!(rfc3339(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
+        assert_eq!(rfc3339(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
+    }
 
     #[test]
     fn durations_are_told_in_two_units_at_most() {

@@ -22,7 +22,13 @@ pub(crate) const MEMORY: &str = "AUTOCVD_MEMORY";
 /// workers.
 const BATCH_JOBS: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RAYLET_PID"];
 
-/// What surrounds this process.
+/// What surrounds this process: its variables, and what the administrator sets for all users.
+///
+/// ```
+/// let mut environment = autocvd::Environment::read();
+/// // Claims that are agreed on among the programs of one service alone.
+/// environment.claim_dir = "/var/lib/render-service/claims".into();
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Environment {
     /// `AUTOCVD_NVML_LIB`: the NVML library to load.
@@ -39,7 +45,7 @@ pub struct Environment {
     /// `AUTOCVD_PATIENCE`: after which time of waiting a request gathers.
     pub patience: Option<Duration>,
     /// What the administrator sets for all users.
-    pub site: SiteConfig,
+    pub(crate) site: SiteConfig,
     /// The launches that this process was started inside of, as far as its environment tells.
     pub(crate) inside: Option<Ancestry>,
 }
@@ -82,6 +88,19 @@ impl Environment {
     pub fn started_inside(self, value: Option<&str>) -> Self {
         let inside = value.and_then(|value| value.parse().ok());
         Self { inside, ..self }
+    }
+
+    /// What the administrator sets for all users.
+    #[doc(hidden)]
+    pub fn site(&self) -> &SiteConfig {
+        &self.site
+    }
+
+    /// The same for those who have told of the warnings of [`site`](Self::site).
+    #[doc(hidden)]
+    pub fn without_warnings(mut self) -> Self {
+        self.site.warnings.clear();
+        self
     }
 
     /// Ends all claims that printed choices made for the shell that started this process. Returns

@@ -55,10 +55,20 @@ pub struct Snapshot {
     /// The requests that wait, the longest-waiting first.
     pub waiting: Vec<WaitingRequest>,
     /// When and where it was read, where that is known.
-    pub recording: Option<Box<Recording>>,
+    pub(crate) recording: Option<Box<Recording>>,
 }
 
 impl Snapshot {
+    /// When it was read, where that is known: Unix time in seconds.
+    pub fn read_at(&self) -> Option<u64> {
+        self.recording.as_ref()?.time
+    }
+
+    /// The name of the machine that it was read on, where that is known.
+    pub fn host(&self) -> Option<&str> {
+        self.recording.as_ref()?.host.as_deref()
+    }
+
     /// Whether the pids that the driver lists are those of this process's namespace. Before 535.113
     /// a container is told the host's, which mean other processes there, or none.
     pub(crate) fn pids_are_known(&self) -> bool {
@@ -70,16 +80,15 @@ impl Snapshot {
 
 /// When, where and by what a [`Snapshot`] was read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Recording {
+pub(crate) struct Recording {
     /// Unix time in seconds.
-    pub time: Option<u64>,
+    pub(crate) time: Option<u64>,
     /// The name of the machine.
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
     /// The kernel's id of this boot: pids and times mean something within it.
-    pub boot_id: Option<String>,
+    pub(crate) boot_id: Option<String>,
     /// The version of autocvd.
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
 }
 
 /// Why a device that the administrator has excluded cannot be used.

@@ -18,7 +18,19 @@ pub struct DeviceId {
 }
 
 /// What a process can be given: a whole GPU, or one MIG device of a GPU on which MIG is enabled.
-/// A view of a [`Snapshot`].
+/// A view of a [`Snapshot`], which [`Snapshot::devices`] gives.
+///
+/// ```
+/// use autocvd::{Environment, NoObserver, ProbeChoice};
+///
+/// let recorded = ProbeChoice::File("examples/mig.json".into());
+/// let machine = autocvd::status(&recorded, &Environment::default(), &mut NoObserver)?;
+/// let labels: Vec<String> = machine.devices().map(|device| device.label()).collect();
+/// assert!(labels.contains(&"GPU 0 MIG 0".to_owned()));
+/// let free = machine.devices().filter_map(|device| device.memory().free.value());
+/// println!("{} bytes are free in all", free.sum::<u64>());
+/// # Ok::<(), autocvd::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Device<'a> {
     snapshot: &'a Snapshot,

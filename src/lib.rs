@@ -1,8 +1,8 @@
 //! Finds free NVIDIA GPUs, or waits for them.
 //!
-//! [`acquire`] is the whole of it: it reads the machine, chooses, claims, and waits if need be.
-//! [`try_acquire`] does the same and never waits; [`status`] shows the machine with its claims. The
-//! library neither prints nor exits; the program `autocvd` is its first user.
+//! [`acquire`] reads the machine, chooses GPUs, waits for them if need be, and claims them.
+//! [`try_acquire`] does the same and never waits. [`status()`] shows the machine with its claims.
+//! The library neither prints nor exits; the program `autocvd` is its first user.
 //!
 //! ```no_run
 //! use autocvd::{Environment, NoObserver, Request, acquire};
@@ -21,10 +21,14 @@
 //! # Where to look
 //! | | |
 //! | --- | --- |
-//! | what is asked for | [`Request`], [`ClaimPolicy`], [`Environment`] |
+//! | what is asked for | [`Request`], [`ClaimPolicy`], [`ProbeChoice`], [`Environment`] |
 //! | what comes of it | [`Acquisition`], [`ClaimGuard`], [`Error`] |
 //! | a wait | [`Observer`], [`WaitStatus`], [`CancelToken`] |
-//! | the machine | [`Snapshot`], [`Gpu`], [`Device`], [`Verdict`], [`StatusReader`] |
+//! | the machine | [`status()`], [`StatusReader`], [`Snapshot`], [`Device`], [`Verdict`] |
+//! | one GPU | [`Gpu`], [`MigDevice`], [`Process`], [`ClaimInfo`], [`Fact`] |
+//! | what people write and read | [`text`]: times, sizes, a line about a wait |
+//!
+//! Sizes are bytes, utilization is percent, times are Unix seconds.
 //!
 //! # Design
 //! A decision is a pure function of a [`Snapshot`] that a probe has read: NVML, nvidia-smi or a
@@ -35,6 +39,7 @@ mod acquire;
 mod amount;
 mod cancel;
 mod claim;
+mod columns;
 mod environment;
 mod error;
 mod fact;
@@ -60,15 +65,25 @@ pub mod text;
 mod topology;
 mod wait;
 
+/// What the program `autocvd` takes of the inside. It is no promise to others.
+#[doc(hidden)]
+pub mod program {
+    pub use crate::amount::rfc3339;
+    pub use crate::claim::remove_files;
+    pub use crate::columns::{truncate, width};
+    pub use crate::proc::{is_unprintable, printable};
+    pub use crate::site::SiteConfig;
+}
+
 pub use acquire::{Acquisition, acquire, try_acquire};
 pub use cancel::CancelToken;
-pub use claim::{ClaimGuard, remove_files};
+pub use claim::ClaimGuard;
 pub use environment::Environment;
 pub use error::{BlockedDevice, Error, IdList, Restriction, Result, Shortage, Timeout};
 pub use fact::Fact;
 pub use gpu::{
     ClaimInfo, ComputeMode, Gpu, Health, Link, Memory, Mig, MigDevice, Process, ProcessKind,
-    ProcessView, Recording, RecoveryAction, Snapshot, Source, State, TopologyLevel, Utilization,
+    ProcessView, RecoveryAction, Snapshot, Source, State, TopologyLevel, Utilization,
     WaitingRequest,
 };
 pub use ids::{Device, DeviceId};
@@ -77,5 +92,4 @@ pub use pci::PciBusId;
 pub use probe::ProbeChoice;
 pub use request::{ClaimPolicy, OutputForm, Request};
 pub use select::Verdict;
-pub use site::SiteConfig;
 pub use status::{StatusReader, status};

@@ -16,6 +16,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Where to read the machine's state.
+///
+/// ```
+/// use autocvd::{ProbeChoice, Request};
+///
+/// // What `autocvd status --json > machine.json` has recorded, here or on another machine.
+/// let request = Request::new().probe(ProbeChoice::File("machine.json".into()));
+/// # let _ = request;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ProbeChoice {
     /// NVML, else nvidia-smi.

@@ -58,15 +58,6 @@ impl SiteConfig {
         }
     }
 
-    /// The same for whoever has told of the warnings.
-    #[must_use]
-    pub fn without_warnings(&self) -> Self {
-        Self {
-            warnings: Vec::new(),
-            ..self.clone()
-        }
-    }
-
     fn ignored(why: &str) -> Self {
         Self {
             warnings: vec![format!("{PATH} is ignored: {why}")],

@@ -1,12 +1,13 @@
 //! Times, sizes and pictures as people write and read them: the same in the program and in Python.
 
+use crate::amount::rfc3339;
 pub use crate::amount::{bytes, duration};
+use crate::columns::{truncate, width};
 use crate::gpu::State;
 use crate::ids::Device;
 use crate::observer::WaitStatus;
-pub use crate::proc::{is_unprintable, printable};
+use crate::proc::printable;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Reads a duration: a bare number of seconds, or what `humantime` reads (`500ms`, `2m 30s`).
 ///
@@ -258,38 +259,6 @@ fn ordinal(number: usize) -> String {
     format!("{number}{ending}")
 }
 
-/// How many columns of a terminal a text takes.
-pub fn width(text: &str) -> usize {
-    text.width()
-}
-
-/// The text, cut to `columns` where it is longer, the last one an ellipsis.
-pub fn truncate(text: &str, columns: usize) -> String {
-    if text.width() <= columns {
-        return text.to_owned();
-    }
-    let mut left = columns.saturating_sub(1);
-    let fits = |c: &char| {
-        let width = c.width().unwrap_or(0);
-        let fits = width <= left;
-        left = left.saturating_sub(width);
-        fits
-    };
-    let mut short: String = text.chars().take_while(fits).collect();
-    if columns > 0 {
-        short.push('…');
-    }
-    short
-}
-
-/// 9999-12-31T23:59:59Z: later times, which nobody has seen, have no form in RFC 3339.
-const LAST_SECOND: u64 = 253_402_300_799;
-
-/// A Unix time in seconds, as RFC 3339 writes it.
-pub fn rfc3339(time: u64) -> impl std::fmt::Display {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.min(LAST_SECOND)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,12 +289,6 @@ mod tests {
         ] {
             assert_eq!(ms(text), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn every_time_has_a_form() {
-        assert_eq!(rfc3339(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
-        assert_eq!(rfc3339(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]

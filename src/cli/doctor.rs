@@ -91,7 +91,7 @@ fn report(findings: &[Finding]) -> String {
     );
     for finding in findings {
         let mark = if finding.advice.is_some() { '!' } else { ' ' };
-        let shown = autocvd::text::printable(finding.text.as_bytes());
+        let shown = autocvd::program::printable(finding.text.as_bytes());
         // A String takes all that is written to it.
         let _ = write!(text, "\n{mark} {:<21} {shown}", finding.subject);
         if let Some(advice) = &finding.advice {
@@ -104,9 +104,8 @@ fn report(findings: &[Finding]) -> String {
 /// Reads the machine on a thread that a hanging driver keeps: the process ends all the same.
 fn ask_driver(environment: &Environment) -> Answer {
     let (sender, receiver) = mpsc::channel();
-    let mut quiet = environment.clone();
-    // Told of among the findings.
-    quiet.site = environment.site.without_warnings();
+    // They are among the findings.
+    let quiet = environment.clone().without_warnings();
     let look = move || {
         let mut warnings = Warnings(Vec::new());
         let started = Instant::now();

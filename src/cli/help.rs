@@ -4,7 +4,7 @@ use super::args::{self, MainArgs, SubcommandArgs};
 use super::failure::Failure;
 use super::words::{nearest, wrap};
 use super::{exit_code, standard_output, terminal, variables};
-use autocvd::text::width;
+use autocvd::program::width;
 use clap::{Arg, Command, CommandFactory};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;

@@ -201,7 +201,7 @@ fn start(
 
 /// Writes a warning to standard error. One that cannot be written costs nothing else.
 pub(super) fn warn(text: &str) {
-    let text = autocvd::text::printable(text.as_bytes());
+    let text = autocvd::program::printable(text.as_bytes());
     let _ = std::io::stderr().write_all(format!("autocvd: warning: {text}\n").as_bytes());
 }
 
@@ -211,7 +211,7 @@ fn fail(failure: &Failure) -> i32 {
     // What is quoted, such as a value or another user's command line, may hold control characters.
     let text = format!(
         "autocvd: {}\n",
-        autocvd::text::printable(failure.message.as_bytes())
+        autocvd::program::printable(failure.message.as_bytes())
     );
     let _ = std::io::stderr().write_all(text.as_bytes());
     let code = failure.code.number();
@@ -235,7 +235,7 @@ fn catch_panics() {
         let message = format!(
             "internal error{place}: {cause}; please report it with the command that you ran"
         );
-        autocvd::remove_files();
+        autocvd::program::remove_files();
         signals::exit_now(fail(&Failure::new(ExitCode::Unexpected, message)));
     }));
 }

@@ -198,7 +198,7 @@ pub(super) fn expect_exit() {
 
 extern "C" fn unexpected_exit() {
     if !EXIT_EXPECTED.load(Ordering::Relaxed) {
-        autocvd::remove_files();
+        autocvd::program::remove_files();
         clear_line();
         write(
             2,
@@ -237,7 +237,7 @@ pub(super) fn set_action(signal: i32, handler: usize) -> usize {
 }
 
 extern "C" fn on_signal(signal: i32) {
-    autocvd::remove_files();
+    autocvd::program::remove_files();
     restore_terminal();
     clear_line();
     if REPORT_SIGNAL.load(Ordering::Relaxed) {
@@ -272,7 +272,7 @@ extern "C" fn on_signal(signal: i32) {
 }
 
 extern "C" fn on_crash(signal: i32) {
-    autocvd::remove_files();
+    autocvd::program::remove_files();
     restore_terminal();
     clear_line();
     write(

@@ -16,7 +16,7 @@ use autocvd::Observer;
 use autocvd::ProbeChoice;
 use autocvd::Snapshot;
 use autocvd::StatusReader;
-use autocvd::text;
+use autocvd::program;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -231,7 +231,7 @@ struct WarningSink {
 
 impl Observer for WarningSink {
     fn warn(&mut self, text: &str) {
-        let text = text::printable(text.as_bytes());
+        let text = program::printable(text.as_bytes());
         match &mut self.warnings {
             Some(warnings) => warnings.push(text),
             // That it cannot be told keeps nothing from being shown.
@@ -257,8 +257,7 @@ fn view(snapshot: &Snapshot, is_live: bool) -> View {
         true => columns,
         false => terminal::columns().unwrap_or(WIDTH),
     };
-    let recording = snapshot.recording.as_deref().cloned().unwrap_or_default();
-    let now = recording.time;
+    let now = snapshot.read_at();
     View {
         width: width.max(screen::MIN_WIDTH),
         style: cells::Style {
@@ -271,7 +270,7 @@ fn view(snapshot: &Snapshot, is_live: bool) -> View {
             true => local_time(now),
             // 2026-03-03 07:59Z.
             false => {
-                text::rfc3339(now)
+                program::rfc3339(now)
                     .to_string()
                     .replace('T', " ")
                     .chars()
@@ -280,7 +279,7 @@ fn view(snapshot: &Snapshot, is_live: bool) -> View {
                     + "Z"
             }
         }),
-        host: recording.host,
+        host: snapshot.host().map(str::to_owned),
     }
 }
 
@@ -311,7 +310,7 @@ fn printable_json(json: &str) -> String {
     for c in json.chars() {
         match c {
             '\n' => text.push(c),
-            _ if text::is_unprintable(c) => text += &format!("\\u{:04x}", u32::from(c)),
+            _ if program::is_unprintable(c) => text += &format!("\\u{:04x}", u32::from(c)),
             _ => text.push(c),
         }
     }

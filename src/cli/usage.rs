@@ -3,7 +3,7 @@
 use super::args::{self, MainArgs, SubcommandArgs};
 use super::failure::Failure;
 use super::words::{nearest, one_of};
-use autocvd::text;
+use autocvd::program::printable;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
@@ -81,7 +81,7 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 
 /// A word that is neither an option nor the value of one.
 fn unknown_argument(wrong: &str, arguments: &[OsString], subcommand: Option<&str>) -> String {
-    let wrong_printable = text::printable(wrong.as_bytes());
+    let wrong_printable = printable(wrong.as_bytes());
     if let Some(name) = subcommand {
         let hint = match (name, wrong.parse::<f64>()) {
             ("status", Ok(_)) if arguments.iter().any(|word| word == "--watch") => {
@@ -112,7 +112,7 @@ fn unexpected(word: &str, near: Option<String>) -> String {
 
 /// A first word that is neither an option nor a subcommand.
 fn unknown_word(word: &str) -> String {
-    let printable = text::printable(word.as_bytes());
+    let printable = printable(word.as_bytes());
     match nearest(word, args::SUBCOMMANDS) {
         Some(near) => format!("unrecognized subcommand '{printable}'; did you mean '{near}'?"),
         None => command_hint(&printable, ""),
@@ -158,7 +158,7 @@ fn message(error: &clap::Error) -> String {
         if value.is_empty() {
             return format!("a value is required for '{option}'{valid}");
         }
-        let value = text::printable(value.as_bytes());
+        let value = printable(value.as_bytes());
         return format!("invalid value '{value}' for '{option}'{valid}");
     }
     let quoted = error.context().filter_map(|(_, value)| match value {
@@ -168,7 +168,7 @@ fn message(error: &clap::Error) -> String {
     let text = quoted.fold(error.render().to_string(), |message, text| {
         message.replace(
             &format!("'{text}'"),
-            &format!("'{}'", text::printable(text.as_bytes())),
+            &format!("'{}'", printable(text.as_bytes())),
         )
     });
     one_line(&text)

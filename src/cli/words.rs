@@ -1,6 +1,6 @@
 //! Words: the one that was meant, several in a sentence, many in lines.
 
-use autocvd::text::{truncate, width};
+use autocvd::program::{truncate, width};
 
 /// The name that differs from `word` in at most a third of its letters, and the least.
 pub(super) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

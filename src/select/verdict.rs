@@ -21,7 +21,21 @@ use crate::policy::{
 /// Why a device is given last that is free.
 const SUSPECT: &str = "comes last: 2 commands in a row failed on it within 10 s of their start";
 
-/// What can be said of one device.
+/// What can be said of one device, and why.
+///
+/// ```
+/// use autocvd::{Environment, NoObserver, ProbeChoice, Verdict};
+///
+/// let recorded = ProbeChoice::File("examples/shared-server.json".into());
+/// let machine = autocvd::status(&recorded, &Environment::default(), &mut NoObserver)?;
+/// for device in machine.devices() {
+///     match device.verdict() {
+///         Verdict::Free => println!("{} is free", device.label()),
+///         other => println!("{}: {}", device.label(), other.reason().unwrap_or("not free")),
+///     }
+/// }
+/// # Ok::<(), autocvd::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Nobody uses it.

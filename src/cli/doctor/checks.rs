@@ -170,7 +170,7 @@ fn claims(machine: &Machine) -> Finding {
 
 fn config(environment: &Environment) -> Finding {
     const SUBJECT: &str = "/etc/autocvd.conf";
-    let site = &environment.site;
+    let site = environment.site();
     if !site.warnings.is_empty() {
         return Finding::unwell(
             SUBJECT,

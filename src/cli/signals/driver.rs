@@ -92,7 +92,7 @@ pub(super) extern "C" fn on_alarm(signal: i32) {
             write(2, SILENCE_TEXT);
         }
     } else if is(Timer::Limit) {
-        autocvd::remove_files();
+        autocvd::program::remove_files();
         clear_line();
         // SAFETY: the string is leaked, so it lives as long as the process.
         if let Some(text) = unsafe { TIMEOUT_TEXT.load(Ordering::Acquire).as_ref() } {

@@ -1,7 +1,7 @@
 //! Pieces of the screen: text that fits, bars, amounts, colours.
 
 use autocvd::State;
-use autocvd::text::{printable, truncate, width};
+use autocvd::program::{printable, truncate, width};
 
 /// What stands for a value that could not be read.
 pub(super) const UNKNOWN: &str = "?";

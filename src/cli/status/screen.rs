@@ -4,7 +4,8 @@ mod waiting;
 
 use super::cells::{self, Look, Style, bar, gib, known, left, ranges, right};
 use crate::cli::words::wrap;
-use autocvd::text::{bytes, duration, printable, rfc3339, truncate, width};
+use autocvd::program::{printable, rfc3339, truncate, width};
+use autocvd::text::{bytes, duration};
 use autocvd::{ClaimInfo, Device, DeviceId, Fact, Process, ProcessView, Snapshot, State};
 use std::collections::BTreeMap;
 use std::time::Duration;

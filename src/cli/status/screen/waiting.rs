@@ -3,7 +3,8 @@
 use super::super::cells::{Look, known, left, right};
 use super::{GAP, MAX_USER, View, time};
 use autocvd::WaitingRequest;
-use autocvd::text::{bytes, truncate, width};
+use autocvd::program::{truncate, width};
+use autocvd::text::bytes;
 
 pub(super) const TITLE: &str = "WAITING";
 /// Of more requests the number is told.
