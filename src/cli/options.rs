@@ -536,6 +536,47 @@ mod tests {
     }
 
     #[test]
+    fn each_value_may_come_by_a_variable_and_a_written_one_wins() {
+        use clap::CommandFactory;
+        let values = [
+            ("num-gpus", "2", "3"),
+            ("timeout", "5s", "6s"),
+            ("interval", "5s", "6s"),
+            ("exclude", "1", "2"),
+            ("only", "1", "2"),
+            ("min-free-memory", "1GiB", "2GiB"),
+            ("tolerate", "1GiB", "2GiB"),
+            ("format", "csh", "docker"),
+            ("hold", "5s", "6s"),
+            ("probe", "nvml", "nvidia-smi"),
+            ("from", "a.json", "b.json"),
+        ];
+        let shown = |line: &str, pairs: &[(&str, &str)]| format!("{:?}", merge_env(line, pairs));
+        let command = MainArgs::command();
+        let options = command.get_arguments().filter(|argument| {
+            argument.get_long().is_some() && argument.get_action().takes_values()
+        });
+        for option in options {
+            let long = option.get_long().expect("those alone are left");
+            let row = values.iter().find(|(name, ..)| *name == long);
+            let (_, written, other) = row.unwrap_or_else(|| panic!("--{long} has no row"));
+            let variable = long.replace('-', "_").to_uppercase();
+            let line = format!("--{long} {written}");
+            let pair = [(&*variable, *other)];
+            assert_ne!(
+                shown("", &pair),
+                shown("", &[]),
+                "AUTOCVD_{variable} says nothing"
+            );
+            assert_eq!(
+                shown(&line, &pair),
+                shown(&line, &[]),
+                "{line} does not win"
+            );
+        }
+    }
+
+    #[test]
     fn a_value_keeps_the_name_that_it_came_by() {
         let launch = merge_env(
             "-x 1 2",
