@@ -730,7 +730,7 @@ impl Attempt<'_> {
         devices: &[DeviceId],
         observer: &mut dyn Observer,
     ) -> Result<Option<(Vec<String>, Option<ClaimGuard>)>> {
-        let ids = ids::for_cuda(devices, self.request.uuid, snapshot)?;
+        let ids = ids::for_cuda(devices, self.request.id_form, snapshot)?;
         // Until the claim is made.
         let Ok(_turn) = self.take_turn(devices, snapshot) else {
             return Ok(None);

@@ -4,7 +4,7 @@
 use crate::claim::{Ancestry, read_records};
 use crate::error::IdList;
 use crate::gpu::Snapshot;
-use crate::ids::{for_cuda, parse_visible_devices, resolve};
+use crate::ids::{IdForm, for_cuda, parse_visible_devices, resolve};
 use crate::probe::{file, smi};
 use crate::select::{Constraints, Selection, select};
 use crate::site::SiteConfig;
@@ -89,7 +89,10 @@ fn decide(snapshot: &Snapshot) {
             let Selection::Chosen(chosen) = select(snapshot, &constraints) else {
                 continue;
             };
-            for id in for_cuda(&chosen, false, snapshot).into_iter().flatten() {
+            for id in for_cuda(&chosen, IdForm::Index, snapshot)
+                .into_iter()
+                .flatten()
+            {
                 let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '/' | '_');
                 assert!(id.chars().all(is_plain), "{id:?}");
             }

@@ -437,21 +437,30 @@ fn hidden_from_cuda(gpu: &Gpu) -> bool {
     gpu.unusable.is_some() && gpu.compute_mode != Fact::Value(ComputeMode::Prohibited)
 }
 
-/// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`: indices, or UUIDs where `uuid` asks for them or
-/// an index could mean another GPU to CUDA.
+/// What to name devices by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum IdForm {
+    /// Their indices, unless one could mean another GPU to CUDA.
+    #[default]
+    Index,
+    /// Their UUIDs.
+    Uuid,
+}
+
+/// The ids of `chosen` for `CUDA_VISIBLE_DEVICES`.
 ///
 /// # Errors
 /// [`Error::UnusableUuid`] where a UUID is needed and unknown, or holds other characters than UUIDs
 /// do: shells evaluate what is printed.
 pub(crate) fn for_cuda(
     chosen: &[DeviceId],
-    uuid: bool,
+    form: IdForm,
     snapshot: &Snapshot,
 ) -> Result<Vec<String>> {
-    let uuid = uuid || !snapshot.indices_are_ordinals();
+    let by_uuid = form == IdForm::Uuid || !snapshot.indices_are_ordinals();
     let mut sorted = chosen.to_vec();
     sorted.sort_unstable();
-    let id = |device: Device| match (uuid, device.uuid()) {
+    let id = |device: Device| match (by_uuid, device.uuid()) {
         (false, _) => Ok(device.gpu.index.to_string()),
         (true, Some(uuid)) if is_shell_safe(uuid) => Ok(uuid.to_owned()),
         (true, unusable) => Err(Error::UnusableUuid {

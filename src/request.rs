@@ -1,6 +1,7 @@
 //! What is asked for.
 
 use crate::cancel::CancelToken;
+use crate::ids::IdForm;
 use crate::policy;
 use crate::probe::{Detail, ProbeChoice};
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct Request {
     pub(crate) share: Option<u64>,
     pub(crate) tolerate: Option<u64>,
     pub(crate) inherit: bool,
-    pub(crate) uuid: bool,
+    pub(crate) id_form: IdForm,
     pub(crate) claim: ClaimPolicy,
     pub(crate) probe: ProbeChoice,
     pub(crate) detail: Detail,
@@ -54,7 +55,7 @@ impl Default for Request {
             share: None,
             tolerate: None,
             inherit: false,
-            uuid: false,
+            id_form: IdForm::default(),
             claim: ClaimPolicy::default(),
             probe: ProbeChoice::Auto,
             detail: Detail::Decision,
@@ -158,7 +159,8 @@ impl Request {
 
     /// Name the GPUs by UUID even where an index would do.
     pub fn by_uuid(self) -> Self {
-        Self { uuid: true, ..self }
+        let id_form = IdForm::Uuid;
+        Self { id_form, ..self }
     }
 
     /// Whether and for whom to claim what is found; for this process unless told.

@@ -72,6 +72,33 @@ fn only_the_gpus_that_a_request_can_have_are_initialized() {
 }
 
 #[test]
+fn only_the_gpus_that_the_environment_allows_are_initialized() {
+    let machine = listed();
+    if !has_mount_namespaces(&machine) {
+        return;
+    }
+    for (args, batch_job, visible, initialized, chosen) in [
+        (&["--inherit"][..], "", uuid(1), &[1][..], 1),
+        (&["--inherit"], "", "0,2".into(), &[0, 2], 2),
+        (&["--inherit", "-x", "2"], "", "0,2".into(), &[0], 0),
+        (&[], "7", uuid(1), &[1], 1),
+        (&[], "", uuid(1), &[0, 1, 2, 3], 3),
+    ] {
+        machine.forget_calls();
+        let mut command = machine.autocvd();
+        command
+            .args(["-o", "-t", "0", "--no-claim", "--uuid"])
+            .args(args)
+            .env("SLURM_JOB_ID", batch_job)
+            .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+            .env("CUDA_VISIBLE_DEVICES", &visible);
+        let outcome = run(&mut in_mount_namespace(&machine, &command));
+        assert_eq!(outcome.success(), uuid(chosen) + "\n", "{args:?} {visible}");
+        assert_eq!(machine.initializations(), initialized, "{args:?} {visible}");
+    }
+}
+
+#[test]
 fn what_cannot_be_told_by_names_alone_initializes_all() {
     let machine = listed();
     if !has_mount_namespaces(&machine) {

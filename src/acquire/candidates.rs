@@ -4,7 +4,7 @@ use crate::claim::{Ancestry, ClaimStore};
 use crate::environment::{DeviceOrder, Environment};
 use crate::error::{Error, IdList, Restriction, Result};
 use crate::gpu::{Gpu, Snapshot};
-use crate::ids::{self, Device, DeviceId};
+use crate::ids::{self, Device, DeviceId, IdForm};
 use crate::observer::{NoObserver, Observer};
 use crate::pci::PciBusId;
 use crate::request::{ClaimPolicy, Request};
@@ -42,7 +42,7 @@ impl Candidates {
         }
         let exclude = excluded(&request.exclude, snapshot, observer)?;
         candidates.keep(Restriction::Exclude, |device| !exclude.contains(device));
-        if request.uuid {
+        if request.id_form == IdForm::Uuid {
             // Another one may have one.
             candidates.keep(Restriction::Uuid, |id| {
                 snapshot.device(*id).uuid().is_some()
@@ -69,7 +69,7 @@ impl Candidates {
         // That one has no UUID yet says nothing: the driver may make it when it initializes the
         // GPU.
         let request = Request {
-            uuid: false,
+            id_form: IdForm::Index,
             ..request.clone()
         };
         let has_all_names = names.gpus.iter().all(|gpu| gpu.uuid.is_some());

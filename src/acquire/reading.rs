@@ -3,7 +3,7 @@
 use super::Attempt;
 use crate::error::Result;
 use crate::gpu::{ClaimInfo, Gpu, Link, Snapshot};
-use crate::ids::{Device, DeviceId};
+use crate::ids::{Device, DeviceId, IdForm};
 use crate::probe::Detail;
 use crate::select::{self, Constraints, Selection, Verdict};
 use crate::shares;
@@ -103,7 +103,7 @@ impl Attempt<'_> {
                 self.probe.read_health(gpu);
             }
         }
-        if !self.request.uuid && snapshot.may_be_indices() {
+        if self.request.id_form == IdForm::Index && snapshot.may_be_indices() {
             self.touch_all(snapshot);
         }
         let is_unusable =

@@ -4,6 +4,7 @@ use super::advice::Origins;
 use super::args::{self, Format, MainArgs, Options, ProbeArg, StatusArgs};
 use super::failure::Failure;
 use super::variables::{PREFIX, Variables};
+use autocvd::text::{parse_duration, parse_size};
 use autocvd::{ClaimPolicy, OutputForm, ProbeChoice, Request};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -105,44 +106,19 @@ impl Launch {
         let verbosity = verbosity(&options, variables)?;
         let output = output(&options, command, variables)?;
         let values = Values { variables };
-        let (num_gpus, _) = values.pick(
-            options.num_gpus,
-            "--num-gpus",
-            "AUTOCVD_NUM_GPUS",
-            args::count,
-        )?;
-        let (timeout, _) = values.pick(
-            options.timeout,
-            "--timeout",
-            "AUTOCVD_TIMEOUT",
-            autocvd::text::parse_duration,
-        )?;
-        let (interval, _) = values.pick(
-            options.interval,
-            "--interval",
-            "AUTOCVD_INTERVAL",
-            args::positive_duration,
-        )?;
-        let patience = variables.parse("PATIENCE", autocvd::text::parse_duration)?;
-        let (hold, _) = values.pick(
-            options.hold,
-            "--hold",
-            "AUTOCVD_HOLD",
-            autocvd::text::parse_duration,
-        )?;
+        let num_gpus = values.get(options.num_gpus, "NUM_GPUS", args::count)?;
+        let timeout = values.get(options.timeout, "TIMEOUT", parse_duration)?;
+        let interval = values.get(options.interval, "INTERVAL", args::positive_duration)?;
+        let patience = variables.parse("PATIENCE", parse_duration)?;
+        let hold = values.get(options.hold, "HOLD", parse_duration)?;
         let (min_free_memory, memory_from) = values.pick(
             options.min_free_memory,
             "--min-free-memory",
             "AUTOCVD_MIN_FREE_MEMORY",
-            autocvd::text::parse_size,
+            parse_size,
         )?;
         let share = values.share(options.share, min_free_memory, memory_from)?;
-        let (tolerate, _) = values.pick(
-            options.tolerate,
-            "--tolerate",
-            "AUTOCVD_TOLERATE",
-            autocvd::text::parse_size,
-        )?;
+        let tolerate = values.get(options.tolerate, "TOLERATE", parse_size)?;
         let excluded = Some(options.exclude).filter(|ids| !ids.is_empty());
         let (exclude, exclude_from) =
             values.pick(excluded, "--exclude", "AUTOCVD_EXCLUDE", args::ids)?;
@@ -242,12 +218,7 @@ impl Status {
         } else {
             StatusForm::Screen
         };
-        let (watch, _) = values.pick(
-            written.watch,
-            "--watch",
-            "AUTOCVD_WATCH",
-            args::positive_duration,
-        )?;
+        let watch = values.get(written.watch, "WATCH", args::positive_duration)?;
         let (probe, _) = probe(written.probe, written.from, variables)?;
         Ok(Self { form, watch, probe })
     }
@@ -259,7 +230,20 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
-    /// A value that is written, or else that of the variable, with the name that it came by.
+    /// A value that is written, or else that of the variable.
+    fn get<T>(
+        &self,
+        written: Option<T>,
+        variable: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        match written {
+            Some(_) => Ok(written),
+            None => self.variables.parse(variable, parse),
+        }
+    }
+
+    /// The same, with the name that it came by.
     fn pick<T>(
         &self,
         written: Option<T>,
@@ -267,13 +251,11 @@ impl Values<'_> {
         variable: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Result<(Option<T>, &'static str), Failure> {
-        if written.is_some() {
-            return Ok((written, option));
-        }
+        let is_written = written.is_some();
         let name = variable.strip_prefix(PREFIX).unwrap_or(variable);
-        let value = self.variables.parse(name, parse)?;
-        let origin = if value.is_some() { variable } else { option };
-        Ok((value, origin))
+        let value = self.get(written, name, parse)?;
+        let is_variables = value.is_some() && !is_written;
+        Ok((value, if is_variables { variable } else { option }))
     }
 
     /// The size of the share that is asked for, which is that of the memory to be free.

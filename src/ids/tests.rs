@@ -269,40 +269,40 @@ fn ids_are_indices_where_these_are_cudas_ordinals_and_uuids_elsewhere() {
         uuid: None,
         ..gpu(0)
     };
-    for (what, snapshot, chosen, ask_for_uuid, expected) in [
+    for (what, snapshot, chosen, form, expected) in [
         (
             "all healthy",
             &plain,
             &[whole(1)][..],
-            false,
+            IdForm::Index,
             vec!["1".to_owned()],
         ),
         (
             "ascending",
             &plain,
             &[whole(2), whole(0)],
-            false,
+            IdForm::Index,
             vec!["0".into(), "2".into()],
         ),
         (
             "UUIDs asked for",
             &plain,
             &[whole(0), whole(2)],
-            true,
+            IdForm::Uuid,
             vec![uuid(0), uuid(2)],
         ),
         (
             "a lost one before",
             &machine(vec![lost(gpu(0)), gpu(1)]),
             &[whole(1)],
-            false,
+            IdForm::Index,
             vec![uuid(1)],
         ),
         (
             "a lost one behind",
             &machine(vec![gpu(0), lost(gpu(1))]),
             &[whole(0)],
-            false,
+            IdForm::Index,
             vec![uuid(0)],
         ),
         (
@@ -315,47 +315,47 @@ fn ids_are_indices_where_these_are_cudas_ordinals_and_uuids_elsewhere() {
                 gpu(1),
             ]),
             &[whole(1)],
-            false,
+            IdForm::Index,
             vec![uuid(1)],
         ),
         (
             "a prohibited one, which CUDA counts",
             &machine(vec![prohibited, gpu(1)]),
             &[whole(1)],
-            false,
+            IdForm::Index,
             vec!["1".into()],
         ),
         (
             "a gap in the indices",
             &gap,
             &[whole(1)],
-            false,
+            IdForm::Index,
             vec![uuid(2)],
         ),
         (
             "a whole one beside MIG",
             &divided(),
             &[whole(2)],
-            false,
+            IdForm::Index,
             vec![uuid(2)],
         ),
         (
             "MIG",
             &divided(),
             &[part(1, 1)],
-            false,
+            IdForm::Index,
             vec!["MIG-11222222-0000-0000-0000-000000000000".into()],
         ),
         (
             "an unknown UUID that is not needed",
             &machine(vec![bus_only]),
             &[whole(0)],
-            false,
+            IdForm::Index,
             vec!["0".into()],
         ),
     ] {
         assert_eq!(
-            for_cuda(chosen, ask_for_uuid, snapshot).ok(),
+            for_cuda(chosen, form, snapshot).ok(),
             Some(expected),
             "{what}"
         );
@@ -371,7 +371,7 @@ fn an_unknown_uuid_is_not_replaced_by_an_index_that_may_mean_another_gpu() {
         },
         gpu(1),
     ]);
-    let error = for_cuda(&[whole(0)], true, &snapshot).expect_err("unknown");
+    let error = for_cuda(&[whole(0)], IdForm::Uuid, &snapshot).expect_err("unknown");
     assert!(
         error
             .to_string()
@@ -404,12 +404,12 @@ fn an_id_holds_nothing_that_a_shell_would_read_otherwise() {
                 source,
                 ..machine(vec![odd])
             };
-            let error = for_cuda(&[whole(0)], true, &snapshot).expect_err(uuid);
+            let error = for_cuda(&[whole(0)], IdForm::Uuid, &snapshot).expect_err(uuid);
 
             assert_eq!(error.is_wrong_value(), source == Source::File, "{uuid}");
             assert!(!error.to_string().contains('\n'), "{error}");
             assert_eq!(
-                for_cuda(&[whole(0)], false, &snapshot).ok(),
+                for_cuda(&[whole(0)], IdForm::Index, &snapshot).ok(),
                 Some(vec!["0".to_owned()])
             );
         }
@@ -425,7 +425,7 @@ fn an_id_holds_nothing_that_a_shell_would_read_otherwise() {
         "MIG-GPU-1a0b0c0d-0000-0000-0000-000000000001/9/0",
     ] {
         assert_eq!(
-            for_cuda(&[whole(0)], true, &named(uuid)).ok(),
+            for_cuda(&[whole(0)], IdForm::Uuid, &named(uuid)).ok(),
             Some(vec![uuid.to_owned()])
         );
     }
