@@ -596,17 +596,6 @@ impl ClaimStore {
                 Locked::Share(share) => shares.push(share),
             }
         }
-        let innermost = self
-            .ancestry
-            .0
-            .iter()
-            .rev()
-            .find(|ancestor| ancestor.token.is_some());
-        if innermost.is_some_and(|ancestor| !ancestor.is_alive(&self.directory)) {
-            let ancestry = std::mem::take(&mut self.ancestry);
-            self.ancestry = self.living(ancestry);
-            return Ok(None);
-        }
         if !self.directory.is_current() {
             // Nobody looks there any more.
             self.files.clear();
@@ -688,12 +677,41 @@ impl ClaimStore {
                 self.files.insert(key.clone(), file);
                 return Ok(None);
             };
-            if self.directory.names_file(key, &file) {
-                return Ok(Some((file, locked)));
+            if !self.directory.names_file(key, &file) {
+                continue;
             }
+            if !self.is_parent_on(key, &file) {
+                self.leave_parent();
+                return Ok(None);
+            }
+            return Ok(Some((file, locked)));
         }
         self.was_removed()?;
         Ok(None)
+    }
+
+    /// Whether the innermost claim around this process still has the device. The kernel drops
+    /// several devices one after another, so that another one proves nothing.
+    fn is_parent_on(&self, key: &str, file: &OwnedFd) -> bool {
+        let mut ancestors = self.ancestry.0.iter().rev();
+        let parent = ancestors.find_map(|ancestor| Some((ancestor, ancestor.token?)));
+        let Some((parent, token)) = parent else {
+            return true;
+        };
+        match parent.devices.iter().any(|device| device == key) {
+            true => matches!(
+                lock::conflict(file, token.range(), Mode::Shared),
+                Ok(Some(_))
+            ),
+            false => parent.is_alive(&self.directory),
+        }
+    }
+
+    /// Goes on as a launch of those around the innermost claim around this process.
+    fn leave_parent(&mut self) {
+        let mut ancestry = std::mem::take(&mut self.ancestry);
+        while ancestry.0.pop().is_some_and(|last| last.token.is_none()) {}
+        self.ancestry = self.living(ancestry);
     }
 
     /// Notes that what was locked has been removed from where others look.

@@ -405,3 +405,20 @@ fn autocvd_locks_the_bytes_of_the_table() {
     drop(running);
     free();
 }
+
+#[test]
+fn a_launch_is_not_inside_of_a_claim_that_has_let_go_of_its_device() {
+    const NEXT: &str = "GPU-10000000-0000-0000-0000-000000000001";
+    let machine = Machine::gpus(2);
+    machine.install("held", HELD);
+    run(machine.autocvd().args(["-q", "-n", "2", "--", "true"])).success();
+    // A claim on both, whose process has just been killed: the kernel has dropped the second one.
+    let dying = locked(&machine, libc::F_WRLCK, TOKENS + 7, 1);
+    let next = start(machine.autocvd().args(["-q", "--only", "1", "--", "held"]));
+    wait_until("the next one runs there", || next.stdout() == "held\n");
+    let mut nested = machine.autocvd();
+    nested.env("AUTOCVD_INSIDE", format!("{:016x}:{UUID},{NEXT}", 7));
+    let nested = run(nested.args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
+    assert_ne!(nested.stdout, "1\n", "{nested:#?}");
+    drop((dying, next));
+}
