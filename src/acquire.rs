@@ -137,12 +137,7 @@ pub fn acquire(
         .timeout
         .and_then(|timeout| Instant::now().checked_add(timeout));
     observer.probe_started(deadline);
-    let narrow = |names: &Snapshot| Candidates::gpus_by_name(request, environment, names);
-    let narrow: probe::Narrow = match Candidates::are_narrowed_by_name(request, environment) {
-        true => Some(&narrow),
-        false => None,
-    };
-    let mut probe = probe::open(&request.probe, environment.nvml_library.clone(), narrow)?;
+    let mut probe = open_probe(request, environment)?;
     let mut snapshot = probe.begin(request.detail)?;
     observer.probe_finished();
     for text in site.reserve(&mut snapshot, &mut *probe) {
@@ -163,10 +158,7 @@ pub fn acquire(
     if let (Some(claims), Some(asked)) = (&mut claims, asked) {
         claims.begin(asked);
     }
-    let order_matters =
-        request.inherit && environment.cuda_device_order == DeviceOrder::FastestFirst;
-    let mut listed = request.only.iter().flatten().chain(&request.exclude);
-    if order_matters || listed.any(|id| ids::may_be_name(id)) {
+    if product_names_matter(request, environment) {
         snapshot
             .gpus
             .iter_mut()
@@ -231,7 +223,7 @@ pub fn acquire(
     attempt.run(snapshot, observer)
 }
 
-/// As [`acquire`], but never waits and tells nobody: one look at the machine.
+/// As [`acquire`], but never waits and has no observer: one look at the machine.
 ///
 /// # Errors
 /// Every case of [`Error`]; [`Error::TimedOut`] where not enough GPUs are free now.
@@ -249,6 +241,25 @@ pub fn acquire(
 pub fn try_acquire(request: &Request, environment: &Environment) -> Result<Acquisition> {
     let once = request.clone().timeout(Duration::ZERO);
     acquire(&once, environment, &mut NoObserver)
+}
+
+/// Opens the probe, which initializes only the GPUs that the request can have, where their names
+/// alone tell which those are.
+fn open_probe(request: &Request, environment: &Environment) -> Result<Box<dyn Probe>> {
+    let narrow = |names: &Snapshot| Candidates::gpus_by_name(request, environment, names);
+    let narrow: probe::Narrow = match Candidates::are_narrowed_by_name(request, environment) {
+        true => Some(&narrow),
+        false => None,
+    };
+    probe::open(&request.probe, environment.nvml_library.clone(), narrow)
+}
+
+/// Whether the candidates depend on the names of products: an id may be a part of one, and indices
+/// that count the fastest GPU first mean something where all are alike.
+fn product_names_matter(request: &Request, environment: &Environment) -> bool {
+    let by_speed = environment.cuda_device_order == DeviceOrder::FastestFirst;
+    let mut listed = request.only.iter().flatten().chain(&request.exclude);
+    request.inherit && by_speed || listed.any(|id| ids::may_be_name(id))
 }
 
 /// Tells of each chosen device that another launch has claimed.

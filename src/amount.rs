@@ -31,7 +31,7 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
-/// 9999-12-31T23:59:59Z: later times, which nobody has seen, have no form in RFC 3339.
+/// 9999-12-31T23:59:59Z: later times have no form in RFC 3339.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// A Unix time in seconds, as RFC 3339 writes it.

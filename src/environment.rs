@@ -33,8 +33,8 @@ const BATCH_JOBS: [&str; 4] = ["SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "RAY_RA
 pub struct Environment {
     /// `AUTOCVD_NVML_LIB`: the NVML library to load.
     pub nvml_library: Option<OsString>,
-    /// `AUTOCVD_CLAIM_DIR`: the directory of claims. Without a slash at its end, behind which a
-    /// link would be followed.
+    /// `AUTOCVD_CLAIM_DIR`: the directory of claims. Without a slash at its end, which would
+    /// make the kernel follow a link.
     pub claim_dir: PathBuf,
     /// `CUDA_VISIBLE_DEVICES`, as it is before anything is chosen.
     pub cuda_visible_devices: Option<String>,

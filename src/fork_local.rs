@@ -46,7 +46,7 @@ impl<T: Default + Send> ForkLocal<T> {
             {
                 Ok(_) => fresh,
                 Err(other) => {
-                    // SAFETY: nobody else has seen it.
+                    // SAFETY: no other thread has seen it.
                     drop(unsafe { Box::from_raw(fresh) });
                     other
                 }
@@ -73,7 +73,7 @@ mod tests {
             value: Mutex::new(vec![3]),
         };
         let theirs: &'static Slot<Vec<u32>> = Box::leak(Box::new(theirs));
-        let _locked = theirs.value.lock().expect("nobody else has it");
+        let _locked = theirs.value.lock().expect("no other thread has it");
         NUMBERS
             .0
             .store(std::ptr::from_ref(theirs).cast_mut(), Ordering::Release);

@@ -50,7 +50,7 @@ pub struct Snapshot {
     pub process_view: ProcessView,
     /// The GPUs in PCI bus order, those that cannot be used included.
     pub gpus: Vec<Gpu>,
-    /// How pairs of GPUs are connected; empty where nobody asked or nothing is known.
+    /// How pairs of GPUs are connected; empty where they were not asked for or are unknown.
     pub links: Vec<Link>,
     /// The requests that wait, the longest-waiting first.
     pub waiting: Vec<WaitingRequest>,
@@ -124,7 +124,7 @@ pub struct Gpu {
     /// stay allocated after the process that used them has ended.
     #[serde(default)]
     pub memory_is_numa_node: bool,
-    /// Whether the driver wants it to be recovered from an error; `None` where nobody asked.
+    /// Whether the driver wants it to be recovered from an error; `None` where it was not asked.
     pub health: Option<Health>,
     /// The launches that have taken it.
     #[serde(default)]
@@ -175,7 +175,7 @@ pub struct Memory {
     /// All the memory there is; where it is the machine's (DGX Spark, Jetson), the machine's.
     pub total: Fact<u64>,
     /// What is allocated, without the driver's own reserve where the driver tells them apart. It
-    /// does not apply to memory that the GPU shares with the CPUs: nobody tells what of it is the
+    /// does not apply to memory that the GPU shares with the CPUs: nothing tells what of it is the
     /// GPU's.
     pub used: Fact<u64>,
     /// What the driver calls free; where the memory is the machine's, what is available there.
@@ -495,9 +495,9 @@ pub(crate) struct ShareHolder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Nobody uses it.
+    /// No process uses it.
     Free,
-    /// Somebody computes on it, or it is unknown whether somebody does.
+    /// A process computes on it, or it is unknown whether one does.
     Busy,
     /// Another launch has taken it.
     Claimed,

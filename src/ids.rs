@@ -432,7 +432,7 @@ pub(crate) fn are_alike(snapshot: &Snapshot) -> bool {
     }
 }
 
-/// Whether CUDA does not count the GPU, so that those behind it have other ordinals than indices.
+/// Whether CUDA does not count the GPU, so that those after it have other ordinals than indices.
 fn hidden_from_cuda(gpu: &Gpu) -> bool {
     gpu.unusable.is_some() && gpu.compute_mode != Fact::Value(ComputeMode::Prohibited)
 }

@@ -93,7 +93,7 @@ pub(crate) const SETTLING_LOOKS: u32 = 25;
 /// See [`SETTLING_LOOKS`].
 pub(crate) const SETTLING_PAUSE: Duration = Duration::from_millis(2);
 /// Where the GPUs of a user are limited: how long a launch waits for the others of its user that
-/// count and claim, and for the claims of which nobody has told yet whose they are.
+/// count and claim, and for the claims whose owner is not published yet.
 pub(crate) const TURN_PATIENCE: Duration = Duration::from_secs(1);
 /// How soon it looks again meanwhile.
 pub(crate) const TURN_PAUSE: Duration = Duration::from_millis(5);

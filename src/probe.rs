@@ -87,8 +87,8 @@ pub(crate) trait Probe: Send {
     /// The CPU cores near the GPU with this index; empty where unknown.
     fn cpu_affinity(&mut self, index: u32) -> Vec<usize>;
 
-    /// Whether the driver keeps the GPU with this index initialized while nobody uses it; `None`
-    /// where that is unknown.
+    /// Whether the driver keeps the GPU with this index initialized while no process uses it;
+    /// `None` where that is unknown.
     fn persistence_mode(&mut self, _index: u32) -> Option<bool> {
         None
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What no kernel gives out in a second, under the one lock that its table of pids has.
 const MAX_PIDS_PER_SECOND: u64 = 1_000_000;
-/// After a round, pids begin behind these.
+/// Once all pids were given out, they begin after these again.
 const RESERVED_PIDS: u32 = 300;
 /// So few pids are tried one by one.
 const FEW_PIDS: u32 = 64;
@@ -142,7 +142,7 @@ pub(crate) fn status_of_zombie(id: ProcessId) -> Option<i32> {
     }
     let end = text.iter().rposition(|byte| *byte == b')')?;
     let fields = std::str::from_utf8(&text[end + 1..]).ok()?;
-    // Field 52; the first one behind the name is field 3.
+    // Field 52; the first one after the name is field 3.
     fields.split_whitespace().nth(52 - 3)?.parse().ok()
 }
 

@@ -76,7 +76,7 @@ impl Request {
         Self { num_gpus, ..self }
     }
 
-    /// Never wait: take the GPUs with the most free memory, whoever uses them.
+    /// Never wait: take the GPUs with the most free memory, in use or not.
     pub fn least_used(self) -> Self {
         Self {
             least_used: true,

@@ -19,7 +19,8 @@ const MAX_BYTES: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SiteConfig {
-    /// The GPUs that nobody is given, by the ids of [`Request::exclude`](crate::Request::exclude).
+    /// The GPUs that no launch is given, by the ids of
+    /// [`Request::exclude`](crate::Request::exclude).
     pub exclude: Vec<String>,
     /// The programs whose processes make no GPU busy, by their paths.
     pub ignore: Vec<PathBuf>,

@@ -76,7 +76,7 @@ impl StatusReader {
     }
 
     /// The GPUs of the last [`look`](Self::look) of which it is known, by index, and whether the
-    /// driver keeps each initialized while nobody uses it.
+    /// driver keeps each initialized while no process uses it.
     pub fn persistence_mode(&mut self) -> Vec<(u32, bool)> {
         (0..self.num_gpus)
             .filter_map(|index| Some((index, self.probe.persistence_mode(index)?)))
@@ -135,7 +135,8 @@ impl StatusReader {
         Ok(snapshot)
     }
 
-    /// How its GPUs are connected: as launches know it, so that what is recorded decides as they do.
+    /// How its GPUs are connected: as launches know it, so that what is recorded decides as they
+    /// do.
     fn read_links(&mut self, snapshot: &Snapshot) -> Vec<Link> {
         if !self.is_live() || snapshot.gpus.len() < 2 {
             return snapshot.links.clone();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// More processes than this are asked for once a second: descriptors are few.
 const MAX_PIDFDS: usize = 256;
-/// So many calls are answered in this time: whoever calls without end holds nobody up.
+/// So many calls are answered in this time: a caller without end delays no other work.
 const MAX_CALLS: usize = 20;
 const CALL_PERIOD: Duration = Duration::from_millis(200);
 
@@ -50,7 +50,7 @@ pub(crate) enum WakeReason {
     Called,
     /// The time of the sources has come.
     Time,
-    /// Somebody has left the queue.
+    /// A waiter has left the queue.
     Departed,
     /// The other given time came, or a signal.
     Tick,
@@ -69,7 +69,7 @@ pub(crate) struct WakeLoop {
     called: (Instant, usize),
     /// Until when no call is listened to, for too many came.
     deaf_until: Option<Instant>,
-    /// What becomes readable when somebody leaves the queue, where that is to be shown.
+    /// What becomes readable when a waiter leaves the queue, where that is to be shown.
     departures: Option<OwnedFd>,
     /// Until when departures are left alone, for one has just been told of.
     departures_rest_until: Option<Instant>,

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 const LEVEL_BITS: u32 = GRANULE_BITS;
 /// How many bytes one nesting level has.
 const LEVEL_LENGTH: u64 = 1 << LEVEL_BITS;
-/// The first offset behind all levels.
+/// The first offset past all levels.
 const LEVELS_END: u64 = 1 << 60;
 /// The first of the bytes that stand for claims.
 const TOKENS: u64 = 1 << 62;
@@ -28,7 +28,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// Locked by those who took a device that somebody else had claimed. They share it.
+    /// Locked by those who took a device that was claimed already. They share it.
     pub(super) const GUESTS: Self = Self {
         start: LEVELS_END,
         length: 1,
@@ -47,7 +47,7 @@ impl Range {
         }
     }
 
-    /// A run of granules, from the first one to behind the last one.
+    /// A run of granules, from the first one to the one past the last.
     const fn granules(level: u32, (start, end): (u64, u64)) -> Self {
         Self {
             start: ((level as u64) << LEVEL_BITS) + start,
@@ -92,9 +92,9 @@ impl Range {
 /// Who may hold the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Whoever asks for the same mode.
+    /// All that ask for the same mode.
     Shared,
-    /// Nobody else.
+    /// No other open file.
     Exclusive,
 }
 
@@ -154,7 +154,7 @@ pub(super) fn conflict(file: impl AsFd, range: Range, mode: Mode) -> io::Result<
     }))
 }
 
-/// Returns once nobody holds the range exclusively any more.
+/// Returns once no open file holds the range exclusively any more.
 pub(super) fn wait_until_unlocked(file: impl AsFd, range: Range) -> io::Result<()> {
     loop {
         match fcntl(&file, libc::F_OFD_SETLKW, libc::F_RDLCK, range) {

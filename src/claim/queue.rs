@@ -203,12 +203,12 @@ impl Ticket {
         Ok(ticket)
     }
 
-    /// What becomes readable when somebody calls this waiter to look again.
+    /// What becomes readable when this waiter is called to look again.
     pub(crate) fn calls(&self) -> io::Result<OwnedFd> {
         self.socket.try_clone()
     }
 
-    /// What becomes readable when somebody leaves the queue: an inotify descriptor.
+    /// What becomes readable when a waiter leaves the queue: an inotify descriptor.
     pub(crate) fn departures(&self) -> io::Result<OwnedFd> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let departures = inotify::init(flags)?;
@@ -286,7 +286,7 @@ fn describe(inside: Option<String>, demand: &Demand) -> String {
     text
 }
 
-/// A short name for a key: what has the same one by chance gets a courtesy too many.
+/// A short name for a key. A device that has the same one by chance costs a needless wake-up.
 fn hash(key: &str) -> u32 {
     key.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
@@ -361,7 +361,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// `None` where nobody has ever waited.
+    /// `None` where no launch has ever waited.
     fn open(directory: &Directory, namespace: Option<u64>) -> Option<Self> {
         let directory = directory.inner(DIRECTORY).ok()?;
         Some(Self {

@@ -13,7 +13,7 @@ const GRANULE: u64 = 1 << 20;
 /// The bits that number a granule of a device.
 pub(super) const GRANULE_BITS: u32 = 40;
 
-/// Granules, as runs from the first one to behind the last one: in ascending order, and none
+/// Granules, as runs from the first one to the one past the last: in ascending order, and none
 /// touches the next.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Share(Vec<(u64, u64)>);

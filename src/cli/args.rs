@@ -287,7 +287,7 @@ pub(super) enum ProbeArg {
     NvidiaSmi,
 }
 
-// Each parser says what to give instead. Whoever calls it quotes the wrong value.
+// Each parser says what to give instead. Its caller quotes the wrong value.
 
 pub(super) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {

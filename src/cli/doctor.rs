@@ -124,7 +124,7 @@ fn ask_driver(environment: &Environment) -> Answer {
             })),
             Err(error) => Answer::Nothing(error),
         };
-        // Nobody listens any more where it came too late.
+        // The receiver is gone where it came too late.
         let _ = sender.send(answer);
     };
     let started = std::thread::Builder::new().spawn(look);

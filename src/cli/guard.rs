@@ -145,7 +145,7 @@ impl Guard {
     }
 }
 
-/// Whether one of the short options is in a word such as `-qo`. The letters behind one that takes
+/// Whether one of the short options is in a word such as `-qo`. The letters after one that takes
 /// a value are its value.
 fn has_switch(word: &[u8], short: &[u8]) -> bool {
     let Some((b'-', letters)) = word.split_first() else {

@@ -54,7 +54,7 @@ impl Progress {
                 let left = self
                     .deadline
                     .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-                // The last column stays empty: some terminals begin a new line behind it.
+                // The last column stays empty: some terminals begin a new line after it.
                 self.picture.line_within(left, columns() - 1)
             }
             // Elsewhere the time left is no change of the picture.
@@ -77,7 +77,7 @@ impl Progress {
     }
 }
 
-/// How wide the terminal is. Some say 0: serial lines, and those that nobody has given a size.
+/// How wide the terminal is. Some say 0: serial lines, and those whose size was never set.
 fn columns() -> usize {
     let size =
         rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));

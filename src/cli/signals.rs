@@ -250,7 +250,7 @@ extern "C" fn on_signal(signal: i32) {
             libc::SIGUSR2 => b"ended (SIGUSR2)",
             libc::SIGALRM => b"ended (SIGALRM)",
             libc::SIGXCPU => b"its CPU time is used up (SIGXCPU)",
-            // Whoever closed the pipe does not want to read about it.
+            // The reader is gone: there is nothing to say.
             libc::SIGPIPE => b"",
             _ => b"ended by a signal",
         };

@@ -190,7 +190,7 @@ impl Watched {
     /// those rows that it was scrolled to.
     fn fitting(&self, snapshot: &Snapshot, lines: usize, scrolled: &mut usize) -> Vec<String> {
         let view = view(snapshot, self.machine.is_live());
-        // A full line and clearing behind it would eat the line's last character.
+        // A full line and clearing after it would eat the line's last character.
         let view = View {
             width: view.width - 1,
             ..view

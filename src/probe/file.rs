@@ -165,8 +165,8 @@ pub(crate) fn read(path: &Path) -> Result<Snapshot> {
     parse(&text).map_err(|reason| wrong(reason, None))
 }
 
-/// Opens for reading. A FIFO that nobody writes to does not hold us up: it reads as empty; one that
-/// has a writer, as in `--from <(…)`, is waited for.
+/// Opens for reading. A FIFO without a writer does not block the launch: it reads as empty; one
+/// that has a writer, as in `--from <(…)`, is waited for.
 fn open(path: &Path) -> std::io::Result<std::fs::File> {
     let at_once = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, at_once, Mode::empty())?;

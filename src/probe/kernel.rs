@@ -29,7 +29,7 @@ pub(super) fn has_node_without_cpus() -> bool {
     numbers.into_iter().any(|node| !node_has_cpus(node))
 }
 
-/// The memory of a GPU that shares the machine's with the CPUs: nobody tells what of it is the
+/// The memory of a GPU that shares the machine's with the CPUs: nothing tells what of it is the
 /// GPU's.
 pub(super) fn shared_memory() -> Memory {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();

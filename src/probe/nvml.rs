@@ -244,7 +244,7 @@ fn name_the_silent(slots: &mut [DeviceSlot]) {
     }
 }
 
-/// The library that this process has initialized. NVML keeps one state a process, whoever loads it.
+/// The library that this process has initialized. NVML keeps one state for each process.
 static LOADED: ForkLocal<Option<(OsString, &'static Library)>> = ForkLocal::new();
 
 fn load(named: Option<OsString>) -> std::result::Result<&'static Library, String> {
@@ -669,7 +669,7 @@ impl Reader<'_> {
         }
     }
 
-    /// As many lists as it takes to tell whether somebody computes: one that names somebody settles
+    /// As many lists as it takes to tell whether a process computes: one that names one settles
     /// it.
     fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Fact<Vec<ProcessEntry>> {
         let compute = self.list(device, List::Compute);

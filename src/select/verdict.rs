@@ -38,16 +38,16 @@ const SUSPECT: &str = "comes last: 2 commands in a row failed on it within 10 s 
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nobody uses it.
+    /// No process uses it.
     Free,
-    /// Somebody computes on it; the text says who.
+    /// A process computes on it; the text says which.
     Busy(String),
     /// Nothing but its utilization keeps it from being free, which is an average over the driver's
     /// last sample period, and false while a GPU is being initialized; the text says how much.
     SeemsBusy(String),
-    /// It cannot be told now whether somebody uses it; the text says why.
+    /// It cannot be told now whether it is in use; the text says why.
     Unknown(String),
-    /// It can never be told on this machine whether somebody uses it; the text says why.
+    /// It can never be told on this machine whether it is in use; the text says why.
     Unknowable(String),
     /// Another launch has taken it.
     Claimed(String),
@@ -290,8 +290,8 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// The list is complete and names nobody who computes: memory may still tell of a process that
-    /// is hidden or dying.
+    /// The list is complete and names no process that computes: memory may still tell of a process
+    /// that is hidden or dying.
     fn judge_by_complete_list(&self) -> Verdict {
         if self.device.gpu().memory_is_numa_node {
             return Verdict::Free;

@@ -45,7 +45,7 @@ impl Element {
 
 /// Deeper than any version nests, and shallow enough to be walked by recursion.
 const DEEPEST: usize = 32;
-/// Hundreds of elements a GPU that nobody asks for: read, but not kept.
+/// Hundreds of elements of each GPU that no rule needs: read, but not kept.
 const SKIPPED: &str = "supported_clocks";
 
 /// The error for text that has no such document in it, not even a broken one.
