@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
@@ -208,15 +208,18 @@ fn a_wrong_line_or_an_untrusted_file_costs_a_warning_and_no_job() {
     let quiet = autocvd(&machine, &["-q", "-o", "-t0", "--no-claim"]);
     assert_eq!(quiet.stderr, "");
     let file = machine.path().join("etc/autocvd.conf");
-    fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("our own file");
-    let outcome = autocvd(&machine, &["-o", "-t0", "--no-claim"]);
-    assert_eq!(outcome.stdout, "1\n", "{outcome:#?}");
-    assert!(
-        outcome
-            .stderr
-            .contains("/etc/autocvd.conf is ignored: others than root may write it"),
-        "{outcome:#?}"
-    );
+    const NOBODY: u32 = 65534;
+    for (owner, mode) in [(0, 0o664), (0, 0o646), (NOBODY, 0o644), (NOBODY, 0o444)] {
+        chown(&file, Some(owner), Some(0)).expect("root may");
+        fs::set_permissions(&file, PermissionsExt::from_mode(mode)).expect("our own file");
+        let outcome = autocvd(&machine, &["-o", "-t0", "--no-claim"]);
+        assert_eq!(outcome.stdout, "1\n", "{owner} {mode:o}: {outcome:#?}");
+        let told = "/etc/autocvd.conf is ignored: others than root may write it";
+        assert!(
+            outcome.stderr.contains(told),
+            "{owner} {mode:o}: {outcome:#?}"
+        );
+    }
 }
 
 #[test]

@@ -405,7 +405,10 @@ fn signals_of(command: &mut Command, blocked_and_ignored: bool) -> Vec<(String, 
             command.pre_exec(|| {
                 let mut set: libc::sigset_t = std::mem::zeroed();
                 libc::sigemptyset(&mut set);
-                libc::sigaddset(&mut set, libc::SIGUSR1);
+                // The program unblocks the last two for itself.
+                for signal in [libc::SIGUSR1, libc::SIGALRM, libc::SIGSEGV] {
+                    libc::sigaddset(&mut set, signal);
+                }
                 libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
                 for signal in [libc::SIGPIPE, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
                     libc::signal(signal, libc::SIG_IGN);
