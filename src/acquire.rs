@@ -11,8 +11,8 @@ mod watching;
 use crate::cancel::CancelToken;
 use crate::claim;
 use crate::claim::{
-    Ancestor, Ancestry, Asked, Claim, ClaimFor, ClaimGuard, ClaimStore, Demand, Holding, Target,
-    Ticket, Waiter,
+    Ancestor, Ancestry, Asked, Claim, ClaimFor, ClaimGuard, ClaimStore, Claimed, Demand, Holding,
+    Target, Ticket, Waiter,
 };
 use crate::environment::{DeviceOrder, Environment, INSIDE, MEMORY};
 use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
@@ -71,14 +71,17 @@ impl Acquisition {
 
     /// The variable that tells an autocvd inside that program what to choose among.
     pub fn inside(&self) -> (&'static str, String) {
-        let inside = match &self.claim {
-            Some(claim) => claim.inside(),
-            None => self.ancestry.with(Ancestor {
+        let claimed = self.claim.as_ref();
+        let mut inside = claimed.map_or_else(|| self.ancestry.clone(), ClaimGuard::inside);
+        // What could not be claimed was given all the same.
+        let is_claimed = |claim: &ClaimGuard| claim.device_count() == self.devices.len();
+        if !claimed.is_some_and(is_claimed) {
+            inside = inside.with(Ancestor {
                 token: None,
                 devices: keys_of(&self.devices, &self.snapshot),
                 holding: Holding::Whole,
-            }),
-        };
+            });
+        }
         (INSIDE, inside.to_string())
     }
 
@@ -285,7 +288,8 @@ fn tell_of_claims(devices: &[DeviceId], snapshot: &mut Snapshot, observer: &mut 
 fn tell_of_suspects(devices: &[DeviceId], snapshot: &Snapshot, observer: &mut dyn Observer) {
     let tell = |id: &DeviceId| {
         let device = snapshot.device(*id);
-        let why = device.suspicion()?;
+        let is_claimable = device.unclaimable().is_none();
+        let why = device.suspicion().filter(|_| is_claimable)?;
         Some(format!("{} {why}", device.label()))
     };
     let told: Vec<String> = devices.iter().filter_map(tell).collect();
@@ -295,6 +299,25 @@ fn tell_of_suspects(devices: &[DeviceId], snapshot: &Snapshot, observer: &mut dy
             "{told}; it is given because the others are in use"
         ));
     }
+}
+
+/// Tells of those of the chosen devices that could not be claimed, by their keys, and why.
+fn tell_of_unclaimed(
+    unclaimed: &[(String, String)],
+    devices: &[DeviceId],
+    snapshot: &Snapshot,
+    observer: &mut dyn Observer,
+) {
+    let tell = |id: &DeviceId| {
+        let device = snapshot.device(*id);
+        let why = unclaimed.iter().find(|(key, _)| *key == device.key());
+        why.map(|(_, why)| format!("{} ({why})", device.label()))
+    };
+    let told: Vec<String> = devices.iter().filter_map(tell).collect();
+    observer.unclaimed(&format!(
+        "not claimed: {}; other launches may pick the same",
+        told.join(", ")
+    ));
 }
 
 /// What claims know the devices by.
@@ -767,11 +790,16 @@ impl Attempt<'_> {
         };
         let targets: Vec<Target> = devices.iter().map(target).collect();
         match claims.try_claim(&targets, &claim_for(&self.request.claim, &ids)) {
-            Ok(Some(guard)) => Ok(Some((ids, Some(guard)))),
+            Ok(Some(Claimed { guard, unclaimed })) => {
+                if !unclaimed.is_empty() {
+                    tell_of_unclaimed(&unclaimed, devices, snapshot, observer);
+                }
+                Ok(Some((ids, guard)))
+            }
             Ok(None) => Ok(None),
-            // A directory that cannot be used (a full disk, a quota) costs the claim, not the job.
+            // A directory that cannot be used costs the claim, not the job.
             Err(error) => {
-                observer.warn(&format!(
+                observer.unclaimed(&format!(
                     "the GPUs are not claimed: {error}; other launches may pick the same ones"
                 ));
                 Ok(Some((ids, None)))
@@ -905,7 +933,7 @@ impl Attempt<'_> {
             let kept = self.handoff.kept().filter(|kept| kept.devices.contains(id));
             let kept = kept.map(|kept| kept.reason.clone());
             let reason = match device.verdict() {
-                Verdict::Free => shortfall.or(kept)?,
+                Verdict::Free => shortfall.or(kept).or_else(|| device.why_unclaimable())?,
                 Verdict::Shared(_) if self.constraints.share.is_some() => shortfall.or(kept)?,
                 // The least used one may be in use.
                 other if self.constraints.least_used => {

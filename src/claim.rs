@@ -43,10 +43,11 @@ use judge::{Lease, Parent, Purpose};
 use lock::{Mode, Range, Taken};
 pub(crate) use queue::{Demand, Ticket, Waiter};
 pub(crate) use requester::Requester;
+use rustix::process::{Resource, getrlimit};
 pub(crate) use share::{Holding, Share};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -58,6 +59,8 @@ const SHARE_ATTEMPTS: u32 = 8;
 /// How often a cleaner may remove what a launch has just locked before the job runs without a
 /// claim.
 const MAX_REMOVALS: u32 = 8;
+/// How long a device is given last of which a claim has failed.
+const FAILURE_COUNTS: Duration = Duration::from_secs(10);
 /// Descriptors from here on are left alone by programs and scripts that number theirs.
 const HIGH_DESCRIPTOR: i32 = 200;
 
@@ -110,6 +113,12 @@ pub(crate) struct ClaimStore {
     judge: Option<Attached>,
     /// Lock files that have been opened, by their device's key.
     files: HashMap<String, OwnedFd>,
+    /// The highest descriptor that is kept open for the next look.
+    max_descriptor: u64,
+    /// Why the last look could not open the lock files of these devices.
+    unclaimable: HashMap<String, String>,
+    /// Why claims of these devices failed, and until when they count as unclaimable for that.
+    failed: HashMap<String, (String, Instant)>,
     /// What becomes readable when a claim ends that lies out of sight.
     unlocked: HashMap<WakeHint, Arc<OwnedFd>>,
     /// How often what this process had locked was removed from where others look.
@@ -178,6 +187,14 @@ pub(crate) enum Extent {
 enum Locked {
     Whole,
     Share(Share),
+}
+
+/// What comes of claiming devices.
+pub(crate) struct Claimed {
+    /// The claim; `None` where none of them could be claimed.
+    pub guard: Option<ClaimGuard>,
+    /// The keys of those that could not be claimed, and why.
+    pub unclaimed: Vec<(String, String)>,
 }
 
 /// A device to claim.
@@ -284,6 +301,9 @@ impl ClaimStore {
             requester: None,
             judge: None,
             files: HashMap::new(),
+            max_descriptor: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 2,
+            unclaimable: HashMap::new(),
+            failed: HashMap::new(),
             unlocked: HashMap::new(),
             removals: 0,
         })
@@ -360,11 +380,15 @@ impl ClaimStore {
         true
     }
 
-    /// The launches up to the innermost one whose claim still counts, or that made none.
+    /// The launches up to the innermost one whose claim still counts, with those inside it that
+    /// made none.
     fn living(&self, mut ancestry: Ancestry) -> Ancestry {
-        let has_ended = |last: &Ancestor| last.token.is_some() && !last.is_alive(&self.directory);
-        while ancestry.0.last().is_some_and(has_ended) {
-            ancestry.0.pop();
+        let has_claim = |ancestor: &Ancestor| ancestor.token.is_some();
+        while let Some(innermost) = ancestry.0.iter().rposition(has_claim) {
+            if ancestry.0[innermost].is_alive(&self.directory) {
+                break;
+            }
+            ancestry.0.truncate(innermost);
         }
         ancestry
     }
@@ -424,12 +448,21 @@ impl ClaimStore {
                 }
             }
             Err(error) => {
-                tracing::debug!("the locks on {key} cannot be read: {error}");
+                let why = self.directory.why_unclaimable(key, &error);
+                self.unclaimable.insert(key.to_owned(), why);
                 Vec::new()
             }
         };
-        self.files.insert(key.to_owned(), file);
+        self.keep_file(key, file);
         claims
+    }
+
+    /// Why no launch can claim this device, as of the last look.
+    pub(crate) fn unclaimable(&self, key: &str) -> Option<String> {
+        let failed = self.failed.get(key);
+        let failed = failed.filter(|(_, until)| *until > Instant::now());
+        let failed = failed.map(|(why, _)| why);
+        self.unclaimable.get(key).or(failed).cloned()
     }
 
     /// Waits until no other launch of this user counts what the user holds, and keeps others from
@@ -559,23 +592,55 @@ impl ClaimStore {
         }
     }
 
-    /// The device's lock file: to be put back. `None` where nobody has claimed it yet.
+    /// The device's lock file: to be put back. `None` where it has not been claimed yet, or cannot
+    /// be.
     fn file(&mut self, key: &str) -> Option<OwnedFd> {
-        match self.files.remove(key) {
-            Some(file) => Some(file),
-            None => self.directory.find_lock_file(key).ok(),
+        self.unclaimable.remove(key);
+        let file = self.open_file(key, Directory::find_lock_file);
+        if let Err(error) = &file {
+            if error.kind() != io::ErrorKind::NotFound {
+                let why = self.directory.why_unclaimable(key, error);
+                self.unclaimable.insert(key.to_owned(), why);
+            }
+        }
+        file.ok()
+    }
+
+    /// The device's lock file, which was opened for an earlier look or is opened now.
+    fn open_file(
+        &mut self,
+        key: &str,
+        open: impl Fn(&Directory, &str) -> io::Result<OwnedFd>,
+    ) -> io::Result<OwnedFd> {
+        if let Some(file) = self.files.remove(key) {
+            return Ok(file);
+        }
+        match open(&self.directory, key) {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                self.files.clear();
+                open(&self.directory, key)
+            }
+            opened => opened,
         }
     }
 
-    /// Claims the devices, all or none; `None` where one of them is claimed.
+    /// Keeps a lock file open for the next look, where this process has descriptors to spare.
+    fn keep_file(&mut self, key: &str, file: OwnedFd) {
+        if u64::try_from(file.as_raw_fd()).is_ok_and(|number| number <= self.max_descriptor) {
+            self.files.insert(key.to_owned(), file);
+        }
+    }
+
+    /// Claims the devices, all or none but those that are known to be unclaimable; `None` where one
+    /// of the others is claimed, or turns out to be unclaimable.
     ///
     /// # Errors
-    /// Where a lock file cannot be made or opened.
+    /// Where the directory is removed again and again.
     pub(crate) fn try_claim(
         &mut self,
         targets: &[Target],
         claim_for: &ClaimFor,
-    ) -> io::Result<Option<ClaimGuard>> {
+    ) -> io::Result<Option<Claimed>> {
         let mut targets: Vec<&Target> = targets.iter().collect();
         // All launches lock them in one order.
         targets.sort_unstable_by(|one, other| one.key.cmp(&other.key));
@@ -585,16 +650,36 @@ impl ClaimStore {
         }
         let mut files = Vec::with_capacity(targets.len());
         let mut shares = Vec::new();
-        for target in &targets {
+        let (mut devices, mut unclaimed) = (Vec::new(), Vec::new());
+        for target in targets {
             // Those that were locked already are closed, and so unlocked.
-            let Some((file, locked)) = self.lock_device(target, token)? else {
-                return Ok(None);
-            };
-            files.push(file);
-            match locked {
-                Locked::Whole => {}
-                Locked::Share(share) => shares.push(share),
+            match self.lock_device(target, token) {
+                Ok(Some((file, locked))) => {
+                    devices.push(target.key.clone());
+                    files.push(file);
+                    match locked {
+                        Locked::Whole => {}
+                        Locked::Share(share) => shares.push(share),
+                    }
+                }
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    let was_known = self.unclaimable(&target.key).is_some();
+                    let why = self.directory.why_unclaimable(&target.key, &error);
+                    let until = Instant::now() + FAILURE_COUNTS;
+                    self.failed.insert(target.key.clone(), (why.clone(), until));
+                    if !was_known {
+                        return Ok(None);
+                    }
+                    unclaimed.push((target.key.clone(), why));
+                }
             }
+        }
+        if files.is_empty() {
+            return Ok(Some(Claimed {
+                guard: None,
+                unclaimed,
+            }));
         }
         if !self.directory.is_current() {
             // Nobody looks there any more.
@@ -607,10 +692,7 @@ impl ClaimStore {
             pid: std::process::id(),
             token,
             ancestry: self.ancestry.clone(),
-            devices: targets
-                .into_iter()
-                .map(|target| target.key.clone())
-                .collect(),
+            devices,
             holding: match shares.is_empty() {
                 true => Holding::Whole,
                 false => Holding::Shares(shares),
@@ -635,16 +717,17 @@ impl ClaimStore {
                 Files::ToPassOn(files)
             }
         };
-        Ok(Some(guard))
+        Ok(Some(Claimed {
+            guard: Some(guard),
+            unclaimed,
+        }))
     }
 
     /// Makes the lock files that are not there, so that all are new at the same time.
     fn make_files(&mut self, targets: &[&Target]) {
         for Target { key, .. } in targets {
-            if !self.files.contains_key(key) {
-                if let Ok(file) = self.directory.lock_file(key) {
-                    self.files.insert(key.clone(), file);
-                }
+            if let Ok(file) = self.open_file(key, Directory::lock_file) {
+                self.keep_file(key, file);
             }
         }
     }
@@ -658,15 +741,12 @@ impl ClaimStore {
         let key = &target.key;
         // A cleaner may remove the file or the directory between two steps, but not for ever.
         for _ in 0..8 {
-            let file = match self.files.remove(key) {
-                Some(file) => file,
-                None => match self.directory.lock_file(key) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        self.refresh();
-                        continue;
-                    }
-                    file => file?,
-                },
+            let file = match self.open_file(key, Directory::lock_file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.refresh();
+                    continue;
+                }
+                file => file?,
             };
             self.directory.settle(&file);
             if !lock::try_lock(&file, token.range(), Mode::Exclusive)? {
@@ -674,7 +754,7 @@ impl ClaimStore {
             }
             let Some(locked) = self.lock_extent(&file, target)? else {
                 lock::unlock(&file, Range::ALL);
-                self.files.insert(key.clone(), file);
+                self.keep_file(key, file);
                 return Ok(None);
             };
             if !self.directory.names_file(key, &file) {
@@ -936,6 +1016,11 @@ impl ClaimGuard {
         judge::inside(&self.ancestry, self.token, &self.devices, &self.holding)
     }
 
+    /// How many devices are claimed.
+    pub(crate) fn device_count(&self) -> usize {
+        self.devices.len()
+    }
+
     /// How much memory of each device is claimed, in bytes; `None` where that is all of it.
     pub fn memory(&self) -> Option<u64> {
         self.holding.memory()
@@ -947,7 +1032,7 @@ impl ClaimGuard {
     /// # Errors
     /// Where no process can be started that holds it.
     pub fn persist(&mut self, label: &str) -> io::Result<()> {
-        let Files::ToPassOn(files) = &self.files else {
+        let Files::ToPassOn(files) = &mut self.files else {
             return Ok(());
         };
         let own = ProcessId::own();
@@ -962,10 +1047,8 @@ impl ClaimGuard {
             ClaimFor::Shell { hold, ids } => (Purpose::Shell(ids.clone()), *hold),
             ClaimFor::Ids { hold } => (Purpose::Ids, *hold),
         };
-        let files = files
-            .iter()
-            .map(OwnedFd::try_clone)
-            .collect::<io::Result<_>>()?;
+        // Not duplicates: there may be too few descriptors for these.
+        let files = std::mem::take(files);
         let (ancestry, devices) = (self.ancestry.clone(), self.devices.clone());
         let mut lease = Lease::new(self.token, ancestry, devices, files, purpose, hold);
         lease.holding = self.holding.clone();
@@ -981,15 +1064,16 @@ impl ClaimGuard {
             ClaimFor::Command { .. } => Parent::Execs,
             _ => Parent::Ends,
         };
-        judge::keep(
+        let (files, kept) = judge::keep(
             lease,
             self.requester.as_ref(),
             self.judge.as_ref(),
             &self.directory,
             parent,
-        )?;
-        self.persists = true;
-        Ok(())
+        );
+        self.files = Files::ToPassOn(files);
+        self.persists = kept.is_ok();
+        kept
     }
 
     /// Hands the claim to a child process: it lasts until the child, and what the child leaves
@@ -1032,7 +1116,7 @@ impl ClaimGuard {
         lease.launch = Some(child);
         // Its keeper tells of it anew.
         holder::withdraw(&self.directory, self.token);
-        judge::keep(lease, None, None, &self.directory, Parent::Execs)?;
+        judge::keep(lease, None, None, &self.directory, Parent::Execs).1?;
         OWN.lock().retain(|token| *token != self.token);
         self.persists = true;
         Ok(())

@@ -137,6 +137,10 @@ pub struct Gpu {
         deserialize_with = "json::time"
     )]
     pub suspect_until: Option<u64>,
+    /// Why no launch can claim it, so that it is given last: something else lies where its lock
+    /// file belongs, or that may not be opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unclaimable: Option<String>,
     /// Whether the administrator keeps it from everybody: `exclude` in /etc/autocvd.conf.
     #[serde(default, skip_serializing_if = "json::is_false")]
     pub reserved: bool,
@@ -369,6 +373,9 @@ pub struct MigDevice {
         deserialize_with = "json::time"
     )]
     pub suspect_until: Option<u64>,
+    /// As [`Gpu::unclaimable`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unclaimable: Option<String>,
     /// As [`Gpu::reserved`].
     #[serde(default, skip_serializing_if = "json::is_false")]
     pub reserved: bool,

@@ -120,6 +120,14 @@ impl<'a> Device<'a> {
         until.is_some()
     }
 
+    /// Why no launch can claim it, if so.
+    pub fn unclaimable(self) -> Option<&'a str> {
+        let why = self
+            .mig
+            .map_or(&self.gpu.unclaimable, |mig| &mig.unclaimable);
+        why.as_deref()
+    }
+
     /// What was judged when the machine was recorded.
     pub(crate) fn recorded(self) -> Option<&'a Judgement> {
         self.mig
@@ -215,6 +223,15 @@ impl Snapshot {
         match (id.mig, &mut gpu.mig) {
             (Some(place), Some(mig)) => &mut mig.devices[place].suspect_until,
             _ => &mut gpu.suspect_until,
+        }
+    }
+
+    /// Why no launch can claim a device.
+    pub(crate) fn unclaimable_mut(&mut self, id: DeviceId) -> &mut Option<String> {
+        let gpu = &mut self.gpus[id.gpu];
+        match (id.mig, &mut gpu.mig) {
+            (Some(place), Some(mig)) => &mut mig.devices[place].unclaimable,
+            _ => &mut gpu.unclaimable,
         }
     }
 

@@ -49,6 +49,11 @@ pub trait Observer {
     /// Something is not as it should be, but the work goes on.
     fn warn(&mut self, _text: &str) {}
 
+    /// GPUs are given that could not be claimed: other launches may pick the same ones.
+    fn unclaimed(&mut self, text: &str) {
+        self.warn(text);
+    }
+
     /// There is something to wait for: called after each look at the machine that found too little.
     fn waiting(&mut self, _status: &WaitStatus) {}
 

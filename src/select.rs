@@ -47,7 +47,7 @@ pub(crate) enum Selection {
 ///
 /// Among free ones the higher index goes first; of several, the best connected set
 /// ([`Snapshot::links`]) goes first, and the higher indices among equals. Those on which COMMANDs
-/// have failed go last.
+/// have failed go last, and those that cannot be claimed only where too few others could ever do.
 pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selection {
     let judge = |id: &DeviceId| {
         let device = snapshot.device(*id);
@@ -64,6 +64,13 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     if usable.len() < constraints.num_gpus {
         let shortage = shortage(snapshot, constraints, &judged, usable.len());
         return Selection::Impossible(Box::new(shortage));
+    }
+    let is_claimable = |(device, _): &(Device, Verdict)| device.unclaimable().is_none();
+    // What cannot be claimed may be given twice: it is better to wait for the others.
+    if !constraints.least_used
+        && usable.iter().filter(|one| is_claimable(one)).count() >= constraints.num_gpus
+    {
+        usable.retain(is_claimable);
     }
     usable.retain(|(device, _)| {
         device
@@ -95,11 +102,14 @@ pub(crate) fn select(snapshot: &Snapshot, constraints: &Constraints) -> Selectio
     Selection::Chosen(sets::best(snapshot, &free, constraints.num_gpus))
 }
 
-/// The free devices, in ascending order, and no suspect or tolerated ones unless the others are too
-/// few: then as many of them as are missing, the higher indices first.
+/// The free devices, in ascending order, and no suspect, tolerated or unclaimable ones unless the
+/// others are too few: then as many of them as are missing, the higher indices first.
 fn preferred(usable: &[(Device, Verdict)], constraints: &Constraints) -> Vec<DeviceId> {
-    let (free, others): (Vec<_>, Vec<_>) = usable
+    let (claimable, mut unclaimable): (Vec<_>, Vec<_>) = usable
         .iter()
+        .partition(|(device, _)| device.unclaimable().is_none());
+    let (free, others): (Vec<_>, Vec<_>) = claimable
+        .into_iter()
         .partition(|(_, verdict)| *verdict == Verdict::Free);
     let (suspect, free): (Vec<_>, Vec<_>) = free
         .into_iter()
@@ -111,8 +121,9 @@ fn preferred(usable: &[(Device, Verdict)], constraints: &Constraints) -> Vec<Dev
         .into_iter()
         .filter(is_tolerated)
         .partition(|(device, _)| device.is_suspect());
+    unclaimable.retain(|one| one.1 == Verdict::Free || is_tolerated(one));
     let mut chosen: Vec<DeviceId> = free.iter().map(|(device, _)| device.id()).collect();
-    for more in [tolerated, suspect, last] {
+    for more in [tolerated, suspect, last, unclaimable] {
         let missing = constraints.num_gpus.saturating_sub(chosen.len());
         let more = more.iter().rev().map(|(device, _)| device.id());
         chosen.extend(more.take(missing));
@@ -195,8 +206,8 @@ fn capacity(memory: Memory) -> Option<u64> {
     }
 }
 
-/// The most free memory first; claimed ones, and then exclusive ones that a process has taken, only
-/// where no others are left. Among each of these, suspect ones and then unknown ones go last.
+/// The most free memory first; claimed ones and those of which that cannot be told, and then
+/// exclusive ones that a process has taken, only where no others are left. Among each of these, suspect ones and then unknown ones go last.
 fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection {
     if usable.len() < num_gpus {
         let free = usable.iter().map(|(device, _)| device.id()).collect();
@@ -204,7 +215,8 @@ fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection 
     }
     usable.sort_by_key(|(device, verdict)| {
         let free = device.memory().free.value();
-        let is_claimed = matches!(verdict, Verdict::Claimed(_) | Verdict::Shared(_));
+        let is_claimed = matches!(verdict, Verdict::Claimed(_) | Verdict::Shared(_))
+            || device.unclaimable().is_some();
         let mode = device.gpu().compute_mode.value();
         let is_exclusive = mode.is_some_and(ComputeMode::is_exclusive);
         let is_taken = is_exclusive && device.use_verdict() != Verdict::Free;

@@ -255,7 +255,7 @@ pub(crate) fn open_claims(
             Some(claims)
         }
         Err(error) => {
-            observer.warn(&format!(
+            observer.unclaimed(&format!(
                 "'{shown}' cannot be used for claims: {error}; other launches may pick the same \
                  GPUs (name another directory in AUTOCVD_CLAIM_DIR)"
             ));
@@ -274,6 +274,7 @@ pub(crate) fn attach_claims(snapshot: &mut Snapshot, claims: &mut ClaimStore) ->
         let on_it = claims.active(&key);
         *snapshot.claims_mut(id) = on_it.iter().map(claim_info).collect();
         *snapshot.suspicion_mut(id) = claims.suspect_until(&key);
+        *snapshot.unclaimable_mut(id) = claims.unclaimable(&key);
         all.extend(on_it);
     }
     all
@@ -309,9 +310,11 @@ pub(crate) fn forget_claims(snapshot: &mut Snapshot) {
     snapshot.waiting.clear();
     for gpu in &mut snapshot.gpus {
         gpu.claims.clear();
+        gpu.unclaimable = None;
         gpu.recorded.take_if(is_claimed);
         for part in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
             part.claims.clear();
+            part.unclaimable = None;
             part.recorded.take_if(is_claimed);
         }
     }

@@ -116,10 +116,10 @@ impl WaitSummary {
                 State::Free | State::Shared if shortfall.is_some() => {
                     ("too full".to_owned(), shortfall??)
                 }
-                State::Free => (
-                    "too small".to_owned(),
-                    device.memory_shortfall(status.min_free_memory)?,
-                ),
+                State::Free => match device.memory_shortfall(status.min_free_memory) {
+                    Some(shortfall) => ("too small".to_owned(), shortfall),
+                    None => ("unclaimable".to_owned(), device.why_unclaimable()?),
+                },
                 State::Claimed => ("claimed".to_owned(), verdict.reason()?.to_owned()),
                 State::Shared => ("shared".to_owned(), verdict.reason()?.to_owned()),
                 State::Unavailable => ("unusable".to_owned(), verdict.reason()?.to_owned()),

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,15 @@ fn user_takes(machine: &Machine, uid: u32) -> Outcome {
     ))
 }
 
+/// A launch of a user with these arguments, which tells what it has got.
+fn user_looks(machine: &Machine, uid: u32, arguments: &[&str]) -> Outcome {
+    let program = machine.path().join("autocvd");
+    let program = program.to_str().expect("a plain path");
+    let job = ["--", "printenv", "CUDA_VISIBLE_DEVICES"];
+    let command = [&[program][..], arguments, &job].concat();
+    run(&mut as_user(machine, uid, &command))
+}
+
 fn user_holds(machine: &Machine, uid: u32) -> Running {
     let program = machine.path().join("autocvd");
     holder(as_user(
@@ -158,11 +167,14 @@ fn nothing_publishes_a_command_line_that_proc_hides() {
     let program = program.to_str().expect("a plain path");
     // A COMMAND and a shell with a claim, and a launch that waits; the umask is a careful user's.
     let script = r#"umask 077
-        "$1" -q -- sh -c 'sleep 60; true' sh "$2" &
+        "$1" -q -- sh -c ': >"$2"; sleep 60; true' sh "$2" "$3" &
+        until [ -e "$3" ]; do sleep 0.05; done
         eval "$("$1" -q -s)"
         "$1" -- sh -c true sh "$2" &
         wait"#;
-    let command = ["sh", "-c", script, "sh", program, SECRET];
+    let runs = shared(&machine).with_file_name("runs");
+    let runs = runs.to_str().expect("a plain path");
+    let command = ["sh", "-c", script, "sh", program, SECRET, runs];
     let _user = start(&mut as_user(&machine, NOBODY, &command));
 
     let status = as_user(&machine, DAEMON, &[program, "status", "--json"]);
@@ -457,20 +469,24 @@ fn a_directory_that_others_can_empty_is_told_of_and_repaired_by_root() {
 /// The lock file of the machine's first GPU.
 const LOCK_FILE: &str = "GPU-00000000-0000-0000-0000-000000000000.lock";
 
+/// Makes something at a path that is no file to lock.
+type Make = fn(&Path);
+
+const ODD: [Make; 6] = [
+    |path| fs::create_dir(path).expect("our own directory"),
+    |path| fs::create_dir_all(path.join("inner")).expect("our own directory"),
+    |path| symlink("/etc/passwd", path).expect("our own directory"),
+    |path| symlink("/nonexistent", path).expect("our own directory"),
+    |path| {
+        let made = Command::new("mkfifo").arg(path).status();
+        assert!(made.expect("it is everywhere").success());
+    },
+    |path| drop(std::os::unix::net::UnixListener::bind(path).expect("our own directory")),
+];
+
 #[test]
 fn nothing_that_lies_in_the_directory_blocks_or_hangs() {
-    type Make = fn(&std::path::Path);
-    let kinds: [Make; 5] = [
-        |path| fs::create_dir(path).expect("our own directory"),
-        |path| symlink("/etc/passwd", path).expect("our own directory"),
-        |path| symlink("/nonexistent", path).expect("our own directory"),
-        |path| {
-            let made = Command::new("mkfifo").arg(path).status();
-            assert!(made.expect("it is everywhere").success());
-        },
-        |path| drop(std::os::unix::net::UnixListener::bind(path).expect("our own directory")),
-    ];
-    for make in kinds {
+    for make in ODD {
         let machine = Machine::gpus(1);
         for directory in ["", "queue", "holders"] {
             let directory = machine.claims().join(directory);
@@ -483,19 +499,164 @@ fn nothing_that_lies_in_the_directory_blocks_or_hangs() {
                 make(&directory.join(name));
             }
         }
-        make(&machine.claims().join(LOCK_FILE));
-        let had =
-            run(machine
-                .autocvd()
-                .args(["-t", "20", "--", "printenv", "CUDA_VISIBLE_DEVICES"]));
-        assert_eq!(
-            (had.code, had.stdout.as_str()),
-            (Some(0), "0\n"),
-            "{had:#?}"
-        );
-        assert!(had.stderr.contains("not claimed"), "{had:#?}");
+        let lock_file = machine.claims().join(LOCK_FILE);
+        make(&lock_file);
+        // Whoever may do that puts a lock file there.
+        let held = holder({
+            let mut command = machine.autocvd();
+            command.args(["-t", "20", "--"]);
+            command
+        });
+        assert!(fs::symlink_metadata(&lock_file).is_ok_and(|meta| meta.is_file()));
+        assert_eq!(look(&machine).code, Some(4));
+        drop(held);
         run(machine.autocvd().args(["-q", "-t", "20", "-o"])).success();
         run(machine.autocvd().arg("status")).success();
+    }
+}
+
+/// The same lock file of the machine's second GPU.
+const SECOND_LOCK_FILE: &str = "GPU-10000000-0000-0000-0000-000000000001.lock";
+
+/// A machine of two GPUs, of which other users cannot claim the second: that is what root has put
+/// in the place of its lock file.
+fn with_unclaimable_gpu(make: Make) -> Option<Machine> {
+    let machine = shared_machine(2)?;
+    let directory = shared(&machine);
+    fs::create_dir(&directory).expect("our own directory");
+    fs::set_permissions(&directory, PermissionsExt::from_mode(0o1777)).expect("our own directory");
+    make(&directory.join(SECOND_LOCK_FILE));
+    Some(machine)
+}
+
+/// A launch of a user, whose job tells what it has got.
+fn user_runs(machine: &Machine, uid: u32, arguments: &[&str]) -> Command {
+    let program = machine.path().join("autocvd");
+    let mut command = as_user(machine, uid, &[program.to_str().expect("a plain path")]);
+    command.args(arguments).args(["--", "sh", "-c"]);
+    command.arg("echo $CUDA_VISIBLE_DEVICES; exec sleep 60");
+    command
+}
+
+fn unreadable_file(path: &Path) {
+    fs::write(path, "").expect("our own directory");
+    fs::set_permissions(path, PermissionsExt::from_mode(0o000)).expect("our own file");
+}
+
+#[test]
+fn a_gpu_that_cannot_be_claimed_is_not_given_while_another_one_can_serve() {
+    for make in ODD.into_iter().chain([unreadable_file as Make]) {
+        let Some(machine) = with_unclaimable_gpu(make) else {
+            return;
+        };
+        let launch = || start(&mut user_runs(&machine, NOBODY, &["-q", "-t", "0"]));
+        let mut launches: Vec<Running> = (0..3).map(|_| launch()).collect();
+        let mut running = 0;
+        let mut given = String::new();
+        wait_until("all but the one that got a GPU have ended", || {
+            let is_running = launches.iter_mut().map(Running::is_running);
+            running = is_running.filter(|is_running| *is_running).count();
+            given = launches.iter().map(Running::stdout).collect();
+            running <= 1 && (running == 0 || !given.is_empty())
+        });
+        assert_eq!((running, given.as_str()), (1, "0\n"));
+        for launch in launches.into_iter().map(|one| one.stderr()) {
+            assert!(!launch.contains("not claimed"), "{launch}");
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_cannot_be_claimed_is_given_with_a_warning_where_no_other_one_could_be() {
+    let Some(machine) = with_unclaimable_gpu(ODD[4]) else {
+        return;
+    };
+    let program = machine.path().join("autocvd");
+    let program = program.to_str().expect("a plain path");
+    let status = run(&mut as_user(
+        &machine,
+        NOBODY,
+        &[program, "status", "--json"],
+    ))
+    .success();
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let why = status["gpus"][1]["unclaimable"].as_str().expect("a reason");
+    assert!(why.contains(SECOND_LOCK_FILE), "{why}");
+    let reason = status["gpus"][1]["reason"].as_str().expect("a reason");
+    assert!(
+        reason.starts_with("comes last: it cannot be claimed"),
+        "{reason}"
+    );
+    assert_eq!(status["gpus"][0].get("unclaimable"), None);
+    let advice = run(&mut as_user(&machine, NOBODY, &[program, "doctor"])).stdout;
+    assert!(advice.contains("GPU 1 cannot be claimed: "), "{advice}");
+
+    // The only one that is asked for, and one of two: -q does not hide it.
+    for (wanted, given, code) in [
+        (&["--only", "1"][..], "1\n", Some(0)),
+        (&["-n", "2"], "0,1\n", Some(4)),
+    ] {
+        let arguments = [&["-q", "-t", "30"], wanted].concat();
+        let mut held = start(&mut user_runs(&machine, NOBODY, &arguments));
+        wait_until("it runs", || {
+            !held.stdout().is_empty() || !held.is_running()
+        });
+        assert_eq!(held.stdout(), given);
+        let said = held.stderr();
+        assert!(said.contains("warning: not claimed: GPU 1 ("), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        // The other one is claimed where it is given.
+        let other = user_looks(&machine, DAEMON, &["-t", "0", "--only", "0"]);
+        assert_eq!(other.code, code, "{other:#?}");
+    }
+    let nested = [program, "-q", "-t", "30", "-n", "2", "--"];
+    let nested = [&nested[..], &nested, &["printenv", "CUDA_VISIBLE_DEVICES"]].concat();
+    let nested = run(&mut as_user(&machine, NOBODY, &nested));
+    assert_eq!(nested.stdout, "0,1\n", "{nested:#?}");
+
+    // Root puts a lock file there.
+    let mended = user_looks(&machine, 0, &["-t", "30", "--only", "1"]);
+    assert_eq!(
+        (mended.stdout.as_str(), mended.stderr.as_str()),
+        ("1\n", "")
+    );
+    let held = start(&mut user_runs(
+        &machine,
+        NOBODY,
+        &["-t", "30", "--only", "1"],
+    ));
+    wait_until("it runs", || held.stdout() == "1\n");
+    assert_eq!(held.stderr(), "");
+    let refused = user_looks(&machine, DAEMON, &["-t", "0", "--only", "1"]);
+    assert_eq!(refused.code, Some(4), "{refused:#?}");
+}
+
+#[test]
+fn a_launch_with_fewer_descriptors_than_gpus_claims_as_many_as_it_can() {
+    let machine = Machine::gpus(24);
+    // What the test has inherited is closed, as it would count.
+    let script = "for fd in /proc/$$/fd/*; do fd=${fd##*/}
+            [ $fd -gt 2 ] && eval \"exec $fd<&-\"
+        done
+        ulimit -n $1; exec autocvd -q -n 24 -- sh -c 'echo; exec sleep 60'";
+    for (limit, is_enough) in [("40", true), ("16", false)] {
+        let mut command = machine.shell("bash", script);
+        let mut held = start(command.args(["bash", limit]));
+        wait_until("it runs", || held.stdout() == "\n" || !held.is_running());
+        let said = held.stderr();
+        assert_eq!(held.stdout(), "\n", "{said}");
+        assert_eq!(
+            said.contains("warning: not claimed: GPU "),
+            !is_enough,
+            "{said}"
+        );
+        let refused = run(machine
+            .autocvd()
+            .args(["-t", "0", "--only", "0", "--", "true"]));
+        assert_eq!(refused.code, Some(4), "{refused:#?}");
+        if is_enough {
+            assert_eq!(look(&machine).code, Some(4));
+        }
     }
 }
 

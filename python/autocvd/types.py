@@ -98,6 +98,8 @@ class _Reserved(TypedDict, total=False):
     reserved: bool
     #: Until when launches take it last, in Unix seconds: commands have failed on it in a row.
     suspect_until: int
+    #: Why no launch can claim it, so that it is given last; missing where it can be claimed.
+    unclaimable: str
     #: Where it is shared: how many bytes another share can be.
     shareable: int
 

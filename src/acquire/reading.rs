@@ -174,9 +174,12 @@ impl Attempt<'_> {
                     ..self.constraints.clone()
                 };
                 // After one that comes last there may be another one.
-                let is_suspect = |id: &DeviceId| snapshot.device(*id).is_suspect();
+                let comes_last = |id: &DeviceId| {
+                    let device = snapshot.device(*id);
+                    device.is_suspect() || device.unclaimable().is_some()
+                };
                 match select::select(snapshot, &constraints) {
-                    Selection::Chosen(chosen) if !chosen.iter().any(is_suspect) => {
+                    Selection::Chosen(chosen) if !chosen.iter().any(comes_last) => {
                         return Selection::Chosen(chosen);
                     }
                     _ => {}

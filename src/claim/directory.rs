@@ -3,7 +3,7 @@
 //! Everything inside is reached through an open descriptor, one name at a time and never through a
 //! symbolic link, so that whoever moves or replaces the directory moves nobody's files.
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::fmt::Write as _;
 use std::io;
@@ -170,13 +170,63 @@ impl Directory {
         Self::open_in(&self.descriptor, Path::new(name), &self.path.join(name))
     }
 
-    /// The lock file of a device, if it is there.
+    /// The lock file of a device, if it is there. What lies in its place and is no file is moved
+    /// away where this process may do that.
     pub(super) fn find_lock_file(&self, key: &str) -> io::Result<OwnedFd> {
-        let file = rustix::fs::openat(&self.descriptor, file_name(key), LOCK_FILE, Mode::empty())?;
-        match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
-            FileType::RegularFile => Ok(file),
-            _ => Err(io::Error::other("its lock file is no regular file")),
+        let name = file_name(key);
+        match self.open_lock_file(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound && self.move_away(&name) => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            found => found,
         }
+    }
+
+    fn open_lock_file(&self, name: &str) -> io::Result<OwnedFd> {
+        let opened = rustix::fs::openat(&self.descriptor, name, LOCK_FILE, Mode::empty());
+        let is_file = match &opened {
+            Ok(file) => rustix::fs::fstat(file).is_ok_and(is_regular),
+            // Its name may be taken by what cannot be opened.
+            Err(_) => self.stat(name).is_none_or(is_regular),
+        };
+        match is_file {
+            true => Ok(opened?),
+            false => Err(io::Error::other("it is no regular file")),
+        }
+    }
+
+    /// Moves away what has this name and is no regular file; whether it has. Another launch may put
+    /// a lock file there meanwhile, which gets its name back.
+    fn move_away(&self, name: &str) -> bool {
+        if self.stat(name).is_none_or(is_regular) {
+            return false;
+        }
+        let mut number = [0; 8];
+        let flags = rustix::rand::GetRandomFlags::NONBLOCK;
+        if rustix::rand::getrandom(&mut number, flags).is_err() {
+            return false;
+        }
+        // Nobody else has taken that name.
+        let aside = format!(".{name}.{:016x}", u64::from_ne_bytes(number));
+        let at = self.descriptor();
+        let rename = |from: &str, to: &str| {
+            rustix::fs::renameat_with(at, from, at, to, RenameFlags::NOREPLACE).is_ok()
+        };
+        if !rename(name, &aside) {
+            return false;
+        }
+        if self.stat(&aside).is_some_and(is_regular) && rename(&aside, name) {
+            return true;
+        }
+        self.remove(&aside);
+        // A directory that is not empty stays.
+        let _ = rustix::fs::unlinkat(at, &aside, AtFlags::REMOVEDIR);
+        true
+    }
+
+    /// Why a device cannot be claimed whose lock file cannot be had.
+    pub(super) fn why_unclaimable(&self, key: &str, error: &io::Error) -> String {
+        format!("'{}': {error}", self.path.join(file_name(key)).display())
     }
 
     /// The lock file of a device, made for everybody if it is not there.
@@ -202,9 +252,9 @@ impl Directory {
         let file = rustix::fs::openat(&self.descriptor, format!("user-{user}"), flags, own)?;
         let stat = rustix::fs::fstat(&file)?;
         let is_own = stat.st_uid == user && stat.st_mode & 0o077 == 0;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile if is_own => Ok(file),
-            _ => Err(io::Error::other("it is another user's")),
+        match is_own && is_regular(stat) {
+            true => Ok(file),
+            false => Err(io::Error::other("it is another user's")),
         }
     }
 
@@ -313,6 +363,10 @@ fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         }
     }
     attempt()
+}
+
+fn is_regular(stat: Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
 fn identity(stat: Stat) -> (u64, u64) {

@@ -59,28 +59,30 @@ pub(super) enum Parent {
 }
 
 /// Lets `lease` live on without this process: with the judge of the shell, or one of its own.
+/// Returns its files, which this process may close now.
 pub(super) fn keep(
     mut lease: Lease,
     requester: Option<&Requester>,
     attached: Option<&Attached>,
     directory: &Directory,
     parent: Parent,
-) -> io::Result<()> {
+) -> (Vec<OwnedFd>, io::Result<()>) {
     // Now: what is short may have ended before a judge has done anything.
     lease.begin();
     let address = requester.map(|requester| Address::of(requester, directory));
     let hand_over =
         |attached| address.is_some_and(|address| link::hand_over(address, attached, &lease));
     if hand_over(attached) {
-        return Ok(());
+        return (lease.files, Ok(()));
     }
     // Before the fork: the shell's next launch may come before the judge has done anything.
     let listener = address.and_then(Listener::bind);
     // Another judge of this shell may have come up at the same time: one of them is enough.
     if listener.is_none() && hand_over(None) {
-        return Ok(());
+        return (lease.files, Ok(()));
     }
-    if fork(parent)? == Fork::Judge {
+    let forked = fork(parent);
+    if let Ok(Fork::Judge) = forked {
         // Nothing may get out of here: what lies above on the stack is the launch's.
         let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             Judge::begin(lease, requester, listener, directory.clone()).run();
@@ -88,7 +90,7 @@ pub(super) fn keep(
         // SAFETY: it ends the process without running what the launch has registered for its end.
         unsafe { libc::_exit(judged.is_err().into()) };
     }
-    Ok(())
+    (lease.files, forked.map(drop))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

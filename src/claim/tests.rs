@@ -26,9 +26,11 @@ fn claim(store: &mut ClaimStore, extent: Extent) -> Option<ClaimGuard> {
         key: GPU.to_owned(),
         extent,
     };
-    store
+    let claimed = store
         .try_claim(&[target], &ClaimFor::Process)
-        .expect("a directory that can be used")
+        .expect("a directory that can be used")?;
+    assert_eq!(claimed.unclaimed, []);
+    claimed.guard
 }
 
 /// A share of a device of 40 GiB.
@@ -171,4 +173,22 @@ fn many_threads_that_claim_shares_never_have_more_than_there_is() {
             });
         }
     });
+}
+
+#[test]
+fn a_launch_without_a_claim_is_inside_no_claim_that_has_ended() {
+    let place = Place::new();
+    let mut store = place.store();
+    let around = claim(&mut store, Extent::Whole).expect("it is free");
+    let mut inside = place.store();
+    inside.ancestry = around.inside().with(Ancestor {
+        token: None,
+        devices: vec![GPU.to_owned()],
+        holding: Holding::Whole,
+    });
+    drop(around);
+    // It has been told of it: now it is seen to have ended.
+    assert!(claim(&mut inside, Extent::Whole).is_none());
+    let guard = claim(&mut inside, Extent::Whole).expect("it is free");
+    assert_eq!(guard.inside().level(), 1);
 }

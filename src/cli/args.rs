@@ -146,7 +146,7 @@ pub(super) struct Options {
     /// With COMMAND: pin it to the CPU cores near its GPUs
     #[arg(long, help_heading = "Output")]
     pub(super) bind: bool,
-    /// Nothing on stderr but errors
+    /// Nothing on stderr but errors and what is not claimed
     #[arg(short, long, help_heading = "Output")]
     pub(super) quiet: bool,
     /// Explain what is done and why (-vv for more)

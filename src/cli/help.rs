@@ -140,7 +140,10 @@ const SHORT: [(&str, &str); 10] = [
     ),
     ("-s, --source", "print 'export …'"),
     ("-o, --id-only", "print the ids alone"),
-    ("-q, --quiet", "write nothing to stderr but errors"),
+    (
+        "-q, --quiet",
+        "write nothing to stderr but errors and what is not claimed",
+    ),
     ("-v, --verbose", "explain what is done and why"),
 ];
 

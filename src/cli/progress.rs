@@ -91,9 +91,13 @@ fn columns() -> usize {
 impl Observer for Progress {
     fn warn(&mut self, text: &str) {
         if !self.quiet {
-            signals::clear_line();
-            let _ = writeln!(std::io::stderr(), "autocvd: warning: {text}");
+            self.unclaimed(text);
         }
+    }
+
+    fn unclaimed(&mut self, text: &str) {
+        signals::clear_line();
+        let _ = writeln!(std::io::stderr(), "autocvd: warning: {text}");
     }
 
     fn waiting(&mut self, waiting: &WaitStatus) {

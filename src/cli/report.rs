@@ -87,7 +87,7 @@ pub(super) fn choice(found: &Acquisition, launch: &Launch) {
             }
             Verdict::Free => {
                 let shortfall = device.memory_shortfall(launch.min_free_memory);
-                let last = || device.suspicion().unwrap_or("but not needed");
+                let last = || device.suspicion().unwrap_or("but not needed".to_owned());
                 shortfall.unwrap_or_else(|| format!("free, {}", last()))
             }
             verdict => verdict.reason().unwrap_or("no reason").to_owned(),

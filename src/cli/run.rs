@@ -148,13 +148,13 @@ fn launch(written: MainArgs, variables: &Variables) -> Result<(), Failure> {
         Output::Docker => format::docker(&found.ids, found.memory),
         Output::Cdi => format::cdi(&found.ids, found.memory),
     };
-    print_choice(&text, launch.verbosity, found)
+    print_choice(&text, found)
 }
 
-fn print_choice(text: &str, verbosity: Verbosity, mut found: Acquisition) -> Result<(), Failure> {
+fn print_choice(text: &str, mut found: Acquisition) -> Result<(), Failure> {
     let label = found.label();
     if let Some(claim) = &mut found.claim {
-        warn_unclaimed(verbosity, claim.persist(&label));
+        warn_unclaimed(claim.persist(&label));
     }
     print(text).inspect_err(|_| {
         if let Some(claim) = &mut found.claim {
@@ -164,8 +164,8 @@ fn print_choice(text: &str, verbosity: Verbosity, mut found: Acquisition) -> Res
 }
 
 /// The job runs all the same where its claim cannot live on without this process.
-fn warn_unclaimed(verbosity: Verbosity, kept: std::io::Result<()>) {
-    if let Some(error) = kept.err().filter(|_| verbosity > Verbosity::Quiet) {
+fn warn_unclaimed(kept: std::io::Result<()>) {
+    if let Err(error) = kept {
         warn(&format!(
             "the GPUs are not claimed any more: {error}; other launches may pick the same ones"
         ));
@@ -189,7 +189,7 @@ fn start(
     let label = found.label();
     if let Some(claim) = &mut found.claim {
         let kept = claim.persist(&label);
-        warn_unclaimed(verbosity, kept.or_else(|_| claim.keep_across_exec()));
+        warn_unclaimed(kept.or_else(|_| claim.keep_across_exec()));
     }
     variables.push(found.inside());
     let failure = exec::become_command(command, &variables);

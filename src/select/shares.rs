@@ -144,7 +144,7 @@ impl<'a> Device<'a> {
 
 /// Those of the devices that have room for a share of so many bytes, where idle processes may hold
 /// `tolerate` bytes. The fullest goes first, so that whole devices stay free; one with processes
-/// that are tolerated goes last, and a suspect one after all others.
+/// that are tolerated goes last, and a suspect or an unclaimable one after all others.
 pub(super) fn with_room(devices: &[Device], bytes: u64, tolerate: Option<u64>) -> Vec<DeviceId> {
     let mut fitting: Vec<_> = devices
         .iter()
@@ -152,7 +152,9 @@ pub(super) fn with_room(devices: &[Device], bytes: u64, tolerate: Option<u64>) -
             let room = device.share_room(tolerate).ok()?;
             let is_tolerated = device.shareable().is_err();
             let is_unshared = device.claims().is_empty();
-            let last = (device.is_suspect(), is_tolerated, is_unshared);
+            let is_unclaimable = device.unclaimable().is_some();
+            let is_suspect = device.is_suspect();
+            let last = (is_unclaimable, is_suspect, is_tolerated, is_unshared);
             (room >= bytes).then_some((last, room, Reverse(device.id())))
         })
         .collect();

@@ -1388,3 +1388,48 @@ fn no_set_of_a_cube_mesh_misses_an_nvlink_in_its_ring_where_another_has_it() {
         assert_eq!(Some(ring(&found)), best, "{free:08b}");
     }
 }
+
+#[test]
+fn one_that_cannot_be_claimed_is_given_where_too_few_others_could_ever_do() {
+    let unclaimable = |gpu: Gpu| Gpu {
+        unclaimable: Some("why".into()),
+        ..gpu
+    };
+    let chosen = |gpus: Vec<Gpu>, num_gpus, least_used| -> Vec<usize> {
+        let snapshot = machine(gpus);
+        let wanted = Constraints {
+            least_used,
+            ..constraints(num_gpus, &snapshot)
+        };
+        match select(&snapshot, &wanted) {
+            Selection::Chosen(ids) => ids.iter().map(|id| id.gpu).collect(),
+            _ => Vec::new(),
+        }
+    };
+    let gpus = |first: Gpu| vec![first, unclaimable(idle(1)), unclaimable(idle(2))];
+    assert_eq!(chosen(gpus(idle(0)), 1, false), [0]);
+    assert_eq!(
+        chosen(gpus(busy(0)), 1, false),
+        [] as [usize; 0],
+        "it waits"
+    );
+    assert_eq!(chosen(gpus(idle(0)), 2, false), [0, 2]);
+    assert_eq!(chosen(gpus(busy(0)), 2, false), [1, 2]);
+    let lost = Gpu {
+        unusable: Some("lost".into()),
+        ..idle(0)
+    };
+    assert_eq!(chosen(gpus(lost), 1, false), [2]);
+    let suspect = Gpu {
+        suspect_until: Some(1),
+        ..idle(0)
+    };
+    assert_eq!(chosen(gpus(suspect), 1, false), [0]);
+    // The least used may be another's, as one may be that is claimed.
+    assert_eq!(chosen(gpus(with_free(idle(0), 1)), 1, true), [0]);
+    let claimed = Gpu {
+        claims: vec![claim()],
+        ..with_free(idle(0), 1)
+    };
+    assert_eq!(chosen(gpus(claimed), 1, true), [2]);
+}

@@ -128,8 +128,15 @@ impl<'a> Device<'a> {
     }
 
     /// Why it is given last, if so.
-    pub fn suspicion(self) -> Option<&'static str> {
-        self.is_suspect().then_some(SUSPECT)
+    pub fn suspicion(self) -> Option<String> {
+        let suspect = || self.is_suspect().then(|| SUSPECT.to_owned());
+        self.why_unclaimable().or_else(suspect)
+    }
+
+    /// What is to be said of a device that no launch can claim.
+    pub(crate) fn why_unclaimable(self) -> Option<String> {
+        let why = self.unclaimable()?;
+        Some(format!("comes last: it cannot be claimed ({why})"))
     }
 
     /// What keeps it from being used at all, of what is known of it.
@@ -422,7 +429,8 @@ impl Snapshot {
                 Verdict::Shared(_) => device.describe_shares(),
                 _ => (None, None),
             };
-            let told = verdict.reason().or(device.suspicion()).map(str::to_owned);
+            let told = verdict.reason().map(str::to_owned);
+            let told = told.or_else(|| device.suspicion());
             let (state, reason, shareable) = self.judgement_mut(id);
             *state = Some(verdict.state());
             *reason = told.map(|told| told + &details.unwrap_or_default());

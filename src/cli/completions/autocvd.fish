@@ -80,7 +80,7 @@ complete -c autocvd -n __autocvd_main -l format -x -a 'posix fish csh docker cdi
 complete -c autocvd -n __autocvd_main -l shell -x -a 'posix fish csh docker cdi' -d 'The syntax to print'
 complete -c autocvd -n __autocvd_main -l uuid -d 'Print UUIDs, not indices'
 complete -c autocvd -n __autocvd_main -l bind -d 'Pin COMMAND to the CPU cores near its GPUs'
-complete -c autocvd -n __autocvd_main -s q -l quiet -d 'Nothing on stderr but errors'
+complete -c autocvd -n __autocvd_main -s q -l quiet -d 'Nothing on stderr but errors and what is not claimed'
 complete -c autocvd -n __autocvd_main -s v -l verbose -d 'Explain what is done and why'
 complete -c autocvd -n __autocvd_main -l hold -x -d 'Reserve printed GPUs this long'
 complete -c autocvd -n __autocvd_main -l no-claim -d 'Ignore claims and make none'

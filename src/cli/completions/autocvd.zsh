@@ -61,7 +61,7 @@ _autocvd() {
         '(--format --shell)'{--format=,--shell=}'[the syntax to print]:format:(posix fish csh docker cdi)' \
         '--uuid[print UUIDs, not indices]' \
         '--bind[pin COMMAND to the CPU cores near its GPUs]' \
-        '(-q --quiet)'{-q,--quiet}'[nothing on stderr but errors]' \
+        '(-q --quiet)'{-q,--quiet}'[nothing on stderr but errors and what is not claimed]' \
         '*'{-v,--verbose}'[explain what is done and why]' \
         '--hold=[reserve printed GPUs this long]:time' \
         '--no-claim[ignore claims and make none]' \

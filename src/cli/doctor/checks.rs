@@ -162,9 +162,19 @@ fn claims(machine: &Machine) -> Finding {
         device.claims().iter().map(tell)
     });
     let claims: Vec<String> = claims.collect();
-    match claims.is_empty() {
-        true => Finding::well("claims", "none"),
-        false => Finding::well("claims", claims.join(", ")),
+    let unclaimable = machine.snapshot.devices().filter_map(|device| {
+        let why = device.unclaimable()?;
+        Some(format!("{} cannot be claimed: {why}", device.label()))
+    });
+    let unclaimable: Vec<String> = unclaimable.collect();
+    match (unclaimable.is_empty(), claims.is_empty()) {
+        (false, _) => Finding::unwell(
+            "claims",
+            unclaimable.join("; "),
+            "have root run 'autocvd status', which moves away what is no file, or remove it",
+        ),
+        (true, true) => Finding::well("claims", "none"),
+        (true, false) => Finding::well("claims", claims.join(", ")),
     }
 }
 
