@@ -20,17 +20,10 @@ import sys
 import tempfile
 import time
 
+from built import AUTOCVD, fake_nvml
+
 COUNTS = [int(word) for word in sys.argv[1:]] or [1, 2, 4, 8, 16, 32, 64, 128, 256]
-target = pathlib.Path(
-    os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")
-)
-release = target / "release"
-AUTOCVD = os.environ.get("AUTOCVD", str(release / "autocvd"))
-library = next(
-    path
-    for path in [release / "libfake_nvml.so", release / "deps/libfake_nvml.so"]
-    if path.exists()
-)
+library = fake_nvml()
 NOTE = """date +%s.%N >>$FAKE_NVML/notes; grep ^voluntary /proc/$$/status >>$FAKE_NVML/switches
 sleep 0.02; date +%s.%N >>$FAKE_NVML/notes"""
 

@@ -19,17 +19,10 @@ import sys
 import tempfile
 import time
 
+from built import AUTOCVD, fake_nvml
+
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 60
-target = pathlib.Path(
-    os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")
-)
-release = target / "release"
-AUTOCVD = os.environ.get("AUTOCVD", str(release / "autocvd"))
-library = next(
-    path
-    for path in [release / "libfake_nvml.so", release / "deps/libfake_nvml.so"]
-    if path.exists()
-)
+library = fake_nvml()
 GIB = 1 << 30
 
 

@@ -19,6 +19,8 @@ import subprocess
 import tempfile
 import time
 
+from built import AUTOCVD, fake_nvml
+
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
@@ -26,16 +28,7 @@ parser.add_argument("rounds", nargs="?", type=int, default=200)
 parser.add_argument("seconds", nargs="?", type=float, default=60)
 arguments = parser.parse_args()
 ROUNDS, SECONDS = arguments.rounds, arguments.seconds
-target = (
-    pathlib.Path(
-        os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target")
-    )
-    / "release"
-)
-AUTOCVD = str(target / "autocvd")
-library = next(
-    path for path in [target / "libfake_nvml.so", target / "deps/libfake_nvml.so"] if path.exists()
-)
+library = fake_nvml()
 
 directory = tempfile.TemporaryDirectory(prefix="autocvd-bench-")
 machine = pathlib.Path(directory.name)
@@ -44,7 +37,7 @@ registered.mkdir(parents=True)
 queue = machine / "claims/queue"
 (machine / "machine.json").write_text(json.dumps({"gpus": [{}]}))
 environment = {
-    "PATH": f"{target}:{os.environ['PATH']}",
+    "PATH": f"{pathlib.Path(AUTOCVD).parent}:{os.environ['PATH']}",
     "AUTOCVD_NVML_LIB": str(library),
     "AUTOCVD_CLAIM_DIR": str(machine / "claims"),
     "FAKE_NVML": str(machine),
