@@ -309,8 +309,14 @@ impl ClaimStore {
         })
     }
 
-    /// Makes the directory safe if this process may, and says what is wrong with it otherwise.
+    /// Makes the directory safe if this process may, and says what is wrong with it otherwise. Root
+    /// does so with those inside it too, which are of whoever claimed or waited first.
     pub(crate) fn secure(&self) -> Option<String> {
+        if rustix::process::geteuid().is_root() {
+            for name in [holder::DIRECTORY, queue::DIRECTORY] {
+                self.directory.secure_inner(name);
+            }
+        }
         self.directory.secure()
     }
 

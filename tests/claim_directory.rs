@@ -432,6 +432,39 @@ fn a_relative_directory_is_a_wrong_value() {
 }
 
 #[test]
+fn root_repairs_what_is_inside_the_directory_too() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(machine) = shared_machine(1) else {
+        return;
+    };
+    let inside = ["holders", "queue"].map(|name| shared(&machine).join(name));
+    let owners = || {
+        inside.each_ref().map(|path| {
+            let meta = fs::metadata(path).expect("it has been made");
+            (meta.uid(), meta.mode() & 0o7777)
+        })
+    };
+    // The first user makes one to claim, and the other one to wait.
+    let held = user_holds(&machine, NOBODY);
+    let waited = user_looks(&machine, NOBODY, &["-q", "-t", "0.1"]);
+    assert_eq!(waited.code, Some(4), "{waited:#?}");
+    wait_until("both are there", || inside.iter().all(|path| path.exists()));
+    assert_eq!(owners(), [(NOBODY, 0o1777); 2]);
+    drop(held);
+    fs::set_permissions(&inside[1], PermissionsExt::from_mode(0o777)).expect("root may");
+
+    let status = as_user(&machine, 0, &[&common::program(), "status"]).output();
+    assert!(status.expect("it runs").status.success());
+    assert_eq!(owners(), [(0, 0o1777); 2]);
+    // All others still claim and wait there.
+    let held = start(&mut user_runs(&machine, DAEMON, &["-q", "-t", "30"]));
+    wait_until("it runs", || held.stdout() == "0\n");
+    let waited = user_looks(&machine, NOBODY, &["-t", "0.1"]);
+    assert_eq!(waited.code, Some(4), "{waited:#?}");
+    assert!(!waited.stderr.contains("warning"), "{waited:#?}");
+}
+
+#[test]
 fn a_directory_that_others_can_empty_is_told_of_and_repaired_by_root() {
     let Some(machine) = shared_machine(1) else {
         return;

@@ -117,6 +117,16 @@ impl Directory {
         })
     }
 
+    /// The same for the directory `name` in this one, if it is there.
+    pub(super) fn secure_inner(&self, name: &str) {
+        let is_safe = |stat: Stat| stat.st_uid == 0 && stat.st_mode & 0o1000 != 0;
+        if !self.stat(name).is_none_or(is_safe) {
+            if let Ok(inner) = self.inner(name) {
+                inner.secure();
+            }
+        }
+    }
+
     fn repair(&self, stat: &Stat) -> io::Result<()> {
         if rustix::process::geteuid().is_root() {
             let root = rustix::fs::Uid::ROOT;

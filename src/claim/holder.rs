@@ -12,7 +12,7 @@ use crate::proc::ProcessId;
 use std::fmt;
 use std::io;
 
-const DIRECTORY: &str = "holders";
+pub(super) const DIRECTORY: &str = "holders";
 /// Old records that one look clears away at most.
 const SWEEP_LIMIT: usize = 256;
 

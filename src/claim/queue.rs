@@ -25,7 +25,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-const DIRECTORY: &str = "queue";
+pub(super) const DIRECTORY: &str = "queue";
 const SOCKET: &str = ".socket";
 /// How long a launch may take from its socket to its position.
 const TAKING_A_POSITION: Duration = Duration::from_secs(60);
