@@ -756,7 +756,11 @@ impl ClaimStore {
             };
             self.directory.settle(&file);
             if !lock::try_lock(&file, token.range(), Mode::Exclusive)? {
-                return Ok(None);
+                // Nobody else has this token: all of the file is locked.
+                return match target.extent {
+                    Extent::Guest => Err(io::Error::other("another program has locked it")),
+                    Extent::Whole | Extent::Share { .. } => Ok(None),
+                };
             }
             let Some(locked) = self.lock_extent(&file, target)? else {
                 lock::unlock(&file, Range::ALL);

@@ -303,17 +303,20 @@ fn claim_info(claim: &Claim) -> ClaimInfo {
     }
 }
 
-/// Takes the claims off all devices, those that were recorded included.
+/// Takes the claims off all devices, those that were recorded included, and what is noted with them
+/// of failed commands.
 pub(crate) fn forget_claims(snapshot: &mut Snapshot) {
     let is_claimed =
         |recorded: &mut Judgement| matches!(recorded.state, State::Claimed | State::Shared);
     snapshot.waiting.clear();
     for gpu in &mut snapshot.gpus {
         gpu.claims.clear();
+        gpu.suspect_until = None;
         gpu.unclaimable = None;
         gpu.recorded.take_if(is_claimed);
         for part in gpu.mig.iter_mut().flat_map(|mig| &mut mig.devices) {
             part.claims.clear();
+            part.suspect_until = None;
             part.unclaimable = None;
             part.recorded.take_if(is_claimed);
         }

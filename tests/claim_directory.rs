@@ -170,6 +170,7 @@ fn nothing_publishes_a_command_line_that_proc_hides() {
         "$1" -q -- sh -c ': >"$2"; sleep 60; true' sh "$2" "$3" &
         until [ -e "$3" ]; do sleep 0.05; done
         eval "$("$1" -q -s)"
+        until "$1" status --short | grep -q "^0/2"; do sleep 0.01; done
         "$1" -- sh -c true sh "$2" &
         wait"#;
     let runs = shared(&machine).with_file_name("runs");
@@ -769,6 +770,21 @@ time.sleep(60)";
     assert!(
         refused.stderr.contains(&format!("pid {}", other.pid())),
         "{refused:#?}"
+    );
+    // The least used one is given though it cannot be claimed a second time.
+    let least_used = [
+        "-l",
+        "--only",
+        "0",
+        "--",
+        "printenv",
+        "CUDA_VISIBLE_DEVICES",
+    ];
+    let least_used = run(machine.autocvd().args(least_used));
+    assert_eq!(least_used.stdout, "0\n", "{least_used:#?}");
+    assert!(
+        least_used.stderr.contains("another program has locked it"),
+        "{least_used:#?}"
     );
     let waiting = start(
         machine

@@ -93,9 +93,16 @@ fn the_reason_is_shown_and_a_recording_decides_alike() {
     }
     let verbose = run(machine
         .autocvd()
-        .args(["-v", "-o", "--no-claim", "--from", "-"])
+        .args(["-v", "-o", "--from", "-"])
         .stdin(file(&machine, &recorded)));
     assert_eq!(verbose.stdout, "0\n", "{verbose:#?}");
+    // What is noted with the claims is ignored with them.
+    for from in [&[][..], &["--from", "-"]] {
+        let mut unclaimed = machine.autocvd();
+        unclaimed.args(["-o", "--no-claim"]).args(from);
+        let unclaimed = run(unclaimed.stdin(file(&machine, &recorded)));
+        assert_eq!(unclaimed.success(), "1\n");
+    }
     assert!(
         verbose
             .stderr

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""An independent judge of decisions: written from docs/contract.md, sections 1 to 3, and not from
-the program's code.
+"""An independent judge of decisions: written from docs/contract.md and the pages that it names, and
+not from the program's code.
 
     python3 tests/judge/judge.py --program target/release/autocvd --cases 20000 --seed 1
 
 Makes random machines, decides what should be given on each, and asks the program the same through
 --from. Every tenth machine is also recorded again by the program itself (`status --json`) and has
 to be decided alike; with --nvml LIBRARY every twentieth is told to the fake NVML library, too,
-where it can be told. Prints 'N cases, 0 disagreements', or each disagreement with the command that
-shows it, and ends in 1.
+where it can be told: its claims are then locks, its failed commands lines of lock files, and what
+the administrator sets is an /etc/autocvd.conf (which takes root). Prints 'N cases, 0
+disagreements', or each disagreement with the command that shows it, and ends in 1.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -22,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 MIB = 1 << 20
@@ -91,9 +95,32 @@ def any_memory(rng, total):
 
 
 def any_claims(rng):
-    return (
-        [{"pid": 77, "user": "anna", "command": "train", "since": 1}] if rng.random() < 0.1 else []
-    )
+    whole = {"pid": 77, "user": "anna", "command": "train", "since": 1}
+    draw = rng.random()
+    if draw < 0.1:
+        return [rng.choice([whole, {**whole, "kind": "command"}])]
+    if draw < 0.2:
+        shares = [any_share(rng) for _ in range(rng.choice([1, 1, 2, 3]))]
+        # One that asked for the least used GPU may be beside them.
+        return shares + ([whole] if rng.random() < 0.1 else [])
+    return []
+
+
+def any_share(rng):
+    """A share, and how much its processes hold where they can be seen."""
+    size = rng.choice([512 * MIB, 3 * GIB, 6 * GIB, 15 * GIB])
+    used = fact(rng, rng.choice([0, 20 * MIB, 3 * GIB, 7 * GIB]), 0.3)
+    share = {"kind": "share", "pid": 78, "user": "ben", "command": "sweep", "since": 1}
+    return share | {"memory": size, "used_memory": used}
+
+
+def place_in_shares(rng, device):
+    """Lets most of the processes on a shared device be its shares'."""
+    if any("memory" in claim for claim in device["claims"]):
+        for process in device["processes"] if isinstance(device["processes"], list) else []:
+            if rng.random() < 0.75:
+                process["in_share"] = True
+    return device
 
 
 def any_marks(rng):
@@ -104,10 +131,34 @@ def any_marks(rng):
     return reserved | ({"suspect_until": 1764000000} if rng.random() < 0.12 else {})
 
 
+def crowd(rng, gpu):
+    """Puts small programs on a GPU, of shares for the most part, whose memory they explain."""
+    if not isinstance(gpu["processes"], list) or not isinstance(gpu["memory"]["used"], int):
+        return gpu
+    kinds = rng.choice([["C"], ["C"], ["C", "C"], ["M+C"], ["G", "C"], []])
+    processes = [any_process(rng, kind) for kind in kinds]
+    for process in processes:
+        process["used_memory"] = fact(rng, rng.choice([20 * MIB, 400 * MIB, 3 * GIB]), 0.05)
+    total = gpu["memory"]["total"]
+    held = sum(process["used_memory"] or 0 for process in processes)
+    used = min(total, held + rng.choice([0, 0, 200 * MIB, 900 * MIB, 3 * GIB]))
+    shares = [any_share(rng) for _ in range(rng.choice([0, 0, 1, 2]))]
+    return gpu | {
+        "processes": processes,
+        "memory": {"total": total, "used": used, "free": total - used},
+        "utilization": {"gpu": fact(rng, rng.choice([0, 0, 3, 5, 6]), 0.05), "memory": 0},
+        "claims": shares,
+        "state": fact(rng, "shared", 0.7) if shares else None,
+    }
+
+
 def any_state(rng, claims):
     """What was judged of it once. A claimed one is recorded as that, whoever computes on it."""
-    states = ["free", "busy", "claimed", "unavailable"]
-    return fact(rng, "claimed" if claims else rng.choice(states), 0.9)
+    if claims:
+        state = "shared" if all("memory" in claim for claim in claims) else "claimed"
+    else:
+        state = rng.choice(["free", "busy", "claimed", "shared", "unavailable"])
+    return fact(rng, state, 0.9)
 
 
 def any_place(rng, index, kind):
@@ -164,9 +215,11 @@ def any_gpu(rng, index, kind):
         gpu["memory_is_numa_node"] = rng.random() < 0.3
         gpu["claims"] = []
         gpu["state"] = fact(rng, "unavailable", 0.95)
+    if kind == "crowded":
+        gpu = crowd(rng, gpu)
     if rng.random() < 0.05:
         return lost(gpu)
-    return gpu
+    return place_in_shares(rng, gpu)
 
 
 def lost(gpu):
@@ -202,7 +255,7 @@ def any_health(rng):
 
 def any_mig_device(rng, index, number):
     claims = any_claims(rng)
-    return {
+    device = {
         "index": number,
         "gpu_instance_id": 7 + number,
         "compute_instance_id": 0,
@@ -219,6 +272,7 @@ def any_mig_device(rng, index, number):
         "reason": None,
         **any_marks(rng),
     }
+    return place_in_shares(rng, device)
 
 
 def any_links(rng, gpus):
@@ -240,7 +294,8 @@ def any_links(rng, gpus):
 
 
 def any_machine(rng):
-    kind = rng.choice(["plain"] * 6 + ["mig", "mig", "numa", "unified", "jetson"])
+    kinds = ["plain"] * 6 + ["crowded"] * 4 + ["mig", "mig", "numa", "unified", "jetson"]
+    kind = rng.choice(kinds)
     gpus = [any_gpu(rng, index, kind) for index in range(rng.choice([1, 1, 2, 3, 4, 4, 6, 8]))]
     view = rng.choice(["host"] * 5 + ["container"] * 3 + ["wsl"])
     return {
@@ -268,6 +323,11 @@ def any_request(rng, machine):
             request["options"].add(option)
     if rng.random() < 0.2:
         request["m"] = rng.choice([100 * MIB, 7 * GIB, 20 * GIB, 79 * GIB, 81 * GIB])
+    if rng.random() < 0.2:
+        request["m"] = rng.choice([100 * MIB, 2 * GIB, 7 * GIB, 20 * GIB, 81 * GIB])
+        request["options"].add("--share")
+    if rng.random() < 0.2:
+        request["tolerate"] = rng.choice([20 * MIB, 512 * MIB, 4 * GIB, 40 * GIB])
     for option in ("only", "exclude"):
         if rng.random() < 0.15:
             request[option] = [
@@ -361,22 +421,6 @@ def indices_are_ordinals(machine):
     )
 
 
-def is_marked(machine):
-    """Whether something is recorded that no driver tells."""
-    devices = [device for unit in units(machine) for device in unit if device]
-    processes = [
-        process
-        for device in devices
-        if isinstance(device["processes"], list)
-        for process in device["processes"]
-    ]
-    return any(
-        mark in thing
-        for thing in devices + processes
-        for mark in ("reserved", "suspect_until", "ignored")
-    )
-
-
 def computes(process, processes):
     if process.get("ignored"):
         return False
@@ -388,29 +432,56 @@ def computes(process, processes):
     return process["type"] in COMPUTING
 
 
+def listed(unit):
+    processes = own(unit)["processes"]
+    return processes if isinstance(processes, list) else []
+
+
+def computing(unit):
+    return [process for process in listed(unit) if computes(process, listed(unit))]
+
+
+def utilization_of(unit):
+    return "n/a" if unit[1] else unit[0]["utilization"]["gpu"]
+
+
+def unexplained_in(unit):
+    """Used memory that no listed process explains; one that is unknown explains 4 GiB."""
+    held = [process["used_memory"] for process in listed(unit)]
+    explained = sum(4 * GIB if memory is None else memory for memory in held)
+    used = own(unit)["memory"]["used"]
+    return max(0, used - explained) if isinstance(used, int) else used
+
+
 def by_facts(unit, view):
     """'free', 'busy', 'unknown', or 'unknowable': what no waiting changes."""
-    gpu, device = unit
-    processes = own(unit)["processes"]
-    listed = processes if isinstance(processes, list) else []
-    memory = own(unit)["memory"]
-    utilization = "n/a" if device else gpu["utilization"]["gpu"]
-    if any(computes(process, listed) for process in listed):
-        return "busy"
-    if gpu["compute_mode"] is None and device is None:
+    return "busy" if computing(unit) else beside_processes(unit, view)
+
+
+def needs_mode(unit):
+    return unit[0]["compute_mode"] is None and unit[1] is None
+
+
+def by_complete_list(unit):
+    """What memory says where the list is complete and names nobody else."""
+    used, total = own(unit)["memory"]["used"], own(unit)["memory"]["total"]
+    unexplained = unexplained_in(unit)
+    if unit[0]["memory_is_numa_node"] or used == "n/a":
+        return "free"
+    if used is None:
         return "unknown"
-    explained = sum(
-        4 * GIB if process["used_memory"] is None else process["used_memory"] for process in listed
-    )
-    used, total = memory["used"], memory["total"]
-    unexplained = max(0, used - explained) if isinstance(used, int) else used
-    complete = view == "host" and isinstance(processes, list)
-    if complete:
-        if gpu["memory_is_numa_node"] or used == "n/a":
-            return "free"
-        if used is None:
-            return "unknown"
-        return "busy" if unexplained > GIB and unexplained * 100 > 5 * (total or 0) else "free"
+    return "busy" if unexplained > GIB and unexplained * 100 > 5 * (total or 0) else "free"
+
+
+def beside_processes(unit, view):
+    """The same where the processes that are listed make it not busy."""
+    processes, utilization = own(unit)["processes"], utilization_of(unit)
+    used, total = own(unit)["memory"]["used"], own(unit)["memory"]["total"]
+    unexplained = unexplained_in(unit)
+    if needs_mode(unit):
+        return "unknown"
+    if view == "host" and isinstance(processes, list):
+        return by_complete_list(unit)
     # The list proves nothing.
     if used is None:
         return "unknown"
@@ -435,17 +506,94 @@ def by_facts(unit, view):
     return "busy" if isinstance(utilization, int) and utilization > 5 else "free"
 
 
+def is_exclusive(unit):
+    return str(unit[0]["compute_mode"]).startswith("EXCLUSIVE")
+
+
+def are_idle(unit, processes, most):
+    """Whether these processes hold no more than `most` together, and the device is idle."""
+    held = [process["used_memory"] for process in processes]
+    utilization = utilization_of(unit)
+    idle = isinstance(utilization, int) and utilization <= 5
+    return None not in held and sum(held) <= most and idle and not is_exclusive(unit)
+
+
+def is_tolerable(unit, seen, view, most):
+    """Whether nothing but idle processes of so much memory keeps it from being free."""
+    users = computing(unit)
+    if most is None or seen != "busy" or not users:
+        return False
+    return are_idle(unit, users, most) and beside_processes(unit, view) == "free"
+
+
+def strangers(unit):
+    return [process for process in computing(unit) if not process.get("in_share")]
+
+
+def reserved_by_shares(unit):
+    """What its shares have not allocated yet; all of one whose processes cannot be seen."""
+    claims = own(unit)["claims"]
+    return sum(max(0, claim["memory"] - (claim["used_memory"] or 0)) for claim in claims)
+
+
+def beside_shares(unit, view):
+    """Whether all its memory is explained by processes and shares."""
+    used, total = own(unit)["memory"]["used"], own(unit)["memory"]["total"]
+    if needs_mode(unit):
+        return False
+    if view == "host" and isinstance(own(unit)["processes"], list):
+        return by_complete_list(unit) == "free"
+    if not isinstance(used, int):
+        return False
+    most = max(GIB, (total or 0) // 4) if view == "wsl" else 256 * MIB
+    return unexplained_in(unit) - reserved_by_shares(unit) <= most
+
+
+def room_for_shares(unit, seen, view):
+    """How large another share of it can be; None where there can be none."""
+    free = own(unit)["memory"]["free"]
+    if not isinstance(free, int) or seen not in ("free", "shared"):
+        return None
+    if seen == "free":
+        return free
+    others = [process["used_memory"] for process in strangers(unit)]
+    # They may be those of shares whose processes cannot be told.
+    unseen = [claim["memory"] for claim in own(unit)["claims"] if claim["used_memory"] is None]
+    explained = not others or None not in others and sum(others) <= sum(unseen)
+    if is_exclusive(unit) or not explained or not beside_shares(unit, view):
+        return None
+    return max(0, free - reserved_by_shares(unit))
+
+
+def tolerant_room(unit, seen, view, most):
+    """The same where idle processes of so much memory do not count."""
+    free = own(unit)["memory"]["free"]
+    if most is None or not isinstance(free, int):
+        return None
+    if seen == "shared":
+        tolerable = are_idle(unit, strangers(unit), most) and beside_shares(unit, view)
+        return max(0, free - reserved_by_shares(unit)) if tolerable else None
+    return free if is_tolerable(unit, seen, view, most) else None
+
+
+def heeds_claims_of(request):
+    return "--no-claim" not in request["options"]
+
+
 def verdict(unit, machine, request, needs_uuid):
-    """One of 'unavailable', 'claimed', and what the facts say."""
+    """One of 'unavailable', 'claimed', 'shared', and what the facts say."""
     gpu, device = unit
-    heeds_claims = "--no-claim" not in request["options"]
+    heeds_claims = heeds_claims_of(request)
     if gpu.get("reserved") or own(unit).get("reserved"):
         return "unavailable"
     if unusable(unit) or gpu["state"] == "unavailable" or own(unit)["state"] == "unavailable":
         return "unavailable"
     if needs_uuid and own(unit)["uuid"] is None:
         return "unavailable"
-    if heeds_claims and (own(unit)["claims"] or own(unit)["state"] == "claimed"):
+    claims = own(unit)["claims"]
+    if heeds_claims and claims:
+        return "shared" if all("memory" in claim for claim in claims) else "claimed"
+    if heeds_claims and own(unit)["state"] in ("claimed", "shared"):
         return "claimed"
     seen = by_facts(unit, machine["process_view"])
     return "busy" if seen == "free" and own(unit)["state"] == "busy" else seen
@@ -520,7 +668,10 @@ def best_set(free, count, machine):
 
 def decide(machine, request):
     """The exit code, and the ids that are printed."""
-    gpus = machine["gpus"]
+    gpus, view = machine["gpus"], machine["process_view"]
+    most_held = request.get("max_per_user")
+    if most_held is not None and request["n"] > most_held:
+        return IMPOSSIBLE, []
     needs_uuid = "--uuid" in request["options"] or not indices_are_ordinals(machine)
     allowed = {gpu["index"] for gpu in gpus}
     if "visible" in request:
@@ -542,7 +693,9 @@ def decide(machine, request):
                 found += [gpu["index"] for gpu in gpus if gpu[name] is None]
         if option in request:
             allowed = allowed & set(found) if option == "only" else allowed - set(found)
-    count, wanted, least = request["n"], request.get("m"), "-l" in request["options"]
+    count, wanted, tolerated = request["n"], request.get("m"), request.get("tolerate")
+    shared = "--share" in request["options"]
+    least = "-l" in request["options"] and not shared
     judged = [
         (unit, verdict(unit, machine, request, needs_uuid))
         for unit in units(machine)
@@ -577,21 +730,36 @@ def decide(machine, request):
     usable = [(unit, seen) for unit, seen in judged if ever(unit, seen)]
     if len(usable) < count:
         return IMPOSSIBLE, []
-    if least:
+
+    def is_suspect(unit):
+        # Failed commands are noted with the claims.
+        return heeds_claims_of(request) and "suspect_until" in own(unit)
+
+    if shared:
+        fitting = []
+        for unit, seen in usable:
+            room = room_for_shares(unit, seen, view)
+            largest = tolerant_room(unit, seen, view, tolerated) if room is None else room
+            if enough(unit) and largest is not None and largest >= wanted:
+                claims = heeds_claims_of(request) and own(unit)["claims"]
+                order = (is_suspect(unit), room is None, not claims, largest)
+                fitting.append((*order, [-number for number in key(unit)], unit))
+        fitting.sort(key=lambda entry: entry[:-1])
+        chosen = [entry[-1] for entry in fitting[:count]]
+    elif least:
         usable = [(unit, seen) for unit, seen in usable if enough(unit)]
 
         def rank(entry):
             unit, seen = entry
             free = own(unit)["memory"]["free"]
-            exclusive = str(unit[0]["compute_mode"]).startswith("EXCLUSIVE")
-            occupied = exclusive and by_facts(unit, machine["process_view"]) != "free"
+            exclusive = is_exclusive(unit)
+            occupied = exclusive and by_facts(unit, view) != "free"
             unknown = free is None or seen in ("unknown", "unknowable")
             recorded_busy = exclusive and own(unit)["state"] == "busy"
-            suspect = "suspect_until" in own(unit)
             return (
                 occupied or recorded_busy,
-                seen == "claimed",
-                suspect,
+                seen in ("claimed", "shared"),
+                is_suspect(unit),
                 unknown,
                 -(free or 0),
                 [-number for number in key(unit)],
@@ -600,11 +768,24 @@ def decide(machine, request):
         chosen = [unit for unit, _ in sorted(usable, key=rank)[:count]]
     else:
         free = [unit for unit, seen in usable if seen == "free" and enough(unit)]
-        # Those on which commands have failed come last.
-        suspect = [unit for unit in free if "suspect_until" in own(unit)]
-        free = [unit for unit in free if unit not in suspect]
-        missing = max(0, count - len(free))
-        free = sorted(free + sorted(suspect, key=key, reverse=True)[:missing], key=key)
+        idle = [
+            unit
+            for unit, seen in usable
+            if enough(unit) and is_tolerable(unit, seen, view, tolerated)
+        ]
+        # Those that are tolerated come after the free ones, and those on which commands have
+        # failed last.
+        first = [unit for unit in free if not is_suspect(unit)]
+        last = [
+            [unit for unit in idle if not is_suspect(unit)],
+            [unit for unit in free if is_suspect(unit)],
+            [unit for unit in idle if is_suspect(unit)],
+        ]
+        free = first
+        for more in last:
+            missing = max(0, count - len(free))
+            free = free + sorted(more, key=key, reverse=True)[:missing]
+        free.sort(key=key)
         if wanted is not None and len(free) >= count:
             # The smallest that are enough; where they are of one size, the best set of these.
             def total(unit):
@@ -619,6 +800,10 @@ def decide(machine, request):
         chosen = best_set(free, count, machine) if len(free) >= count else []
     if len(chosen) < count:
         return NOT_NOW, []
+    if most_held is not None:
+        held = [unit for unit in units(machine) if unit in chosen or own(unit).get("held")]
+        if len(held) > most_held:
+            return NOT_NOW, []
     return 0, [
         own(unit)["uuid"] if needs_uuid else str(unit[0]["index"])
         for unit in sorted(chosen, key=key)
@@ -635,6 +820,8 @@ def command_line(program, request):
             line += [f"--{option}={word}"]
     if "m" in request:
         line += ["-m", str(request["m"] // MIB) + "MiB"]
+    if "tolerate" in request:
+        line += ["--tolerate", str(request["tolerate"] // MIB) + "MiB"]
     if "visible" in request:
         line += ["--inherit"]
     return line
@@ -660,18 +847,11 @@ def ask(line, request, directory, **more):
 def told_by_nvml(machine):
     """The machine.json of the fake library for this machine; None where it cannot be told."""
     places = [place(gpu["pci_bus_id"]) for gpu in machine["gpus"]]
-    if machine["process_view"] != "host" or places != sorted(places) or is_marked(machine):
+    if machine["process_view"] != "host" or places != sorted(places):
         return None
     gpus = []
     for gpu in machine["gpus"]:
-        recorded = [own(unit)["claims"] or own(unit)["state"] for unit in units({"gpus": [gpu]})]
-        if (
-            gpu["mig"] is not None
-            or gpu["state"] == "unavailable"
-            and gpu["reason"] is None
-            or any(recorded)
-            and gpu["reason"] is None
-        ):
+        if gpu["mig"] is not None:
             return None
         errors = {}
 
@@ -743,12 +923,82 @@ def told_by_nvml(machine):
     return {"gpus": gpus, "links": links}
 
 
+class Administrator:
+    """Root's /etc/autocvd.conf, for programs in mount namespaces of their own."""
+
+    def __init__(self, directory):
+        self.etc = Path(directory) / "etc"
+
+    def can_be(self):
+        """Whether such namespaces may be made here."""
+        self.set([])
+        ended = subprocess.run(self.line(["true"]), capture_output=True)
+        return os.geteuid() == 0 and ended.returncode == 0
+
+    def set(self, lines):
+        self.etc.mkdir(exist_ok=True)
+        for name in ("passwd", "group", "nsswitch.conf", "ld.so.cache"):
+            if (Path("/etc") / name).exists():
+                shutil.copy(Path("/etc") / name, self.etc / name)
+        (self.etc / "autocvd.conf").write_text("".join(f"{line}\n" for line in lines))
+        (self.etc / "autocvd.conf").chmod(0o644)
+
+    def line(self, line):
+        """The command line where /etc is this one."""
+        script = 'mount --bind "$1" /etc && shift && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, "sh", str(self.etc), *line]
+
+
+@contextlib.contextmanager
+def claimed(machine, program, directory, environment):
+    """Holds the claims of the machine, by foreign locks or by launches of this user, and notes the
+    commands that have failed on it."""
+    claims = directory / "claims"
+    claims.mkdir(exist_ok=True)
+    claims.chmod(0o1777)
+    holders, files = [], []
+    try:
+        for gpu in machine["gpus"]:
+            path = claims / f"{gpu['uuid']}.lock"
+            if gpu["uuid"] and "suspect_until" in gpu:
+                path.write_text(f"2 {int(time.time())}\n")
+                path.chmod(0o666)
+            if gpu["claims"] and gpu.get("held"):
+                line = [program, "-q", "-l", "--only", gpu["uuid"], "--", "sh", "-c"]
+                line += ["echo; exec sleep 600"]
+                holder = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE)
+                holders.append(holder)
+                assert holder.stdout.readline() == b"\n", line
+            elif gpu["claims"]:
+                files.append(open(path, "a+"))
+                path.chmod(0o666)
+                fcntl.lockf(files[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+            holder.stdout.close()
+        for file in files:
+            file.close()
+
+
 def as_seen_by_nvml(machine):
-    """What of the machine the library tells: a lost GPU has no names."""
+    """What of the machine can be seen of one that runs: a lost GPU has no names, and nothing tells
+    of what was judged of it once, or of shares of processes that do not run."""
     seen = json.loads(json.dumps(machine))
     for gpu in seen["gpus"]:
         if gpu["reason"]:
             gpu["uuid"] = gpu["pci_bus_id"] = None
+        else:
+            gpu["state"] = None
+        # A lock of a claim, and the note of failed commands, have the UUID as name.
+        gpu["claims"] = [claim for claim in gpu["claims"] if gpu["uuid"] and "memory" not in claim]
+        if gpu["uuid"] is None:
+            gpu.pop("suspect_until", None)
+        for process in gpu["processes"] if isinstance(gpu["processes"], list) else []:
+            process.pop("ignored", None)
+            process.pop("in_share", None)
     return seen
 
 
@@ -788,17 +1038,40 @@ def check(case, program, seed, library, directory):
         if not problems:
             again.unlink()
     told = told_by_nvml(machine) if library and case % 20 == 0 else None
+    administrator = Administrator(own_directory)
+    reserved = [str(gpu["index"]) for gpu in machine["gpus"] if gpu.get("reserved")]
+    if told and (reserved or rng.random() < 0.3):
+        told = told if administrator.can_be() else None
+    else:
+        administrator = None
     if told:
         fake = own_directory / f"{case}.nvml"
         fake.mkdir(exist_ok=True)
         (fake / "machine.json").write_text(json.dumps(told))
-        expected = decide(as_seen_by_nvml(machine), request)
-        compare(
-            "NVML",
-            [*line, "--probe", "nvml", "-t", "0"],
-            FAKE_NVML=str(fake),
-            AUTOCVD_NVML_LIB=library,
-        )
+        fake_library = {"FAKE_NVML": str(fake), "AUTOCVD_NVML_LIB": library}
+        line += ["--probe", "nvml", "-t", "0"]
+        machine = as_seen_by_nvml(machine)
+        if administrator:
+            settings = [f"exclude {index}" for index in reserved]
+            if rng.random() < 0.7 and heeds_claims_of(request):
+                request["max_per_user"] = rng.randint(1, 3)
+                settings.append(f"max_per_user {request['max_per_user']}")
+            administrator.set(settings)
+            line = administrator.line(line)
+        for gpu in machine["gpus"]:
+            usable = verdict((gpu, None), machine, request, False) != "unavailable"
+            if "max_per_user" in request and gpu["uuid"] and rng.random() < 0.3:
+                gpu["claims"] = gpu["claims"] or [{"pid": 77, "kind": "command"}]
+            if gpu["claims"] and usable and rng.random() < 0.6:
+                gpu["held"] = True
+        expected = decide(machine, request)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "AUTOCVD_CLAIM_DIR": f"{own_directory}/claims",
+            **fake_library,
+        }
+        with claimed(machine, program, own_directory, environment):
+            compare("NVML", line, **fake_library)
     if not problems:
         file.unlink()
     return problems, bool(told)
