@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::{Machine, Outcome, run, start};
+use common::{Machine, Outcome, run, start, wait_until};
 use serde_json::{Value, json};
 
 const ORDER: &str = "CUDA_DEVICE_ORDER=PCI_BUS_ID";
@@ -235,6 +235,25 @@ fn every_option_has_its_variable_and_the_command_line_wins() {
         with_variables(&machine, &[("AUTOCVD_BIND", "1")], "").success(),
         ids("2")
     );
+}
+
+#[test]
+fn printed_ids_are_claimed_for_a_minute_or_as_long_as_hold_says() {
+    for (options, hold) in [(&[][..], 60), (&["--hold", "2m"], 120)] {
+        let machine = Machine::gpus(1);
+        run(machine.autocvd().arg("-o").args(options)).success();
+        let claim = || -> Value {
+            let status = run(machine.autocvd().args(["status", "--json"])).success();
+            let status: Value = serde_json::from_str(&status).expect("one JSON value");
+            status["gpus"][0]["claims"][0].clone()
+        };
+        // It is told of shortly after it was made.
+        wait_until("its end is told", || claim()["until"].is_u64());
+        let claim = claim();
+        let seconds = |name: &str| claim[name].as_u64().expect("Unix time");
+        let lasts = seconds("until") - seconds("since");
+        assert!((hold - 8..=hold).contains(&lasts), "{lasts} s of {hold}");
+    }
 }
 
 #[test]

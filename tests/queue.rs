@@ -75,6 +75,21 @@ fn holder(machine: &Machine, gpu: &str) -> Running {
 // Patience.
 
 #[test]
+fn a_launch_that_looks_once_takes_what_is_free_though_others_wait_for_it() {
+    let gets_it = |_| {
+        let machine = Machine::gpus(1);
+        let job = machine.job(0);
+        let _first = waiter(&machine, &[], &["sleep", "600"]);
+        // The context ends and its process lives on: nothing tells the one that waits.
+        let context = machine.path().join(format!("procs/0/{}", job.pid()));
+        fs::remove_file(context).expect("it was registered");
+        once(&machine, &["-q"]).code == Some(0)
+    };
+    // On a machine with much to do the first one may look once more by itself.
+    assert!((0..8).any(gets_it));
+}
+
+#[test]
 fn a_large_request_runs_beside_streams_of_small_ones_once_it_has_lost_patience() {
     let machine = Machine::gpus(4);
     machine.install(
