@@ -85,3 +85,40 @@ fn without_a_driver_the_rest_is_told_with_code_5() {
         "{outcome:#?}"
     );
 }
+
+#[test]
+fn a_machine_that_can_give_no_gpu_is_not_well() {
+    let machine = Machine::gpus(2);
+    // A cgroup forbids both.
+    for gpu in 0..2 {
+        machine.set(&format!("/gpus/{gpu}/errors"), json!({ "handle": 4 }));
+    }
+    let outcome = doctor(&machine);
+    assert_eq!(outcome.code, Some(5), "{outcome:#?}");
+    assert!(line(&outcome, "GPUs").contains("no permission"));
+    assert!(
+        outcome.stdout.contains("-> none can be given until"),
+        "{outcome:#?}"
+    );
+    // A Jetson of which nothing tells whether it is in use.
+    let functions = [
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetMemoryInfo_v2",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+    ];
+    let errors = functions.map(|name| (name.to_owned(), json!(3)));
+    let errors = serde_json::Map::from_iter(errors);
+    let machine = Machine::described(json!({ "gpus": [{ "errors": errors }] }));
+    let outcome = doctor(&machine);
+    assert_eq!(outcome.code, Some(1), "{outcome:#?}");
+    assert!(
+        line(&outcome, "GPUs").contains("can never be told here"),
+        "{outcome:#?}"
+    );
+    assert!(
+        outcome
+            .stdout
+            .contains("-> a launch takes such a GPU with '-l'")
+    );
+}

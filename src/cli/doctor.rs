@@ -58,6 +58,13 @@ struct Machine {
     warnings: Vec<String>,
 }
 
+impl Machine {
+    /// Whether the driver can read none of its GPUs.
+    fn cannot_be_read(&self) -> bool {
+        self.snapshot.gpus.iter().all(|gpu| gpu.unusable.is_some())
+    }
+}
+
 /// Looks at everything that a launch rests on, and prints it.
 ///
 /// # Errors
@@ -71,6 +78,7 @@ pub(super) fn run() -> Result<(), Failure> {
     let unwell = findings.iter().filter(|finding| finding.advice.is_some());
     let code = match (&answer, unwell.count()) {
         (Answer::Machine(_), 0) => return Ok(()),
+        (Answer::Machine(machine), _) if machine.cannot_be_read() => ExitCode::NoGpu,
         (Answer::Machine(_), _) => ExitCode::Unexpected,
         (Answer::Nothing(_) | Answer::Hangs, _) => ExitCode::NoGpu,
     };

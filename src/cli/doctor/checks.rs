@@ -3,7 +3,7 @@
 use super::mounts::{self, Mount};
 use super::{Answer, Finding, LIMIT, Machine};
 use autocvd::text::duration;
-use autocvd::{Environment, ProcessView, Source, State};
+use autocvd::{Environment, ProcessView, Source, Verdict};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -111,29 +111,35 @@ fn persistence(machine: &Machine) -> Finding {
 }
 
 fn gpus(machine: &Machine) -> Finding {
-    let mut unavailable = Vec::new();
+    const SUBJECT: &str = "GPUs";
+    let (mut unavailable, mut unknowable) = (Vec::new(), Vec::new());
     let mut free = 0;
     for device in machine.snapshot.devices() {
-        match device.state() {
-            Some(State::Free) => free += 1,
-            Some(State::Unavailable) => {
-                let verdict = device.verdict();
-                let why = verdict.reason().unwrap_or("unknown reason");
-                unavailable.push(format!("{}: {why}", device.label()));
-            }
+        match device.verdict() {
+            Verdict::Free => free += 1,
+            Verdict::Unavailable(why) => unavailable.push(format!("{}: {why}", device.label())),
+            Verdict::Unknowable(why) => unknowable.push(format!("{}: {why}", device.label())),
             _ => {}
         }
     }
     let all = machine.snapshot.devices().count();
     let text = format!("{free} of {all} free");
     let is_reserved = |text: &String| text.contains("reserved in /etc/");
-    match unavailable.iter().all(is_reserved) {
-        true => Finding::well("GPUs", text),
-        false => Finding::unwell(
-            "GPUs",
-            format!("{text}; not usable: {}", unavailable.join("; ")),
-            "the other GPUs serve meanwhile; 'autocvd status' shows each reason",
-        ),
+    if !unavailable.iter().all(is_reserved) {
+        let advice = match unavailable.len() == all {
+            true => "none can be given until one of these is mended",
+            false => "the other GPUs serve meanwhile; 'autocvd status' shows each reason",
+        };
+        let text = format!("{text}; not usable: {}", unavailable.join("; "));
+        Finding::unwell(SUBJECT, text, advice)
+    } else if !unknowable.is_empty() {
+        Finding::unwell(
+            SUBJECT,
+            format!("{text}; {}", unknowable.join("; ")),
+            "a launch takes such a GPU with '-l' alone; '--only' and '-x' narrow the choice",
+        )
+    } else {
+        Finding::well(SUBJECT, text)
     }
 }
 
