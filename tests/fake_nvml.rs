@@ -449,7 +449,7 @@ fn occupy_takes_the_gpus_it_is_given() {
     });
     assert!(pids(&gpu(&nvml, 0)).is_empty());
     assert!(occupant.is_running());
-    assert_eq!(occupant.stdout(), "1\n");
+    wait_until("it has said so", || occupant.stdout() == "1\n");
     drop(occupant);
     assert!(pids(&gpu(&nvml, 1)).is_empty());
     assert_eq!(run(&mut machine.shell("sh", "occupy 600")).code, Some(64));
