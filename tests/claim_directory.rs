@@ -5,24 +5,18 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use common::{Machine, Outcome, Running, run, start, wait_until};
-
-fn look(machine: &Machine) -> Outcome {
-    run(machine
-        .autocvd()
-        .args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
-}
+use common::{Machine, Outcome, Running, look, run, start, wait_until};
 
 /// A COMMAND that runs under autocvd, once it does.
 fn holder(mut command: Command) -> Running {
-    let running = start(command.args(["sleep", "60"]));
+    let running = start(command.args(["sleep", "600"]));
     running.becomes("sleep");
     assert_eq!(running.stderr(), "");
     running
@@ -135,7 +129,7 @@ fn users_heed_each_others_claims_whoever_made_the_directory() {
         drop(one);
         // A judge of another user ends it.
         wait_until("the first one's is free", || {
-            user_takes(&machine, DAEMON).success() == "2\n"
+            user_takes(&machine, DAEMON).stdout == "2\n"
         });
         drop(other);
     }
@@ -167,7 +161,7 @@ fn nothing_publishes_a_command_line_that_proc_hides() {
     let program = program.to_str().expect("a plain path");
     // A COMMAND and a shell with a claim, and a launch that waits; the umask is a careful user's.
     let script = r#"umask 077
-        "$1" -q -- sh -c ': >"$2"; sleep 60; true' sh "$2" "$3" &
+        "$1" -q -- sh -c ': >"$2"; sleep 600; true' sh "$2" "$3" &
         until [ -e "$3" ]; do sleep 0.05; done
         eval "$("$1" -q -s)"
         until "$1" status --short | grep -q "^0/2"; do sleep 0.01; done
@@ -365,7 +359,7 @@ fn a_full_disk_and_a_limit_of_0_bytes_a_file_cost_no_claim() {
         common::skip("nothing may be mounted here");
     }
     let machine = Machine::gpus(1);
-    let script = "ulimit -f 0; eval \"$(autocvd -q -s)\"; sleep 60; :";
+    let script = "ulimit -f 0; eval \"$(autocvd -q -s)\"; sleep 600; :";
     let shell = start(&mut machine.shell("sh", script));
     wait_until("it is claimed", || look(&machine).code == Some(4));
     drop(shell);
@@ -374,7 +368,7 @@ fn a_full_disk_and_a_limit_of_0_bytes_a_file_cost_no_claim() {
 
 /// Holds a GPU that no other launch gets, and for which one waits; returns what was said of it.
 fn only_one_gets_it(machine: &Machine) -> String {
-    let script = "exec autocvd -- sh -c 'sleep 60 & echo $! >&2; wait'";
+    let script = "exec autocvd -- sh -c 'sleep 600 & echo $! >&2; wait'";
     let mut held = start(&mut machine.shell("bash", script));
     wait_until("the COMMAND runs", || {
         held.stderr().contains('\n') || !held.is_running()
@@ -737,7 +731,7 @@ time.sleep(60)"#;
         let had = run(user.args(arguments).args(["--", "true"]));
         assert_eq!(had.code, Some(0), "{had:#?}");
         assert!(
-            began.elapsed() < Duration::from_secs(15),
+            began.elapsed() < Duration::from_secs(40),
             "{:?}",
             began.elapsed()
         );
@@ -867,7 +861,7 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
     let machine = Machine::gpus(3);
     machine.install(
         "told",
-        "#!/bin/sh\necho $CUDA_VISIBLE_DEVICES\nexec sleep 60\n",
+        "#!/bin/sh\necho $CUDA_VISIBLE_DEVICES\nexec sleep 600\n",
     );
     let first = holder({
         let mut command = machine.autocvd();
@@ -906,7 +900,7 @@ fn a_cleaner_that_removes_everything_breaks_nothing() {
 }
 
 /// A program that tells when it runs.
-const TOLD: &str = "#!/bin/sh\necho\nexec sleep 60\n";
+const TOLD: &str = "#!/bin/sh\necho\nexec sleep 600\n";
 
 /// A job in each form whose judge holds its claim, once it runs.
 fn jobs_of_judges() -> [(&'static str, &'static str); 3] {
@@ -960,9 +954,13 @@ fn a_lock_file_that_is_removed_during_a_job_is_locked_anew() {
 #[test]
 fn a_shell_finds_its_judge_again_where_the_directory_is_made_anew() {
     let machine = Machine::gpus(1);
-    let script = "eval $(autocvd -q --hold 600s) true; rm -r \"$AUTOCVD_CLAIM_DIR\"; sleep 0.5; \
-                  eval $(autocvd -q -t 30) true";
-    run(&mut machine.shell("bash", script)).success();
+    // The judge is found by the new directory before it locks its file there.
+    let script = format!(
+        "eval $(autocvd -q --hold 600s) true; rm -r \"$AUTOCVD_CLAIM_DIR\"; \
+         until [ -e \"$AUTOCVD_CLAIM_DIR/{LOCK_FILE}\" ]; do sleep 0.05; done; \
+         eval $(autocvd -q -t 90) true"
+    );
+    run(&mut machine.shell("bash", &script)).success();
 }
 
 #[test]
@@ -1000,9 +998,13 @@ fn systemd_tmpfiles_leaves_the_directory_alone_while_there_are_claims() {
         let job = start(shell.env("AUTOCVD_CLAIM_DIR", &directory));
         wait_until("the job runs", || job.stdout() == "\n");
         wait_until("the directory is kept", || {
-            let directory = fs::File::open(&directory).expect("it is there");
-            let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-            rustix::fs::flock(directory, exclusive).is_err()
+            // Looked for without a lock of ours, which the judge would meet.
+            let inode = fs::metadata(&directory).expect("it is there").ino();
+            let mark = format!(":{inode} 0 EOF");
+            let locks = fs::read_to_string("/proc/locks").expect("it is everywhere");
+            locks
+                .lines()
+                .any(|lock| lock.contains("FLOCK") && lock.ends_with(&mark))
         });
         let before = names();
         let cleaned = clean();
@@ -1049,16 +1051,19 @@ fn a_directory_that_is_moved_or_removed_while_the_driver_answers_is_made_anew_fo
         let machine = Machine::gpus(1);
         machine.install(
             "told",
-            "#!/bin/sh\necho $CUDA_VISIBLE_DEVICES\nexec sleep 60\n",
+            "#!/bin/sh\necho $CUDA_VISIBLE_DEVICES\nexec sleep 600\n",
         );
         run(machine.autocvd().args(["--", "true"])).success();
         let job = arguments.contains(&"-t").then(|| machine.job(0));
-        machine.set("/delays_ms", json!({ list: 300 }));
+        machine.set("/delays_ms", json!({ list: 2000 }));
         let before = asked(&machine);
         let first = start(machine.autocvd().args(arguments).args(["--", "told"]));
         wait_until("it asks", || asked(&machine) > before);
         match remove {
-            true => fs::remove_dir_all(machine.claims()).expect("our own directory"),
+            // A judge may make a file anew meanwhile.
+            true => wait_until("it is removed", || {
+                fs::remove_dir_all(machine.claims()).is_ok()
+            }),
             false => fs::rename(machine.claims(), machine.path().join("moved"))
                 .expect("our own directory"),
         }

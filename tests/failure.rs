@@ -81,11 +81,7 @@ fn left_behind(machine: &Machine) -> Vec<String> {
             .collect()
     };
     // Asked of the kernel: a driver that hangs would let `status` hang too.
-    let locked = |name: &String| {
-        let path = machine.claims().join(name);
-        name.ends_with(".lock") && path.exists() && common::is_locked(&path)
-    };
-    common::wait_until("all claims have ended", || !names(".").iter().any(locked));
+    common::wait_until_unclaimed(machine);
     names("queue")
 }
 
@@ -504,7 +500,7 @@ fn huge_numbers_are_numbers() {
     );
     // A hold without end holds.
     let holder =
-        start(&mut machine.shell("sh", "autocvd -o --hold 10000000000000000000; sleep 60; :"));
+        start(&mut machine.shell("sh", "autocvd -o --hold 10000000000000000000; sleep 600; :"));
     wait_until("it holds", || holder.stdout() == "0\n");
     let held = run(machine.autocvd().args(["-o", "-t", "0"]));
     assert!(
@@ -838,7 +834,7 @@ fn what_the_drivers_library_does_with_standard_output_concerns_nobody_else() {
         let holder = start(
             machine
                 .autocvd()
-                .args(["--", "sh", "-c", "echo on; sleep 60"]),
+                .args(["--", "sh", "-c", "echo on; sleep 600"]),
         );
         wait_until("it runs", || holder.stdout() == "on\n");
         assert_eq!(common::look(&machine).code, Some(4), "{mischief}");

@@ -16,7 +16,7 @@ use common::{
 };
 
 /// A program that tells which GPUs it was given, and stays.
-const TOLD: &str = "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\"\nexec sleep 60\n";
+const TOLD: &str = "#!/bin/sh\necho \"$CUDA_VISIBLE_DEVICES\"\nexec sleep 600\n";
 
 fn machine(gpus: usize) -> Machine {
     let machine = Machine::gpus(gpus);
@@ -29,7 +29,7 @@ const FORMS: [&str; 4] = [
     "autocvd -q -- told; :",
     "eval $(autocvd -q) told; :",
     "eval \"$(autocvd -q -s)\"; told; :",
-    "autocvd -q -o --hold 60s; sleep 60; :",
+    "autocvd -q -o --hold 60s; sleep 600; :",
 ];
 
 /// The script in a mount namespace in which `prepare`, run as root, has changed something; `sh`
@@ -58,7 +58,7 @@ fn users_whose_processes_are_hidden_from_each_other_never_share_a_gpu() {
         return;
     }
     machine.private_library();
-    fs::copy(common::program(), machine.path().join("program")).expect("our own directory");
+    common::copy_program(common::program(), &machine.path().join("program"));
     for (name, mode) in [("", 0o755), ("program", 0o755), ("procs", 0o777)] {
         let mode = PermissionsExt::from_mode(mode);
         fs::set_permissions(machine.path().join(name), mode).expect("our own");
@@ -99,6 +99,7 @@ fn users_whose_processes_are_hidden_from_each_other_never_share_a_gpu() {
         wait_until("both are free", || {
             run(&mut as_user(2, "autocvd -q -t 0 -n 2 -- true")).code == Some(0)
         });
+        common::wait_until_unclaimed(&machine);
     }
 }
 
@@ -258,6 +259,8 @@ fn what_others_call_their_programs_reaches_no_terminal() {
     waiting.args(["-t", "2", "-o"]);
     let mut terminal = Terminal::start(&mut waiting, 24, 200);
     wait_until("it has ended", || !terminal.is_running());
+    // What it wrote last may still be on its way.
+    terminal.wait_for("timed out", 1);
     let seen = terminal.text();
     assert!(seen.contains("GPU") && !has_escapes(&seen), "{seen:?}");
 }
@@ -297,13 +300,14 @@ fn a_directory_that_somebody_has_locked_costs_no_launch_any_time() {
     }
     let machine = machine(1);
     run(machine.autocvd().args(["-q", "--", "true"])).success();
-    let script = "exec flock -x \"$AUTOCVD_CLAIM_DIR\" -c 'echo; exec sleep 60'";
+    let script = "exec flock -x \"$AUTOCVD_CLAIM_DIR\" -c 'echo; exec sleep 600'";
     let locker = start(&mut machine.shell("sh", script));
     wait_until("it is locked", || locker.stdout() == "\n");
     // Not one that waits for it could ever end.
-    let script = "eval $(autocvd -q -t 30) true && eval \"$(autocvd -q -s -t 30)\" && \
+    let script = "eval $(autocvd -q -t 90) true && eval \"$(autocvd -q -s -t 90)\" && \
                   autocvd release && \
-                  autocvd -q -t 30 -- told >/dev/null & sleep 1; \
+                  autocvd -q -t 90 -- told >\"$FAKE_NVML/told\" & \
+                  until [ -s \"$FAKE_NVML/told\" ]; do sleep 0.05; done; \
                   autocvd -q -t 0 -- true; [ $? = 4 ]";
     run(&mut machine.shell("bash", script)).success();
     assert!(!is_free(&machine));

@@ -574,7 +574,7 @@ fn in_a_container_an_empty_list_proves_nothing() {
                 "list_pid_namespace": true,
                 "gpus": [
                     {},
-                    {"processes": [{"pid": 4_000_000, "type": "C", "memory": 2000 * MIB}]},
+                    {"processes": [{"pid": 4_200_000, "type": "C", "memory": 2000 * MIB}]},
                 ],
             }),
             &[],
@@ -691,9 +691,9 @@ fn a_nvidia_smi_that_hangs_ends_with_the_program_that_asked_it() {
     machine.set("/init/code", json!(9));
     machine.install(
         "nvidia-smi",
-        "#!/bin/sh\necho $$ >\"$FAKE_NVML/asked\"\nexec sleep 60\n",
+        "#!/bin/sh\necho $$ >\"$FAKE_NVML/asked\"\nexec sleep 600\n",
     );
-    assert_eq!(run(machine.autocvd().args(["-o", "-t", "1"])).code, Some(4));
+    assert_eq!(run(machine.autocvd().args(["-o", "-t", "4"])).code, Some(4));
     let pid = std::fs::read_to_string(machine.path().join("asked")).expect("it was asked");
     let stat = format!("/proc/{}/stat", pid.trim());
     // A zombie that its new parent has not reaped yet is dead too.

@@ -9,7 +9,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::{Job, Machine, Running, asleep, run, start, switches, wait_until};
+use common::{
+    Job, Machine, Running, asleep, run, start, switches, try_once, unless_starved, wait_until,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -59,12 +61,7 @@ fn status_json(machine: &Machine) -> Value {
 
 /// What a launch gets that looks once.
 fn once(machine: &Machine, options: &[&str]) -> common::Outcome {
-    let program = ["--", "printenv", "CUDA_VISIBLE_DEVICES"];
-    run(machine
-        .autocvd()
-        .args(["-t", "0"])
-        .args(options)
-        .args(program))
+    try_once(machine.autocvd().args(["-t", "0"]).args(options))
 }
 
 /// A COMMAND that holds this GPU until it is dropped.
@@ -92,6 +89,8 @@ fn a_launch_that_looks_once_takes_what_is_free_though_others_wait_for_it() {
 #[test]
 fn a_large_request_runs_beside_streams_of_small_ones_once_it_has_lost_patience() {
     let machine = Machine::gpus(4);
+    // It cannot run before it has lost patience, whatever the streams leave free for a moment.
+    let mut other = machine.job(0);
     machine.install(
         "job",
         "#!/bin/sh\nread up rest </proc/uptime; echo $up $2 >>\"$FAKE_NVML/started\"; \
@@ -117,6 +116,8 @@ fn a_large_request_runs_beside_streams_of_small_ones_once_it_has_lost_patience()
         .expect("a time");
     // /proc/uptime counts the time since boot in hundredths.
     let lost_patience = nanoseconds / 1e9 + 1.0;
+    thread::sleep(Duration::from_secs(3));
+    other.kill();
     large.finish().success();
     let started = started();
     fs::write(machine.path().join("over"), "").expect("our own directory");
@@ -183,7 +184,7 @@ fn a_stopped_or_dead_one_gathers_nothing() {
     let _job = machine.job(0);
     let large = gatherer(&machine, &["-n", "2"], &["true"]);
     assert_eq!(once(&machine, &["-q"]).code, Some(4));
-    large.signal(Signal::STOP);
+    large.stop();
     assert_eq!(once(&machine, &["-q"]).success(), "1\n");
     large.signal(Signal::CONT);
     assert_eq!(once(&machine, &["-q"]).code, Some(4));
@@ -227,15 +228,8 @@ fn the_least_used_takes_what_is_kept_rather_than_what_is_claimed() {
     let _job = machine.job(0);
     let _holder = holder(&machine, "2");
     let _large = gatherer(&machine, &["-n", "3"], &["true"]);
-    let least = |options: &[&str]| {
-        let program = ["--", "printenv", "CUDA_VISIBLE_DEVICES"];
-        run(machine
-            .autocvd()
-            .args(["-q", "-l"])
-            .args(options)
-            .args(program))
-        .success()
-    };
+    let least =
+        |options: &[&str]| try_once(machine.autocvd().args(["-q", "-l"]).args(options)).success();
     // A GPU in use goes first, then what is kept, then what is claimed.
     assert_eq!(least(&[]), "0\n");
     assert_eq!(least(&["-n", "2"]), "0,1\n");
@@ -340,20 +334,25 @@ fn a_handover_does_not_wake_those_far_behind() {
 
 #[test]
 fn several_gpus_at_once_reach_as_many_waiters() {
-    let machine = Machine::gpus(6);
-    let mut jobs: Vec<Job> = (0..6).map(|gpu| machine.job(gpu)).collect();
-    let waiters: Vec<Running> = (0..8)
-        .map(|_| waiter(&machine, &[], &["sleep", "600"]))
-        .collect();
-    jobs.iter_mut().for_each(Job::kill);
-    wait_until("six run", || {
-        waiters
-            .iter()
-            .filter(|waiter| runs(waiter, "sleep"))
-            .count()
-            == 6
+    unless_starved(|| {
+        let machine = Machine::gpus(6);
+        let mut jobs: Vec<Job> = (0..6).map(|gpu| machine.job(gpu)).collect();
+        let waiters: Vec<Running> = (0..8)
+            .map(|_| waiter(&machine, &[], &["sleep", "600"]))
+            .collect();
+        jobs.iter_mut().for_each(Job::kill);
+        let run = || {
+            let runs = waiters.iter().map(|waiter| runs(waiter, "sleep"));
+            runs.collect::<Vec<bool>>()
+        };
+        wait_until("six run", || {
+            run().into_iter().filter(|runs| *runs).count() == 6
+        });
+        match run()[..6].iter().all(|runs| *runs) {
+            true => Ok(()),
+            false => Err(format!("these run: {:?}", run())),
+        }
     });
-    assert!(waiters[..6].iter().all(|waiter| runs(waiter, "sleep")));
 }
 
 #[test]

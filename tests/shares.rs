@@ -6,7 +6,10 @@ mod common;
 
 use std::fs;
 
-use common::{AUTOCVD, Machine, Outcome, Running, is_free, look, run, start, wait_until};
+use common::{
+    AUTOCVD, Machine, Outcome, Running, is_free, look, run, start, try_once, unless_starved,
+    wait_until,
+};
 use serde_json::{Value, json};
 
 const GIB: u64 = 1 << 30;
@@ -39,9 +42,11 @@ fn share(machine: &Machine, options: &[&str], gib: u64, held: u64) -> Running {
             .autocvd()
             .args(["-q", "--share", "-m", &size])
             .args(options)
-            .args(["--", "hold", &held.to_string(), "60"]),
+            .args(["--", "hold", &held.to_string(), "600"]),
     );
-    wait_until("it runs", || running.stdout().ends_with('\n'));
+    wait_until("it runs, and is told of", || {
+        running.stdout().ends_with('\n') && common::tells_of(&machine.claims(), running.pid())
+    });
     running
 }
 
@@ -54,10 +59,11 @@ fn given(running: &Running) -> String {
 fn look_for(machine: &Machine, gib: u64, options: &[&str]) -> Outcome {
     let size = format!("{gib}GiB");
     let mut command = machine.autocvd();
-    command
-        .args(["--share", "-m", &size, "-t", "0"])
-        .args(options);
-    run(command.args(["--", "printenv", "CUDA_VISIBLE_DEVICES"]))
+    try_once(
+        command
+            .args(["--share", "-m", &size, "-t", "0"])
+            .args(options),
+    )
 }
 
 fn status(machine: &Machine) -> Value {
@@ -96,7 +102,7 @@ fn least_used_shares_do_not_wait_and_never_overlap() {
     let jobs: Vec<Running> = (0..4)
         .map(|_| {
             let line = [
-                "-q", "-l", "--share", "-m", "15GiB", "--", "hold", "15", "60",
+                "-q", "-l", "--share", "-m", "15GiB", "--", "hold", "15", "600",
             ];
             start(machine.autocvd().args(line))
         })
@@ -138,8 +144,7 @@ fn the_fullest_gpu_that_has_room_goes_first() {
 fn a_stranger_or_a_whole_launch_keeps_shares_away() {
     let machine = machine(2);
     let mut stranger = machine.job_that("1", &format!("C {GIB}"));
-    let whole = start(machine.autocvd().args(["-q", "--", "sleep", "60"]));
-    wait_until("it is claimed", || !is_free(&machine));
+    let whole = common::hold(machine.autocvd().arg("-q"));
     let refused = look_for(&machine, 1, &[]);
     assert_eq!(refused.code, Some(4), "{refused:#?}");
     let waiting = start(machine.autocvd().args([
@@ -311,7 +316,7 @@ fn jobs_of_one_shell_have_shares_of_their_own_that_end_with_each() {
     let job = |gib, seconds| {
         format!("eval \"$(autocvd -q --share -m {gib}GiB) hold {gib} {seconds} &\"; sleep 0.3; ")
     };
-    let script = job(15, 1) + &job(15, 60) + "wait";
+    let script = job(15, 1) + &job(15, 600) + "wait";
     let shell = start(&mut machine.shell("bash", &script));
     wait_until("both run", || shell.stdout().lines().count() == 2);
     wait_until("the first has ended, and its share with it", || {
@@ -325,13 +330,13 @@ fn jobs_of_one_shell_have_shares_of_their_own_that_end_with_each() {
 #[test]
 fn inside_a_share_launches_have_that_share_among_themselves() {
     let machine = machine(2);
-    let script = "autocvd -q --share -m 8GiB -- hold 8 2 >/dev/null & \
+    let script = "autocvd -q --share -m 8GiB -- hold 8 600 >/dev/null & \
                   until [ $(ls $FAKE_NVML/procs/1 | grep -vc new) = 2 ]; do sleep 0.05; done; \
                   autocvd -q -t 0 -- printenv AUTOCVD_MEMORY; echo $?; \
                   autocvd -q --share -m 13GiB -t 0 -- true; echo $?; \
                   autocvd -q --share -m 12GiB -t 0 -- printenv AUTOCVD_MEMORY; \
                   autocvd -q -m 21GiB -- true; echo $?; \
-                  wait; autocvd -q -- printenv CUDA_VISIBLE_DEVICES AUTOCVD_MEMORY";
+                  kill $!; wait; autocvd -q -- printenv CUDA_VISIBLE_DEVICES AUTOCVD_MEMORY";
     let beside = share(&machine, &[], 20, 20);
     assert_eq!(given(&beside), format!("1 {}", 20 * GIB));
     let outer = start(
@@ -349,8 +354,8 @@ fn inside_a_share_launches_have_that_share_among_themselves() {
 #[test]
 fn what_a_command_leaves_behind_belongs_to_its_share() {
     let machine = machine(1);
-    let script = "setsid hold 5 60 & while [ -z \"$(ls $FAKE_NVML/procs/0 2>/dev/null)\" ]; \
-                  do sleep 0.05; done";
+    let script = "setsid hold 5 600 & \
+                  until ls $FAKE_NVML/procs/0 2>/dev/null | grep -qv new; do sleep 0.05; done";
     let line = ["-q", "--share", "-m", "5GiB", "--", "bash", "-c", script];
     let told = run(machine.autocvd().args(line)).success();
     let _ = told;
@@ -380,7 +385,7 @@ fn shares_count_across_pid_namespaces() {
         "--",
         "sh",
         "-c",
-        "echo; sleep 60",
+        "echo; sleep 600",
     ];
     let inside = start(&mut common::in_namespace(&machine, &line));
     wait_until("the COMMAND inside runs", || inside.stdout() == "\n");
@@ -430,9 +435,11 @@ fn an_exclusive_gpu_has_one_share_at_most() {
 
 #[test]
 fn shares_and_whole_gpus_are_given_in_the_order_in_which_they_were_asked_for() {
-    let machine = machine(1);
-    let first = start(machine.autocvd().args(["-q", "--", "sleep", "60"]));
-    wait_until("it is claimed", || !is_free(&machine));
+    unless_starved(|| shares_and_whole_gpus_take_turns(&machine(1)));
+}
+
+fn shares_and_whole_gpus_take_turns(machine: &Machine) -> Result<(), String> {
+    let first = common::hold(machine.autocvd().arg("-q"));
     let waiter = |name: &str, options: &[&str], wanted: &str| {
         let script = format!("echo {name} >>$FAKE_NVML/order; sleep 0.1");
         let mut command = machine.autocvd();
@@ -457,10 +464,10 @@ fn shares_and_whole_gpus_are_given_in_the_order_in_which_they_were_asked_for() {
         one.finish().success();
     }
     let order = fs::read_to_string(machine.path().join("order")).expect("all ran");
-    assert_eq!(
-        order.lines().collect::<Vec<_>>(),
-        ["1", "2", "3", "4", "5", "6"]
-    );
+    match order == "1\n2\n3\n4\n5\n6\n" {
+        true => Ok(()),
+        false => Err(order),
+    }
 }
 
 #[test]
@@ -476,7 +483,7 @@ fn a_free_gpu_is_left_to_an_earlier_request_for_a_whole_one() {
         "--",
         "sh",
         "-c",
-        "echo whole; sleep 60",
+        "echo whole; sleep 600",
     ];
     let whole = start(machine.autocvd().args(line));
     wait_until("it waits", || whole.stderr().contains("waiting for 2 GPUs"));
@@ -498,7 +505,7 @@ fn a_request_that_has_lost_patience_gets_no_new_neighbours_on_what_it_needs() {
             .env("AUTOCVD_PATIENCE", "0")
             .args(["-i", "600s"])
             .args(options);
-        let large = start(command.args(["--", "sh", "-c", "echo large; sleep 60"]));
+        let large = start(command.args(["--", "sh", "-c", "echo large; sleep 600"]));
         wait_until("it waits", || large.stderr().contains("waiting for a"));
         let refused = look_for(&machine, 1, &[]);
         assert_eq!(refused.code, Some(4), "{refused:#?}");
@@ -524,7 +531,7 @@ fn shared_machine() -> Option<Machine> {
     }
     let machine = machine(1);
     machine.private_library();
-    fs::copy(AUTOCVD, machine.path().join("autocvd")).expect("our own directory");
+    common::copy_program(AUTOCVD, &machine.path().join("autocvd"));
     fs::create_dir(machine.path().join("procs/0")).expect("our own directory");
     for (name, mode) in [
         ("", 0o777),
@@ -562,7 +569,7 @@ fn users_share_a_gpu() {
         return;
     };
     let own = share(&machine, &[], 15, 15);
-    let line = ["-q", "--share", "-m", "15GiB", "--", "hold", "15", "60"];
+    let line = ["-q", "--share", "-m", "15GiB", "--", "hold", "15", "600"];
     let other = start(&mut as_nobody(&machine, &[], &line));
     wait_until("it runs", || other.stdout().ends_with('\n'));
     assert_eq!(look_for(&machine, 10, &[]).success(), "0\n");

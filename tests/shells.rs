@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use common::{Machine, has, run, start, wait_until};
+use common::{Machine, Outcome, has, run, start, unless_starved, wait_until, wait_until_unclaimed};
 
 /// How a shell says things. `OPTIONS` stands for the program's options.
 struct Shell {
@@ -113,6 +113,7 @@ fn a_prefix_sets_the_gpus_of_one_program_alone() {
         let text = format!("{} show; show", shell.prefix);
         let shown = run(&mut script(&machine, shell, &text, "-n 2")).success();
         assert_eq!(shown, "PCI_BUS_ID 1,2\nunset unset\n", "{}", shell.name);
+        wait_until_unclaimed(&machine);
     }
 }
 
@@ -128,6 +129,7 @@ fn a_sourced_choice_sets_the_gpus_of_all_that_follows() {
                 "{}: {form}",
                 shell.name
             );
+            wait_until_unclaimed(&machine);
         }
     }
 }
@@ -147,6 +149,7 @@ fn ids_alone_go_where_the_script_puts_them() {
             "{}",
             shell.name
         );
+        wait_until_unclaimed(&machine);
     }
 }
 
@@ -204,32 +207,32 @@ fn two_jobs_in_the_background_get_different_gpus() {
 #[test]
 fn a_loop_of_short_jobs_on_one_gpu_never_waits_for_its_own_lease() {
     for shell in shells() {
-        let machine = machine(1);
-        let outcome = run(&mut script(&machine, shell, shell.repeat, ""));
-        assert_eq!(outcome.stderr, "", "{}: it waited", shell.name);
-        assert_eq!(
-            outcome.success(),
-            "PCI_BUS_ID 0\n".repeat(3),
-            "{}",
-            shell.name
-        );
+        unless_starved(|| {
+            let machine = machine(1);
+            let outcome = run(&mut script(&machine, shell, shell.repeat, ""));
+            let has_run = outcome.code == Some(0) && outcome.stdout == "PCI_BUS_ID 0\n".repeat(3);
+            match has_run && outcome.stderr.is_empty() {
+                true => Ok(()),
+                false => Err(format!("{} waited: {outcome:#?}", shell.name)),
+            }
+        });
     }
 }
 
 #[test]
 fn a_lease_of_a_shell_that_has_ended_holds_up_nobody() {
     for shell in shells() {
-        let machine = machine(1);
-        for _ in 0..2 {
+        unless_starved(|| {
+            let machine = machine(1);
             let text = format!("{} show", shell.prefix);
-            let outcome = run(&mut script(&machine, shell, &text, ""));
-            assert_eq!(
-                (outcome.code, outcome.stderr.as_str()),
-                (Some(0), ""),
-                "{}: {outcome:#?}",
-                shell.name
-            );
-        }
+            let runs = || run(&mut script(&machine, shell, &text, ""));
+            let outcomes = [runs(), runs()];
+            let is_well = |outcome: &Outcome| outcome.code == Some(0) && outcome.stderr.is_empty();
+            match outcomes.iter().all(is_well) {
+                true => Ok(()),
+                false => Err(format!("{}: {outcomes:#?}", shell.name)),
+            }
+        });
     }
 }
 
@@ -298,6 +301,8 @@ fn the_exit_code_and_the_signal_are_those_of_the_command() {
             ),
             (Some(code), "", "")
         );
+        // The judge takes a moment, and the next one would tell that it waits for it.
+        wait_until_unclaimed(&machine);
     }
     for signal in [2, 9, 13, 14, 15] {
         let outcome =

@@ -27,7 +27,9 @@ fn machine() -> Machine {
 /// Runs a program on a GPU and returns where it ran.
 fn launch(machine: &Machine, command: &[&str]) -> String {
     let words = [&["-q", "-t", "20", "--"], command].concat();
-    run(machine.autocvd().args(words)).stdout
+    let ran = run(machine.autocvd().args(words)).stdout;
+    common::wait_until_unclaimed(machine);
+    ran
 }
 
 /// The lock file of GPU 1.
@@ -63,8 +65,9 @@ fn a_sweep_loses_two_jobs_to_a_sick_gpu_and_no_more() {
     let machine = machine();
     let script = "for i in $(seq 20); do autocvd -q -- job; done; true";
     let ran = run(&mut machine.shell("bash", script)).success();
-    let expected = ["1\n"; 2].concat() + &["0\n"; 18].concat();
-    assert_eq!(ran, expected);
+    // A judge that has not let go of a GPU yet sends the next job to the other one.
+    let lost = ran.lines().filter(|gpu| *gpu == "1").count();
+    assert_eq!((ran.lines().count(), lost), (20, 2), "{ran}");
     // Others know it too.
     common::wait_until("the last job has let go", || {
         let short = run(machine.autocvd().args(["status", "--short"]));
@@ -195,6 +198,7 @@ fn one_that_works_in_between_and_what_a_user_ends_are_no_signs_of_a_sick_gpu() {
         let job = common::hold(machine.autocvd().arg("-q"));
         job.signal(rustix::process::Signal::INT);
         job.finish();
+        common::wait_until_unclaimed(&machine);
         launch(&machine, &["sh", "-c", "exit 143"]);
         launch(&machine, &["sh", "-c", "exit 127"]);
     }
@@ -221,5 +225,6 @@ fn what_is_old_or_no_record_changes_nothing() {
         fs::write(lock_file(&machine), &text).expect("our own file");
         let outcome = run(machine.autocvd().args(["-o", "-t0", "--hold", "0"]));
         assert_eq!(outcome.success(), "1\n", "{:.20}", text);
+        common::wait_until_unclaimed(&machine);
     }
 }

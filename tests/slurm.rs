@@ -44,9 +44,10 @@ fn lacks() -> Option<&'static str> {
     }
 }
 
-fn port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-    listener.local_addr().expect("it is bound").port()
+/// Two ports that nobody has.
+fn ports() -> [u16; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port on loopback"));
+    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
 impl Cluster {
@@ -75,7 +76,8 @@ impl Cluster {
             .expect("a name")
             .trim()
             .to_owned();
-        let (at, controller, daemon) = (directory.display(), port(), port());
+        let at = directory.display();
+        let [controller, daemon] = ports();
         let config = format!(
             "ClusterName=test\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\nSlurmdUser=root\n\
              SlurmctldPort={controller}\nSlurmdPort={daemon}\nAuthType=auth/munge\n\

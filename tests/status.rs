@@ -62,7 +62,7 @@ fn varied() -> Machine {
     Machine::described(json!({
         "gpus": [
             {
-                "processes": [{"pid": 4_000_001, "type": "G", "memory": 100 << 20}],
+                "processes": [{"pid": 4_200_001, "type": "G", "memory": 100 << 20}],
                 "display_active": true,
             },
             {},
@@ -275,7 +275,7 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
             {"memory": {"used": 3 * GIB}},
             {"memory": {"used": 30 * GIB}},
             {"memory": null},
-            {"processes": [{"pid": 4_000_000, "memory": null}]},
+            {"processes": [{"pid": 4_200_000, "memory": null}]},
         ])),
         with(json!([
             {"numa_node": 1, "memory": {"used": 30 * GIB}},
@@ -323,7 +323,7 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
         let _claim = (number < 3).then(|| claim(&machine, &["--only", "2", "-l"]));
         let recording = machine.path().join("recorded.json");
         fs::write(&recording, status(&machine, &["--json"])).expect("our own directory");
-        let before = locked(&machine);
+        let before = common::claimed_files(&machine);
         for line in lines {
             let decide = |from: &str| -> Outcome {
                 // Nothing stays claimed, so that each decision is about the machine that was
@@ -338,7 +338,7 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
             };
             let live = without_amounts(decide(""));
             wait_until("what was decided is claimed no more", || {
-                locked(&machine) == before
+                common::claimed_files(&machine) == before
             });
             let recorded = without_amounts(decide(&format!("--from {}", recording.display())));
             if live.code == Some(1) {
@@ -353,18 +353,6 @@ fn a_recorded_machine_leads_to_the_same_decision_as_the_live_one() {
             assert_eq!(recorded, live, "machine {number}: autocvd {line}");
         }
     }
-}
-
-/// The lock files on which there are claims.
-fn locked(machine: &Machine) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(machine.claims()).into_iter().flatten();
-    let mut files: Vec<std::path::PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "lock") && common::is_locked(path))
-        .collect();
-    files.sort_unstable();
-    files
 }
 
 /// Unified memory is the machine's own: what is free of it changes from one moment to the next.
@@ -582,11 +570,9 @@ fn a_launch_that_has_become_its_program_is_shown_once() {
             .shell("sh", "exec autocvd --only 1 -- occupy 600")
             .arg(""),
     );
-    wait_until("it computes", || {
-        machine
-            .path()
-            .join(format!("procs/1/{}", holder.pid()))
-            .exists()
+    wait_until("it computes, and is told of", || {
+        let process = machine.path().join(format!("procs/1/{}", holder.pid()));
+        process.exists() && common::tells_of(&machine.claims(), holder.pid())
     });
     let screen = status(&machine, &[]);
     let lines: Vec<&str> = screen
@@ -809,7 +795,7 @@ fn a_program_of_the_desktop_does_not_hide_why_its_gpu_is_busy() {
         return;
     }
     let process = |pid: u32, kind: &str| json!({"pid": pid, "type": kind, "memory": 100 << 20});
-    let processes = [process(4_000_001, "G"), process(4_000_002, "C+G")];
+    let processes = [process(4_200_001, "G"), process(4_200_002, "C+G")];
     let machine = Machine::described(json!({"gpus": [
         {"processes": processes, "memory": {"used": 30 * GIB}},
     ]}));

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Outcome, Running, run, start};
+use common::{Machine, Outcome, Running, run, start, try_once};
 
 /// `job NUMBER DELAY SECONDS`: shows up on its GPU only after a while. Each GPU has a lock that the
 /// kernel takes back when the process that holds it ends; to find it held is to share the GPU with
@@ -193,14 +193,9 @@ fn collisions(machine: &Machine) -> String {
 
 /// All GPUs can be had at once.
 fn nothing_blocks(machine: &Machine) {
-    let all: Outcome = run(machine
-        .autocvd()
-        .args(["-q", "-t", "10", "-n", "8", "--", "true"]));
+    let all: Outcome = try_once(machine.autocvd().args(["-q", "-t", "60", "-n", "8"]));
     assert_eq!(all.code, Some(0), "{all:#?}");
-    run(machine
-        .autocvd()
-        .args(["-q", "-t", "0", "-n", "8", "--", "true"]))
-    .success();
+    try_once(machine.autocvd().args(["-q", "-t", "0", "-n", "8"])).success();
 }
 
 /// Launches so many jobs on 4 GPUs of 40 GiB, up to `at_once` at a time: shares of 1 to 30 GiB,
@@ -252,7 +247,7 @@ fn stress_shares(count: usize, at_once: usize, run_ms: u64, seed: u64) -> (usize
     let most = company.lines().filter_map(|line| line.parse().ok()).max();
     let all = run(machine
         .autocvd()
-        .args(["-q", "-t", "10", "-n", "4", "--", "true"]));
+        .args(["-q", "-t", "60", "-n", "4", "--", "true"]));
     assert_eq!(all.code, Some(0), "{all:#?}");
     (
         jobs.killed.len(),

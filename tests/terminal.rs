@@ -5,6 +5,7 @@
 mod common;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{Machine, Terminal, has};
 use serde_json::json;
@@ -45,8 +46,17 @@ fn shell(machine: &Machine, name: &str, arguments: &[&str]) -> Command {
 /// Types a line once the shell reads, and waits until its output is shown.
 fn check_alive(terminal: &mut Terminal, round: usize) {
     // The shell's echo of the line has the quotes; its output does not.
-    terminal.press(&format!("echo al''ive{round}\r"));
-    terminal.wait_for(&format!("alive{round}"), 1);
+    let line = format!("echo al''ive{round}\r");
+    let alive = format!("alive{round}");
+    let mut pressed: Option<Instant> = None;
+    common::wait_until("the shell is alive", || {
+        // One that is still busy with an interrupt throws away what is typed.
+        if pressed.is_none_or(|pressed| pressed.elapsed() > Duration::from_secs(5)) {
+            terminal.press(&line);
+            pressed = Some(Instant::now());
+        }
+        terminal.text().contains(&alive)
+    });
 }
 
 /// A shell that is alive, and now waits for what this line asks for.

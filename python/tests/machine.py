@@ -17,7 +17,7 @@ import unittest
 
 LIBRARY = os.environ["AUTOCVD_TEST_LIBRARY"]
 PROGRAM = os.environ["AUTOCVD_TEST_PROGRAM"]
-PATIENCE = 60
+PATIENCE = 180
 
 # The kernel's fixed number of the host's PID namespace; in another one, a container's, a process
 # list proves nothing and names nobody.
@@ -113,6 +113,13 @@ class MachineTest(unittest.TestCase):
         process = subprocess.Popen(["sleep", "600"])
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
+
+        def is_it():
+            with open(f"/proc/{process.pid}/cmdline", "rb") as file:
+                return file.read().startswith(b"sleep\0")
+
+        # Between two steps of its exec it has no command line.
+        self.wait_until("it is sleep", is_it)
         directory = os.path.join(self.path, "procs", str(device))
         os.makedirs(directory, exist_ok=True)
         open(os.path.join(directory, str(process.pid)), "w").close()
@@ -147,7 +154,7 @@ class MachineTest(unittest.TestCase):
         return [gpu["index"] for gpu in status["gpus"] if gpu["state"] == "free"]
 
     def wait_until(self, what, condition):
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while not condition():
-            self.assertLess(time.monotonic(), end, f"waited 60 s in vain until {what}")
+            self.assertLess(time.monotonic(), end, f"waited {PATIENCE} s in vain until {what}")
             time.sleep(0.01)

@@ -116,17 +116,26 @@ asyncio.run(main())
 
     def test_tasks_have_their_own_gpus_and_share_the_environment(self):
         body = """
+            async def met(count, reached):
+                # How soon the others come is the machine's affair.
+                seen.append(count)
+                if len(seen) >= count:
+                    reached.set()
+                await asyncio.wait_for(reached.wait(), 150)
+            seen, three = [], asyncio.Event()
             async def work():
                 async with autocvd.gpus(set_env=False, verbose=False) as g:
-                    await asyncio.sleep(0.01)
+                    await met(3, three)
                     return g.visible_devices
             say(sorted(set(await asyncio.gather(*[work() for _ in range(12)]))))
+            seen, everyone = [], asyncio.Event()
             async def careless():
                 try:
                     async with autocvd.gpus(verbose=False) as g:
-                        await asyncio.sleep(0.1)
+                        await met(3, everyone)
                         return os.environ["CUDA_VISIBLE_DEVICES"] == g.visible_devices
                 except RuntimeError as error:
+                    await met(3, everyone)
                     return "set_env=False" in str(error) and "refused"
             got = await asyncio.gather(*[careless() for _ in range(3)])
             say(got.count(True), got.count("refused"), "CUDA_VISIBLE_DEVICES" in os.environ)

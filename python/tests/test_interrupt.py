@@ -6,7 +6,7 @@ import signal
 import subprocess
 import unittest
 
-from machine import MachineTest
+from machine import PATIENCE, MachineTest
 
 #: Longer than any test waits, in milliseconds.
 NEVER = 3600_000
@@ -20,8 +20,8 @@ class SlowDriver(MachineTest):
 
     INTERRUPTED = """
         import autocvd
-        say("go")
         try:
+            say("go")
             {call}
         except KeyboardInterrupt:
             say("interrupted", "CUDA_VISIBLE_DEVICES" in os.environ)
@@ -86,8 +86,8 @@ class SlowDriver(MachineTest):
             def handler(*_):
                 raise LookupError("handled")
             signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
                 autocvd()
             except LookupError as error:
                 say(error)
@@ -198,7 +198,7 @@ class BrokenStderr(MachineTest):
         from autocvd import autocvd
         {before}
         say("go")
-        say(autocvd(interval=0.05, timeout=60, {arguments}))
+        say(autocvd(interval=0.05, timeout=150, {arguments}))
     """
 
     def waits_through(self, stderr, before="", arguments="", after=lambda: None):
@@ -214,7 +214,7 @@ class BrokenStderr(MachineTest):
         job.kill()
         job.wait()
         self.assertEqual(waiter.hear(), "[0]")
-        self.assertEqual(waiter.process.wait(60), 0, before)
+        self.assertEqual(waiter.process.wait(PATIENCE), 0, before)
 
     def test_a_broken_pipe(self):
         reader, writer = os.pipe()

@@ -45,7 +45,7 @@ class Shares(MachineTest):
             from autocvd import autocvd
             g = autocvd(share=True, min_free_memory="8GiB")
             for line in (["-m", "3GiB", "--share"], [], ["-m", "9GiB"]):
-                words = ["autocvd", "-q", "-t", "0", *line, "--", "printenv", "AUTOCVD_MEMORY"]
+                words = ["autocvd", "-q", "-t", "90", *line, "--", "printenv", "AUTOCVD_MEMORY"]
                 done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
                 say(done.returncode, done.stdout.strip())
             """

@@ -32,8 +32,8 @@ class Waiting(MachineTest):
     def test_control_c_ends_it_within_a_moment(self):
         script = """
             from autocvd import autocvd
-            say("go")
             try:
+                say("go")
                 autocvd(interval=3600)
             except KeyboardInterrupt:
                 say(time.time(), "CUDA_VISIBLE_DEVICES" in os.environ)
@@ -57,8 +57,8 @@ class Waiting(MachineTest):
                 if len(calls) == 3:
                     raise RuntimeError("enough")
             signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
                 autocvd(interval=3600)
             except RuntimeError as error:
                 say(error)
@@ -91,8 +91,8 @@ class Waiting(MachineTest):
             import threading
             from autocvd import autocvd
             threading.Thread(target=autocvd, daemon=True).start()
-            say("go")
             try:
+                say("go")
                 while True:
                     time.sleep(0.01)
             except KeyboardInterrupt:

@@ -12,6 +12,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -250,7 +251,8 @@ impl Machine {
     pub fn install(&self, name: &str, script: &str) -> &Self {
         let path = self.path().join("bin").join(name);
         fs::write(&path, script).expect("our own directory");
-        fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("our own file");
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("our own file");
+        can_be_run(&path);
         self
     }
 
@@ -276,6 +278,33 @@ impl Machine {
     }
 }
 
+/// Waits until nobody has this new file open for writing: a program that another test starts has a
+/// copy of our descriptor until it is that program, and till then the file cannot be run (ETXTBSY).
+pub fn can_be_run(path: &Path) {
+    use std::os::fd::AsRawFd;
+    let file = File::open(path).expect("our own file");
+    let lease = |kind: libc::c_int| {
+        // SAFETY: the descriptor is open, and the call takes no pointer.
+        let leased = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+        if leased == 0 {
+            None
+        } else {
+            std::io::Error::last_os_error().raw_os_error()
+        }
+    };
+    // The kernel gives a lease for reading on what nobody writes. A file system may have none.
+    wait_until("nobody writes it", || {
+        lease(libc::F_RDLCK) != Some(libc::EAGAIN)
+    });
+    lease(libc::F_UNLCK);
+}
+
+/// Copies a program to where others run it.
+pub fn copy_program(from: impl AsRef<Path>, to: &Path) {
+    fs::copy(from, to).expect("our own directory");
+    can_be_run(to);
+}
+
 /// Lets a program be interrupted though these tests run in the background of a shell that has no
 /// job control: it ignores SIGINT and SIGQUIT for them, and they for what they start.
 pub fn with_default_signals(command: &mut Command) -> &mut Command {
@@ -294,14 +323,19 @@ pub fn with_default_signals(command: &mut Command) -> &mut Command {
 
 /// Whether a process holds a lock on a part of this file.
 pub fn is_locked(path: &Path) -> bool {
+    // One that a cleaner has just removed is locked by nobody.
+    File::open(path).is_ok_and(|file| has_lock(&file, 0, 0))
+}
+
+/// Whether a process holds a lock on a byte of these, up to the last one that can be where `length`
+/// is 0.
+fn has_lock(file: &File, start: u64, length: u64) -> bool {
     use std::os::fd::AsRawFd;
-    let file = fs::OpenOptions::new().read(true).write(true).open(path);
-    let file = file.expect("a file that all may write to");
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
+        l_start: start as libc::off_t,
+        l_len: length as libc::off_t,
         l_pid: 0,
     };
     // SAFETY: the descriptor is open, and `lock` outlives the call.
@@ -369,7 +403,10 @@ impl Job {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        Self(command.spawn().expect("sleep is everywhere"))
+        let job = Self(command.spawn().expect("sleep is everywhere"));
+        // Between two steps of its exec it has no command line.
+        has_become(job.pid(), "sleep");
+        job
     }
 
     pub fn pid(&self) -> u32 {
@@ -413,8 +450,9 @@ impl Outcome {
     }
 }
 
-/// How long a program may run before it counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a program may run before it counts as hanging, and how long anything may take: much
+/// longer than on a machine with a hundred things to do, and less than the 600 s of holders.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Runs a program to its end. What it started in the background may live on.
 #[track_caller]
@@ -476,11 +514,7 @@ impl Running {
     /// Waits until it has become this program, by exec, and is known by its name.
     #[track_caller]
     pub fn becomes(&self, program: &str) {
-        let arguments = format!("/proc/{}/cmdline", self.pid());
-        wait_until(&format!("it is {program}"), || {
-            let arguments = fs::read(&arguments).unwrap_or_default();
-            arguments.split(|byte| *byte == 0).next() == Some(program.as_bytes())
-        });
+        has_become(self.pid(), program);
     }
 
     /// Waits for its end, and leaves alone what it has started.
@@ -495,6 +529,13 @@ impl Running {
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(pid(&self.child), signal).expect("our own child");
+    }
+
+    /// Stops it, and returns once it is stopped.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        wait_until("it is stopped", || state(self.pid()) == Some('T'));
     }
 
     /// Waits for its end. A program that hangs is killed, and fails the test with what it wrote.
@@ -556,13 +597,33 @@ pub fn pipe() -> (File, File) {
     (ends.0.into(), ends.1.into())
 }
 
-/// Waits until a process sleeps and does not stir.
+/// Waits until a process has become this program, by exec, and is known by its name.
+#[track_caller]
+pub fn has_become(pid: u32, program: &str) {
+    let arguments = format!("/proc/{pid}/cmdline");
+    wait_until(&format!("it is {program}"), || {
+        let arguments = fs::read(&arguments).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).next() == Some(program.as_bytes())
+    });
+}
+
+/// Waits until a process sleeps and does not stir: one that has something to do and gets no core
+/// does not sleep.
+#[track_caller]
 pub fn asleep(pid: u32) {
     wait_until("it sleeps", || {
         let before = switches(pid);
+        let slept = state(pid) == Some('S');
         thread::sleep(Duration::from_millis(150));
-        before == switches(pid)
+        slept && state(pid) == Some('S') && before == switches(pid)
     });
+}
+
+/// The state of a process as ps shows it: S for one that waits, T for one that is stopped.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the command, which may itself hold parentheses.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// How often a process went to sleep by itself.
@@ -577,29 +638,157 @@ pub fn switches(pid: u32) -> Option<u64> {
 }
 
 /// A COMMAND that keeps the GPUs that it was given until it is dropped: `sleep 600`, once it is
-/// that.
+/// that and its judge has told of its claim.
 #[track_caller]
 pub fn hold(autocvd: &mut Command) -> Running {
     let holder = start(autocvd.args(["--", "sleep", "600"]));
     holder.becomes("sleep");
+    let claims = claim_directory_of(autocvd);
+    wait_until("its claim is told of", || tells_of(&claims, holder.pid()));
     holder
 }
 
-/// Waits until something is so, for at most 60 s.
+/// Whether a record in this directory of claims tells of a claim for this process.
+pub fn tells_of(claims: &Path, pid: u32) -> bool {
+    let records = fs::read_dir(claims.join("holders")).into_iter().flatten();
+    let texts = records
+        .flatten()
+        .filter_map(|record| fs::read_link(record.path()).ok());
+    let word = format!(" process={pid}:");
+    texts
+        .into_iter()
+        .any(|text| text.to_string_lossy().contains(&word))
+}
+
+/// Tries what the program promises where each process gets a core within its grace periods of a
+/// quarter of a second. A failure counts at once where this process itself was not kept from its
+/// core meanwhile, else only when it comes again and again.
+#[track_caller]
+pub fn unless_starved(mut attempt: impl FnMut() -> Result<(), String>) {
+    const ATTEMPTS: u32 = 8;
+    for number in 1..=ATTEMPTS {
+        let (result, longest) = while_measuring_stalls(&mut attempt);
+        let Err(why) = result else { return };
+        assert!(
+            number < ATTEMPTS && longest >= STARVED,
+            "{why} (attempt {number}; {longest:?})"
+        );
+    }
+}
+
+/// A process that waits so long for a core shares it with many.
+const STARVED: Duration = Duration::from_millis(15);
+
+/// How late a thread that sleeps for a millisecond wakes at most while `attempt` is made.
+fn while_measuring_stalls<T>(attempt: impl FnOnce() -> T) -> (T, Duration) {
+    /// Ends the thread in a panic too.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    let pause = Duration::from_millis(1);
+    thread::scope(|scope| {
+        let measures = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                thread::sleep(pause);
+                longest = longest.max(began.elapsed() - pause);
+            }
+            longest
+        });
+        let result = {
+            let _over = Over(&over);
+            attempt()
+        };
+        (result, measures.join().expect("it only sleeps"))
+    })
+}
+
+/// Waits until something is so, for at most [`PATIENCE`].
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < end, "waited 60 s in vain until {what}");
+        assert!(
+            Instant::now() < end,
+            "waited {PATIENCE:?} in vain until {what}"
+        );
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// One look at the machine, by a shell of its own: which GPU is to be had now.
+/// One look at the machine: which GPU is to be had now.
+#[track_caller]
 pub fn look(machine: &Machine) -> Outcome {
-    run(machine
-        .autocvd()
-        .args(["-q", "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"]))
+    try_once(machine.autocvd().args(["-q", "-t", "0"]))
+}
+
+/// A launch whose COMMAND prints which GPUs it was given, and nothing else. Its claim has ended
+/// when this returns: the next look does not meet it.
+#[track_caller]
+pub fn try_once(autocvd: &mut Command) -> Outcome {
+    let names = ["CUDA_VISIBLE_DEVICES", "AUTOCVD_INSIDE"];
+    let mut outcome = run(autocvd.args(["--", "printenv"]).args(names));
+    let mut lines = outcome.stdout.lines();
+    if let (Some(given), Some(inside)) = (lines.next(), lines.next()) {
+        let innermost = inside.rsplit(';').next().unwrap_or_default();
+        let token = innermost.split(':').next().unwrap_or_default();
+        let token = u64::from_str_radix(token, 16).expect("a token");
+        let claims = claim_directory_of(autocvd);
+        wait_until("its claim has ended", || !is_claimed(&claims, token));
+        outcome.stdout = format!("{given}\n");
+    }
+    outcome
+}
+
+/// Whether there is a claim of this token in a directory of claims.
+fn is_claimed(claims: &Path, token: u64) -> bool {
+    // The byte that stands for the claim; see docs/claims.md.
+    let byte = (1 << 62) + token;
+    let length = 1;
+    let files = lock_files(claims).into_iter();
+    files
+        .filter_map(|path| File::open(path).ok())
+        .any(|file| has_lock(&file, byte, length))
+}
+
+fn lock_files(claims: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(claims).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let is_lock = |path: &PathBuf| path.extension().is_some_and(|end| end == "lock");
+    paths
+        .filter(|path| is_lock(path) && path.is_file())
+        .collect()
+}
+
+/// The directory of claims that a program is to use.
+fn claim_directory_of(command: &Command) -> PathBuf {
+    let mut set = command.get_envs();
+    let directory = set.find(|(name, _)| *name == "AUTOCVD_CLAIM_DIR");
+    directory
+        .and_then(|(_, value)| value)
+        .expect("Machine::command sets it")
+        .into()
+}
+
+/// The lock files of a machine on which there are claims.
+pub fn claimed_files(machine: &Machine) -> Vec<PathBuf> {
+    let mut files = lock_files(&machine.claims());
+    files.retain(|path| is_locked(path));
+    files.sort_unstable();
+    files
+}
+
+/// Waits until there is no claim on a machine.
+#[track_caller]
+pub fn wait_until_unclaimed(machine: &Machine) {
+    wait_until("all claims have ended", || {
+        claimed_files(machine).is_empty()
+    });
 }
 
 /// Whether a GPU is to be had now.

@@ -38,13 +38,39 @@ fn process(path: &Path) -> Option<Process> {
         .next()
         .and_then(|word| word.parse().ok())
         .map_or(Duration::ZERO, Duration::from_millis);
-    (is_alive(pid) || lingers(path, linger)).then_some(Process {
+    (is_registered(pid, path) || lingers(path, linger)).then_some(Process {
         pid,
         kind,
         memory: Some(memory),
         gi: None,
         ci: None,
     })
+}
+
+/// Whether the process lives that has registered itself by this file. One that has started later
+/// has got the number of a dead one.
+fn is_registered(pid: u32, path: &Path) -> bool {
+    let registered = fs::metadata(path).and_then(|metadata| metadata.modified());
+    is_alive(pid)
+        && registered.is_ok_and(|registered| {
+            started(pid).is_none_or(|started| started < registered + CLOCK_SLACK)
+        })
+}
+
+/// What two clocks may differ by that are read one after the other, and less than it takes for a
+/// pid to come again.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
+
+/// When a process started; `None` where that is not shown.
+fn started(pid: u32) -> Option<SystemTime> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = stat.rsplit_once(") ")?.1;
+    // The 22nd field of all, in hundredths of a second since boot.
+    let ticks: u64 = fields.split(' ').nth(19)?.parse().ok()?;
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+    let age = uptime - ticks as f64 / 100.0;
+    SystemTime::now().checked_sub(Duration::try_from_secs_f64(age.max(0.0)).ok()?)
 }
 
 fn lingers(path: &Path, linger: Duration) -> bool {
