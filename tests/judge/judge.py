@@ -128,6 +128,8 @@ def any_marks(rng):
     if rng.random() < 0.5:
         return {}
     reserved = {"reserved": True} if rng.random() < 0.05 else {}
+    if rng.random() < 0.1:
+        reserved["unclaimable"] = "its lock file is a directory"
     return reserved | ({"suspect_until": 1764000000} if rng.random() < 0.12 else {})
 
 
@@ -735,6 +737,13 @@ def decide(machine, request):
         # Failed commands are noted with the claims.
         return heeds_claims_of(request) and "suspect_until" in own(unit)
 
+    def is_unclaimable(unit):
+        return heeds_claims_of(request) and "unclaimable" in own(unit)
+
+    claimable = [entry for entry in usable if not is_unclaimable(entry[0])]
+    if not least and len(claimable) >= count:
+        # Others may have those that cannot be claimed: it is better to wait for these.
+        usable = claimable
     if shared:
         fitting = []
         for unit, seen in usable:
@@ -742,7 +751,7 @@ def decide(machine, request):
             largest = tolerant_room(unit, seen, view, tolerated) if room is None else room
             if enough(unit) and largest is not None and largest >= wanted:
                 claims = heeds_claims_of(request) and own(unit)["claims"]
-                order = (is_suspect(unit), room is None, not claims, largest)
+                order = (is_unclaimable(unit), is_suspect(unit), room is None, not claims, largest)
                 fitting.append((*order, [-number for number in key(unit)], unit))
         fitting.sort(key=lambda entry: entry[:-1])
         chosen = [entry[-1] for entry in fitting[:count]]
@@ -758,7 +767,8 @@ def decide(machine, request):
             recorded_busy = exclusive and own(unit)["state"] == "busy"
             return (
                 occupied or recorded_busy,
-                seen in ("claimed", "shared"),
+                # Others may have taken one that cannot be claimed.
+                seen in ("claimed", "shared") or is_unclaimable(unit),
                 is_suspect(unit),
                 unknown,
                 -(free or 0),
@@ -775,11 +785,14 @@ def decide(machine, request):
         ]
         # Those that are tolerated come after the free ones, and those on which commands have
         # failed last.
-        first = [unit for unit in free if not is_suspect(unit)]
+        sure = [unit for unit in free if not is_unclaimable(unit)]
+        idle_sure = [unit for unit in idle if not is_unclaimable(unit)]
+        first = [unit for unit in sure if not is_suspect(unit)]
         last = [
-            [unit for unit in idle if not is_suspect(unit)],
-            [unit for unit in free if is_suspect(unit)],
-            [unit for unit in idle if is_suspect(unit)],
+            [unit for unit in idle_sure if not is_suspect(unit)],
+            [unit for unit in sure if is_suspect(unit)],
+            [unit for unit in idle_sure if is_suspect(unit)],
+            [unit for unit in free + idle if is_unclaimable(unit)],
         ]
         free = first
         for more in last:
@@ -994,6 +1007,7 @@ def as_seen_by_nvml(machine):
             gpu["state"] = None
         # A lock of a claim, and the note of failed commands, have the UUID as name.
         gpu["claims"] = [claim for claim in gpu["claims"] if gpu["uuid"] and "memory" not in claim]
+        gpu.pop("unclaimable", None)
         if gpu["uuid"] is None:
             gpu.pop("suspect_until", None)
         for process in gpu["processes"] if isinstance(gpu["processes"], list) else []:
