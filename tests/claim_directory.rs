@@ -37,7 +37,7 @@ fn shared_machine(gpus: usize) -> Option<Machine> {
     // descriptor, and a program that somebody may write cannot be run.
     let copied = Command::new("cp")
         .arg(common::program())
-        .arg(machine.path())
+        .arg(machine.path().join("autocvd"))
         .status();
     assert!(copied.expect("cp runs").success());
     for (name, mode) in [
@@ -172,6 +172,15 @@ fn nothing_publishes_a_command_line_that_proc_hides() {
     let command = ["sh", "-c", script, "sh", program, SECRET, runs];
     let _user = start(&mut as_user(&machine, NOBODY, &command));
 
+    // What lies in the directory: names, links and contents.
+    let list = r#"find "$AUTOCVD_CLAIM_DIR" -printf '%p %l\n'
+        find "$AUTOCVD_CLAIM_DIR" -type f -exec cat {} +
+        true"#;
+    let listed = || run(&mut as_user(&machine, 0, &["sh", "-c", list])).success();
+    wait_until("the COMMAND runs", || Path::new(runs).exists());
+    let of_command = listed();
+    assert!(!of_command.contains(SECRET), "{of_command}");
+
     let status = as_user(&machine, DAEMON, &[program, "status", "--json"]);
     let waits = |text: &str| text.matches(r#""state":"claimed""#).count() == 2;
     let mut seen = String::new();
@@ -197,10 +206,7 @@ fn nothing_publishes_a_command_line_that_proc_hides() {
         assert!(!outcome.stdout.contains(SECRET), "{}", outcome.stdout);
         assert!(!outcome.stderr.contains(SECRET), "{}", outcome.stderr);
     }
-    // What lies in the directory: names, links and contents.
-    let list = r#"find "$AUTOCVD_CLAIM_DIR" -printf '%p %l\n'
-        find "$AUTOCVD_CLAIM_DIR" -type f -exec cat {} +"#;
-    let listed = run(&mut as_user(&machine, 0, &["sh", "-c", list])).success();
+    let listed = listed();
     assert!(listed.contains("holders/"), "{listed}");
     assert!(!listed.contains(SECRET), "{listed}");
 }
@@ -686,6 +692,49 @@ fn a_launch_with_fewer_descriptors_than_gpus_claims_as_many_as_it_can() {
             assert_eq!(look(&machine).code, Some(4));
         }
     }
+}
+
+#[test]
+fn one_file_in_the_queue_keeps_nothing_from_a_launch_that_looks_once() {
+    let machine = Machine::gpus(1);
+    // A process that lives and never acts, as the owner of the oldest position: in a file, which
+    // was once the form of a position, and in a link.
+    let waiter = common::Job::unregistered();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", waiter.pid())).expect("it lives");
+    let (_, fields) = stat.rsplit_once(") ").expect("the form of this file");
+    let start = fields.split(' ').nth(19).expect("its start time");
+    let process = format!("{}:{start}", waiter.pid());
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("a PID namespace");
+    let namespace = namespace.to_str().expect("a number");
+    let namespace = namespace.trim_matches(|c: char| !c.is_ascii_digit());
+    let queue = machine.claims().join("queue");
+    fs::create_dir_all(&queue).expect("our own directory");
+    let wants = [
+        "num_gpus=1".into(),
+        format!("process={process}"),
+        format!("namespace={namespace}"),
+    ];
+    let file = format!("autocvd waits 1\n{}\nparent=\nend=\n", wants.join("\n"));
+    fs::write(queue.join("00000000000000000001-1"), file).expect("our own directory");
+    let hash = "GPU-00000000-0000-0000-0000-000000000000"
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+    let since = fs::read_to_string("/proc/uptime").expect("it is everywhere");
+    let since: f64 = since
+        .split(' ')
+        .next()
+        .and_then(|time| time.parse().ok())
+        .expect("a time");
+    let name = format!("{:020}-{}", (since * 1e9) as u64, waiter.pid());
+    symlink(
+        format!("{} devices={hash:x}", wants.join(" ")),
+        queue.join(name),
+    )
+    .expect("our own");
+
+    assert_eq!(look(&machine).success(), "0\n");
 }
 
 #[test]

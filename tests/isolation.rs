@@ -266,6 +266,85 @@ fn what_others_call_their_programs_reaches_no_terminal() {
 }
 
 #[test]
+fn what_another_user_writes_about_a_claim_reaches_no_terminal() {
+    let machine = machine(1);
+    let holder = common::Job::unregistered();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", holder.pid())).expect("it lives");
+    let (_, fields) = stat.rsplit_once(") ").expect("the form of this file");
+    let start = fields.split(' ').nth(19).expect("its start time");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("it is everywhere");
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("a PID namespace");
+    let namespace = namespace.to_str().expect("a number");
+    let namespace = namespace.trim_matches(|c: char| !c.is_ascii_digit());
+    // A claim was once a file that others believed.
+    let text = format!(
+        "autocvd claim 1\nunits=GPU-00000000-0000-0000-0000-000000000000\nprocess={}:{start}\n\
+         namespace={namespace}\nboot={}\nsince=1764000000\n\
+         command=\x1b]0;title\x07\x1b[31mred\u{9b}1m\nend=\n",
+        holder.pid(),
+        boot.trim()
+    );
+    fs::create_dir_all(machine.claims()).expect("our own directory");
+    let file = machine.claims().join(format!("{}-1", holder.pid()));
+    fs::write(file, text).expect("our own directory");
+    for arguments in [
+        &["-t", "0.5", "-o"][..],
+        &["status"],
+        &["-l", "-o"],
+        &["-v", "-v", "-t", "0", "-o"],
+    ] {
+        let told = run(machine.autocvd().args(arguments));
+        let text = format!("{}{}", told.stdout, told.stderr);
+        assert!(!has_escapes(&text), "{arguments:?}: {text:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_exchanged_for_a_link_again_and_again_moves_nobodys_files() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let machine = machine(1);
+    let _job = machine.job(0);
+    let target = machine.path().join("target");
+    let link = machine.path().join("link");
+    for name in ["queue", "holders"] {
+        fs::create_dir_all(target.join(name)).expect("our own directory");
+    }
+    fs::create_dir(machine.claims()).expect("our own directory");
+    symlink(&target, &link).expect("our own directory");
+    let changed = || {
+        ["", "queue", "holders"].map(|name| {
+            let meta = fs::metadata(target.join(name)).expect("our own directory");
+            meta.modified().expect("all file systems here have it")
+        })
+    };
+    let before = changed();
+    let ends = AtomicBool::new(false);
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                let exchange = RenameFlags::EXCHANGE;
+                renameat_with(CWD, machine.claims(), CWD, &link, exchange).expect("both are there");
+            }
+        });
+        let launch = || start(machine.autocvd().args(["-q", "-t", "0.1", "-o"]));
+        let launches: Vec<Running> = (0..24).map(|_| launch()).collect();
+        let end = |mut one: Running| {
+            one.wait_for_end();
+            one.finish()
+        };
+        let outcomes = launches.into_iter().map(end).collect();
+        ends.store(true, Ordering::Relaxed);
+        outcomes
+    });
+    for outcome in outcomes {
+        assert_eq!(outcome.code, Some(4), "{outcome:#?}");
+    }
+    // Nothing has been made there, were it for a moment.
+    assert_eq!(changed(), before);
+}
+
+#[test]
 fn a_directory_that_becomes_a_link_meanwhile_moves_nobodys_files() {
     let machine = machine(1);
     let target = machine.path().join("target");
