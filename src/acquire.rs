@@ -19,7 +19,9 @@ use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::{self, Device, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
-use crate::policy::{PATIENCE, SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter};
+use crate::policy::{
+    PATIENCE, PLACE_PERIOD, SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter,
+};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::proc;
 use crate::request::{ClaimPolicy, OutputForm, Request};
@@ -209,6 +211,7 @@ pub fn acquire(
         deadline,
         wake_loop: None,
         ticket: None,
+        place_period: None,
         ahead: Vec::new(),
         may_sleep: false,
         handoff: Handoff::default(),
@@ -392,6 +395,8 @@ struct Attempt<'a> {
     /// Set once it waits.
     wake_loop: Option<WakeLoop>,
     ticket: Option<Ticket>,
+    /// How often its place is counted anew where the kernel does not tell who leaves the queue.
+    place_period: Option<Duration>,
     /// The processes of those ahead that would take whatever this request would take, as of the
     /// last look, the closest one last.
     ahead: Vec<u32>,
@@ -838,9 +843,11 @@ impl Attempt<'_> {
                         .into_iter()
                         .for_each(|calls| wake_loop.listen(calls));
                     if observer.follows_place() {
-                        // Where it cannot be had, the place is shown as of the last look.
-                        let departures = ticket.departures().into_iter();
-                        departures.for_each(|events| wake_loop.follow_departures(events));
+                        match ticket.departures() {
+                            Ok(events) => wake_loop.follow_departures(events),
+                            // This user's processes watch as many directories as they may.
+                            Err(_) => self.place_period = Some(PLACE_PERIOD),
+                        }
                     }
                     self.ticket = Some(ticket);
                 }
@@ -876,7 +883,8 @@ impl Attempt<'_> {
         // An interval beyond the clock's range is for ever.
         let end = [self.next_full, self.deadline].into_iter().flatten().min();
         let extent = loop {
-            let tick = observer.tick_every();
+            let tick = [observer.tick_every(), self.place_period];
+            let tick = tick.into_iter().flatten().min();
             let tick = tick.map(|every| Instant::now() + every);
             let reason = wake_loop.sleep(sources, [tick, end].into_iter().flatten().min());
             observer.tick()?;
@@ -908,12 +916,12 @@ impl Attempt<'_> {
                         false => Extent::Gpus(due),
                     };
                 }
-                WakeReason::Departed => {
+                WakeReason::Tick if self.place_period.is_none() => {}
+                WakeReason::Departed | WakeReason::Tick => {
                     if let Some(claims) = &self.claims {
                         observer.place_changed(claims.waiters_ahead(self.enqueued_at).len());
                     }
                 }
-                WakeReason::Tick => {}
             }
             if end.is_some_and(|end| end <= Instant::now()) {
                 return Ok(Extent::Full);
