@@ -135,6 +135,23 @@ mod tests {
     }
 
     #[test]
+    fn the_times_are_those_that_the_documentation_names() {
+        let named = [
+            (INTERVAL, 30),
+            (PATIENCE, 5 * 60),
+            (SUSPICION, 10 * 60),
+            (EARLY_FAILURE, 10),
+            (LINKS_LAST, 60 * 60),
+            (UTILIZATION_AGAIN, 1),
+            (FIRST_RETRY, 1),
+        ];
+        for (time, seconds) in named {
+            assert_eq!(time, Duration::from_secs(seconds));
+        }
+        assert_eq!(SUSPICIOUS_FAILURES, 2);
+    }
+
+    #[test]
     fn a_gpu_is_read_again_within_50_ms_of_an_exit() {
         let within = RECHECKS_MS.iter().filter(|after| **after < 50).count();
         assert!(within >= 5 && RECHECKS_MS.is_sorted());

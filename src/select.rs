@@ -207,7 +207,8 @@ fn capacity(memory: Memory) -> Option<u64> {
 }
 
 /// The most free memory first; claimed ones and those of which that cannot be told, and then
-/// exclusive ones that a process has taken, only where no others are left. Among each of these, suspect ones and then unknown ones go last.
+/// exclusive ones that a process has taken, only where no others are left. Among each of these,
+/// suspect ones and then unknown ones go last.
 fn least_used(num_gpus: usize, mut usable: Vec<(Device, Verdict)>) -> Selection {
     if usable.len() < num_gpus {
         let free = usable.iter().map(|(device, _)| device.id()).collect();

@@ -68,7 +68,7 @@ fn only_the_gpus_that_a_request_can_have_are_initialized() {
     machine.set("/gpus/2/errors/handle", json!(15));
     let outcome = asked(&machine, &["--only", "2"]);
     assert_eq!(outcome.code, Some(3), "{outcome:?}");
-    assert!(outcome.stderr.contains("GPU is lost"), "{outcome:?}");
+    outcome.tells("GPU is lost");
 }
 
 #[test]

@@ -66,12 +66,7 @@ fn excluded_gpus_are_given_to_nobody_and_users_exclude_more() {
     assert_eq!(look(&["-l", "--no-claim"]).success(), "1\n");
     let outcome = look(&["--only", "2"]);
     assert_eq!(outcome.code, Some(3), "{outcome:#?}");
-    assert!(
-        outcome
-            .stderr
-            .contains("GPU 2: reserved in /etc/autocvd.conf"),
-        "{outcome:#?}"
-    );
+    outcome.tells("GPU 2: reserved in /etc/autocvd.conf");
     // A recording decides alike, and elsewhere: there without the file.
     let recorded = status(&machine);
     assert_eq!(recorded["gpus"][2]["state"], "unavailable");
@@ -111,10 +106,7 @@ fn an_ignored_program_makes_no_gpu_busy() {
     client.kill().expect("our own child");
     client.wait().expect("our own child");
     assert_eq!(outcome.code, Some(4), "{outcome:#?}");
-    assert!(
-        outcome.stderr.contains(&client.id().to_string()),
-        "{outcome:#?}"
-    );
+    outcome.tells(&client.id().to_string());
 }
 
 #[test]
@@ -125,15 +117,12 @@ fn a_user_holds_no_more_gpus_than_the_limit() {
     }
     let outcome = autocvd(&machine, &["-n", "3", "-o"]);
     assert_eq!(outcome.code, Some(3), "{outcome:#?}");
-    assert!(outcome.stderr.contains("max_per_user"), "{outcome:#?}");
+    outcome.tells("max_per_user");
     let two = ["-q", "-n", "2"];
     let holder = common::hold(&mut inside(&machine, machine.autocvd().args(two)));
     let outcome = autocvd(&machine, &["-o", "-t0"]);
     assert_eq!(outcome.code, Some(4), "{outcome:#?}");
-    assert!(
-        outcome.stderr.contains("this user: holds 2 of at most 2"),
-        "{outcome:#?}"
-    );
+    outcome.tells("this user: holds 2 of at most 2");
     let job = ["-n", "1", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"];
     let waiter = start(&mut inside(&machine, machine.autocvd().args(job)));
     wait_until("it says what it waits for", || {
@@ -203,7 +192,7 @@ fn a_wrong_line_or_an_untrusted_file_costs_a_warning_and_no_job() {
     let outcome = autocvd(&machine, &["-o", "-t0", "--no-claim"]);
     assert_eq!(outcome.stdout, "0\n", "{outcome:#?}");
     for told in ["line 1: 'exclud 1' is ignored", "'7' names no GPU here"] {
-        assert!(outcome.stderr.contains(told), "{outcome:#?}");
+        outcome.tells(told);
     }
     assert_eq!(outcome.stderr.lines().count(), 2, "{outcome:#?}");
     let quiet = autocvd(&machine, &["-q", "-o", "-t0", "--no-claim"]);
@@ -230,12 +219,7 @@ fn least_used_says_when_it_gives_away_a_claimed_gpu() {
     let outcome = run(machine.autocvd().args(["-l", "-o"]));
     assert_eq!(outcome.stdout, "0\n");
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
-    assert!(
-        outcome
-            .stderr
-            .contains("GPU 0 is shared: it is claimed by pid"),
-        "{outcome:#?}"
-    );
+    outcome.tells("GPU 0 is shared: it is claimed by pid");
     let quiet = run(machine.autocvd().args(["-l", "-o", "-q"]));
     assert_eq!(quiet.stderr, "");
 }
@@ -287,10 +271,7 @@ fn what_is_idle_and_small_is_tolerated_after_what_is_free() {
     assert_eq!(look(&["--tolerate", "500MiB", "-n", "3"]).code, Some(4));
     assert_eq!(look(&["-n", "2"]).code, Some(4));
     let verbose = look(&["-v", "--tolerate", "500MiB", "-n", "2"]);
-    assert!(
-        verbose.stderr.contains("tolerated on GPU 1: used by pid"),
-        "{verbose:#?}"
-    );
+    verbose.tells("tolerated on GPU 1: used by pid");
     // A recording decides alike.
     let recorded = run(machine.autocvd().args(["status", "--json"])).success();
     let file = machine.path().join("recorded.json");
@@ -325,12 +306,7 @@ fn a_part_of_a_name_stands_for_all_gpus_with_it_and_an_id_wins() {
     assert_eq!(look(&["--only", "H100"]).code, Some(2));
     assert_eq!(look(&["--only", "GPU"]).code, Some(2));
     let verbose = look(&["-v", "--only", "A100"]);
-    assert!(
-        verbose
-            .stderr
-            .contains("'A100' is taken for a part of a name: GPU 0, GPU 2"),
-        "{verbose:#?}"
-    );
+    verbose.tells("'A100' is taken for a part of a name: GPU 0, GPU 2");
     if configured(&machine, "exclude A100, Tesla\n").is_some() {
         assert_eq!(autocvd(&machine, &["-o", "--no-claim"]).success(), "1\n");
         let states = status(&machine);

@@ -375,7 +375,7 @@ fn a_file_that_holds_no_machine_is_a_wrong_value() {
         let start: String = text.chars().take(60).collect();
         assert_eq!(outcome.stdout, guard(2), "{start}");
         assert_told(&outcome, 2, says);
-        assert!(outcome.stderr.contains("recorded.json"), "{outcome:#?}");
+        outcome.tells("recorded.json");
     }
     // In the other forms too.
     fs::write(&file, &whole[..whole.len() / 2]).expect("our own directory");

@@ -668,10 +668,7 @@ fn nvidia_smi_serves_where_nvml_can_read_none_of_the_gpus() {
         (Some(0), "1\n"),
         "{outcome:?}"
     );
-    assert!(
-        outcome.stderr.contains("NVML can read none of the GPUs"),
-        "{outcome:?}"
-    );
+    outcome.tells("NVML can read none of the GPUs");
     machine.install("nvidia-smi", "#!/bin/sh\nexit 255\n");
     let outcome = run(machine.autocvd().args(["-o", "-t", "0"]));
     assert_eq!(
@@ -679,10 +676,7 @@ fn nvidia_smi_serves_where_nvml_can_read_none_of_the_gpus() {
         (Some(5), 1),
         "{outcome:?}"
     );
-    assert!(
-        outcome.stderr.contains("NVML can read none of the GPUs"),
-        "{outcome:?}"
-    );
+    outcome.tells("NVML can read none of the GPUs");
 }
 
 #[test]
@@ -757,7 +751,7 @@ fn the_probe_that_is_forced_is_the_one_that_is_asked() {
     );
     let outcome = run(machine.autocvd().args(["-o", "--probe", "nvidia-smi"]));
     assert_eq!(outcome.code, Some(5), "{outcome:?}");
-    assert!(outcome.stderr.contains("modprobe nvidia"), "{outcome:?}");
+    outcome.tells("modprobe nvidia");
 }
 
 /// Two GPUs, and a small process on the one that goes first: without its list it would not be

@@ -288,10 +288,7 @@ fn a_wrong_patience_is_a_wrong_value() {
         .env("AUTOCVD_PATIENCE", "soon")
         .args(["--", "true"]));
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
-    assert!(
-        outcome.stderr.contains("'soon' in AUTOCVD_PATIENCE"),
-        "{outcome:?}"
-    );
+    outcome.tells("'soon' in AUTOCVD_PATIENCE");
 }
 
 #[test]

@@ -80,17 +80,14 @@ fn two_shares_of_15_gib_go_on_a_gpu_of_40_and_a_third_does_not() {
         let second = share(&machine, &[], 15, held);
         assert_eq!(given(&second), format!("0 {}", 15 * GIB));
         let third = look_for(&machine, 15, &[]);
-        assert!(third.stderr.contains("a smaller share"), "{third:#?}");
+        third.tells("a smaller share");
         assert_eq!(third.code, Some(4), "{third:#?}");
-        assert!(
-            third.stderr.contains("shared, only 10.0 GiB of it left"),
-            "{third:#?}"
-        );
+        third.tells("shared, only 10.0 GiB of it left");
         assert_eq!(look_for(&machine, 10, &[]).success(), "0\n");
         // Whole GPUs are for those who are alone on them.
         let whole = run(machine.autocvd().args(["-t", "0", "--", "true"]));
         assert_eq!(whole.code, Some(4));
-        assert!(whole.stderr.contains("shared by pid"), "{whole:#?}");
+        whole.tells("shared by pid");
         drop((first, second));
         wait_until("it is free", || is_free(&machine));
     }
@@ -118,7 +115,7 @@ fn least_used_shares_do_not_wait_and_never_overlap() {
                 refused += 1;
                 let outcome = job.finish();
                 assert_eq!(outcome.code, Some(4), "{outcome:#?}");
-                assert!(outcome.stderr.contains("try again later"), "{outcome:#?}");
+                outcome.tells("try again later");
             }
         }
     }
@@ -143,21 +140,18 @@ fn the_fullest_gpu_that_has_room_goes_first() {
 #[test]
 fn a_stranger_or_a_whole_launch_keeps_shares_away() {
     let machine = machine(2);
+    let waiter = || {
+        let mut launch = machine.autocvd();
+        launch
+            .args(["-q", "-i", "600s", "--share", "-m", "1GiB"])
+            .args(["--", "printenv", "CUDA_VISIBLE_DEVICES"]);
+        launch
+    };
     let mut stranger = machine.job_that("1", &format!("C {GIB}"));
     let whole = common::hold(machine.autocvd().arg("-q"));
     let refused = look_for(&machine, 1, &[]);
     assert_eq!(refused.code, Some(4), "{refused:#?}");
-    let waiting = start(machine.autocvd().args([
-        "-q",
-        "-i",
-        "600s",
-        "--share",
-        "-m",
-        "1GiB",
-        "--",
-        "printenv",
-        "CUDA_VISIBLE_DEVICES",
-    ]));
+    let waiting = start(&mut waiter());
     stranger.kill();
     assert_eq!(waiting.finish().success(), "1\n");
     // A stranger beside a share.
@@ -165,22 +159,12 @@ fn a_stranger_or_a_whole_launch_keeps_shares_away() {
     let mut beside = machine.job_that("1", &format!("C {GIB}"));
     let refused = look_for(&machine, 1, &[]);
     assert_eq!(refused.code, Some(4), "{refused:#?}");
-    assert!(refused.stderr.contains("of no share"), "{refused:#?}");
+    refused.tells("of no share");
     assert_eq!(
         look_for(&machine, 1, &["--tolerate", "2GiB"]).success(),
         "1\n"
     );
-    let waiting = start(machine.autocvd().args([
-        "-q",
-        "-i",
-        "600s",
-        "--share",
-        "-m",
-        "1GiB",
-        "--",
-        "printenv",
-        "CUDA_VISIBLE_DEVICES",
-    ]));
+    let waiting = start(&mut waiter());
     beside.kill();
     assert_eq!(waiting.finish().success(), "1\n");
     drop((whole, shared));
@@ -191,11 +175,7 @@ fn a_share_that_holds_more_than_it_asked_for_is_told_of() {
     let machine = machine(1);
     let greedy = share(&machine, &[], 10, 30);
     let next = look_for(&machine, 5, &[]);
-    assert!(
-        next.stderr
-            .contains("holds 30.0 GiB, more than its share of 10.0 GiB"),
-        "{next:#?}"
-    );
+    next.tells("holds 30.0 GiB, more than its share of 10.0 GiB");
     assert_eq!(next.stdout, "0\n");
     assert_eq!(look_for(&machine, 11, &[]).code, Some(4));
     let status = run(machine.autocvd().arg("status")).success();
@@ -297,10 +277,10 @@ fn a_share_needs_its_size() {
     let machine = machine(1);
     let refused = run(machine.autocvd().args(["-o", "--share"]));
     assert_eq!(refused.code, Some(2), "{refused:#?}");
-    assert!(refused.stderr.contains("--share -m 15GiB"), "{refused:#?}");
+    refused.tells("--share -m 15GiB");
     let refused = run(machine.autocvd().arg("-o").env("AUTOCVD_SHARE", "1"));
     assert_eq!(refused.code, Some(2), "{refused:#?}");
-    assert!(refused.stderr.contains("AUTOCVD_SHARE"), "{refused:#?}");
+    refused.tells("AUTOCVD_SHARE");
     let refused = run(machine.autocvd().args(["-o", "--share", "-m", "0GiB"]));
     assert_eq!(refused.code, Some(2), "{refused:#?}");
     let by_variable = run(machine.autocvd().args(["-q", "-o", "--no-claim"]).envs([
@@ -429,7 +409,7 @@ fn an_exclusive_gpu_has_one_share_at_most() {
     let running = share(&machine, &[], 5, 5);
     let refused = look_for(&machine, 5, &[]);
     assert_eq!(refused.code, Some(4), "{refused:#?}");
-    assert!(refused.stderr.contains("a single process"), "{refused:#?}");
+    refused.tells("a single process");
     drop(running);
 }
 
@@ -509,7 +489,7 @@ fn a_request_that_has_lost_patience_gets_no_new_neighbours_on_what_it_needs() {
         wait_until("it waits", || large.stderr().contains("waiting for a"));
         let refused = look_for(&machine, 1, &[]);
         assert_eq!(refused.code, Some(4), "{refused:#?}");
-        assert!(refused.stderr.contains("kept for"), "{refused:#?}");
+        refused.tells("kept for");
         let shown = status(&machine);
         let reason = shown["gpus"][0]["reason"].as_str().expect("a text");
         assert!(

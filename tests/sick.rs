@@ -106,18 +106,13 @@ fn the_reason_is_shown_and_a_recording_decides_alike() {
         let unclaimed = run(unclaimed.stdin(file(&machine, &recorded)));
         assert_eq!(unclaimed.success(), "1\n");
     }
-    assert!(
-        verbose
-            .stderr
-            .contains("passed over GPU 1: free, comes last"),
-        "{verbose:#?}"
-    );
+    verbose.tells("passed over GPU 1: free, comes last");
     // It is given all the same where there is no other.
     for args in [&["-n", "2"][..], &["--only", "1"]] {
         let job = ["--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exit 127"];
         let given = run(machine.autocvd().arg("-v").args(args).args(job));
         assert!(given.stdout.contains('1'), "{given:#?}");
-        assert!(given.stderr.contains("there was no other"), "{given:#?}");
+        given.tells("there was no other");
     }
     let least_used = run(machine.autocvd().args(["-o", "-l", "--hold", "0"]));
     assert_eq!(least_used.success(), "0\n");

@@ -442,6 +442,15 @@ impl Outcome {
         self.code.or(self.signal.map(|signal| 128 + signal))
     }
 
+    /// It has said so on stderr.
+    #[track_caller]
+    pub fn tells(&self, words: &str) {
+        assert!(
+            self.stderr.contains(words),
+            "{words:?} is not told: {self:#?}"
+        );
+    }
+
     /// stdout of a program that must have succeeded.
     #[track_caller]
     pub fn success(self) -> String {
