@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 here=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-git clone --quiet "$here" "$work/elsewhere"
+git -c advice.detachedHead=false clone --quiet "$here" "$work/elsewhere"
 cd "$work/elsewhere"
 # The same crates, under another path.
 ln -s "${CARGO_HOME:-$HOME/.cargo}" "$work/cargo"
