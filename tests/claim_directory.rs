@@ -691,20 +691,10 @@ fn one_file_in_the_queue_keeps_nothing_from_a_launch_that_looks_once() {
     // A process that lives and never acts, as the owner of the oldest position: in a file, which
     // was once the form of a position, and in a link.
     let waiter = common::Job::unregistered();
-    let stat = fs::read_to_string(format!("/proc/{}/stat", waiter.pid())).expect("it lives");
-    let (_, fields) = stat.rsplit_once(") ").expect("the form of this file");
-    let start = fields.split(' ').nth(19).expect("its start time");
-    let process = format!("{}:{start}", waiter.pid());
-    let namespace = fs::read_link("/proc/self/ns/pid").expect("a PID namespace");
-    let namespace = namespace.to_str().expect("a number");
-    let namespace = namespace.trim_matches(|c: char| !c.is_ascii_digit());
+    let (process, namespace) = common::process_words(waiter.pid());
     let queue = machine.claims().join("queue");
     fs::create_dir_all(&queue).expect("our own directory");
-    let wants = [
-        "num_gpus=1".into(),
-        format!("process={process}"),
-        format!("namespace={namespace}"),
-    ];
+    let wants = ["num_gpus=1".to_owned(), process, namespace];
     let file = format!("autocvd waits 1\n{}\nparent=\nend=\n", wants.join("\n"));
     fs::write(queue.join("00000000000000000001-1"), file).expect("our own directory");
     let hash = "GPU-00000000-0000-0000-0000-000000000000"

@@ -269,19 +269,13 @@ fn what_others_call_their_programs_reaches_no_terminal() {
 fn what_another_user_writes_about_a_claim_reaches_no_terminal() {
     let machine = machine(1);
     let holder = common::Job::unregistered();
-    let stat = fs::read_to_string(format!("/proc/{}/stat", holder.pid())).expect("it lives");
-    let (_, fields) = stat.rsplit_once(") ").expect("the form of this file");
-    let start = fields.split(' ').nth(19).expect("its start time");
+    let (process, namespace) = common::process_words(holder.pid());
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("it is everywhere");
-    let namespace = fs::read_link("/proc/self/ns/pid").expect("a PID namespace");
-    let namespace = namespace.to_str().expect("a number");
-    let namespace = namespace.trim_matches(|c: char| !c.is_ascii_digit());
     // A claim was once a file that others believed.
     let text = format!(
-        "autocvd claim 1\nunits=GPU-00000000-0000-0000-0000-000000000000\nprocess={}:{start}\n\
-         namespace={namespace}\nboot={}\nsince=1764000000\n\
+        "autocvd claim 1\nunits=GPU-00000000-0000-0000-0000-000000000000\n{process}\n\
+         {namespace}\nboot={}\nsince=1764000000\n\
          command=\x1b]0;title\x07\x1b[31mred\u{9b}1m\nend=\n",
-        holder.pid(),
         boot.trim()
     );
     fs::create_dir_all(machine.claims()).expect("our own directory");

@@ -717,6 +717,21 @@ fn while_measuring_stalls<T>(attempt: impl FnOnce() -> T) -> (T, Duration) {
     })
 }
 
+/// The words by which records name a process of this PID namespace: `process=PID:START` and
+/// `namespace=NUMBER`.
+pub fn process_words(pid: u32) -> (String, String) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let (_, fields) = stat.rsplit_once(") ").expect("the form of this file");
+    let start = fields.split(' ').nth(19).expect("its start time");
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("a PID namespace");
+    let namespace = namespace.to_str().expect("a number");
+    let namespace = namespace.trim_matches(|c: char| !c.is_ascii_digit());
+    (
+        format!("process={pid}:{start}"),
+        format!("namespace={namespace}"),
+    )
+}
+
 /// Waits until something is so, for at most [`PATIENCE`].
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
