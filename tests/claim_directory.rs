@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use common::{Machine, Outcome, Running, look, run, start, wait_until};
+use common::{Machine, Outcome, Running, look, run, start, try_once, wait_until};
 
 /// A COMMAND that runs under autocvd, once it does.
 fn holder(mut command: Command) -> Running {
@@ -83,20 +83,15 @@ const DAEMON: u32 = 1;
 fn user_takes(machine: &Machine, uid: u32) -> Outcome {
     let program = machine.path().join("autocvd");
     let program = program.to_str().expect("a plain path");
-    run(&mut as_user(
-        machine,
-        uid,
-        &[program, "-t", "0", "--", "printenv", "CUDA_VISIBLE_DEVICES"],
-    ))
+    try_once(&mut as_user(machine, uid, &[program, "-t", "0"]))
 }
 
 /// A launch of a user with these arguments, which tells what it has got.
 fn user_looks(machine: &Machine, uid: u32, arguments: &[&str]) -> Outcome {
     let program = machine.path().join("autocvd");
     let program = program.to_str().expect("a plain path");
-    let job = ["--", "printenv", "CUDA_VISIBLE_DEVICES"];
-    let command = [&[program][..], arguments, &job].concat();
-    run(&mut as_user(machine, uid, &command))
+    let command = [&[program][..], arguments].concat();
+    try_once(&mut as_user(machine, uid, &command))
 }
 
 fn user_holds(machine: &Machine, uid: u32) -> Running {
@@ -559,7 +554,7 @@ fn user_runs(machine: &Machine, uid: u32, arguments: &[&str]) -> Command {
     let program = machine.path().join("autocvd");
     let mut command = as_user(machine, uid, &[program.to_str().expect("a plain path")]);
     command.args(arguments).args(["--", "sh", "-c"]);
-    command.arg("echo $CUDA_VISIBLE_DEVICES; exec sleep 60");
+    command.arg("echo $CUDA_VISIBLE_DEVICES; exec sleep 600");
     command
 }
 
@@ -663,7 +658,7 @@ fn a_launch_with_fewer_descriptors_than_gpus_claims_as_many_as_it_can() {
     let script = "for fd in /proc/$$/fd/*; do fd=${fd##*/}
             [ $fd -gt 2 ] && eval \"exec $fd<&-\"
         done
-        ulimit -n $1; exec autocvd -q -n 24 -- sh -c 'echo; exec sleep 60'";
+        ulimit -n $1; exec autocvd -q -n 24 -- sh -c 'echo; exec sleep 600'";
     for (limit, is_enough) in [("40", true), ("16", false)] {
         let mut command = machine.shell("bash", script);
         let mut held = start(command.args(["bash", limit]));
