@@ -1063,7 +1063,8 @@ def check(case, program, seed, library, directory):
         fake.mkdir(exist_ok=True)
         (fake / "machine.json").write_text(json.dumps(told))
         fake_library = {"FAKE_NVML": str(fake), "AUTOCVD_NVML_LIB": library}
-        line += ["--probe", "nvml", "-t", "0"]
+        # What holds a claim for a while would make the directory anew that is removed at the end.
+        line += ["--probe", "nvml", "-t", "0", "--hold", "0"]
         machine = as_seen_by_nvml(machine)
         if administrator:
             settings = [f"exclude {index}" for index in reserved]
