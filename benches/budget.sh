@@ -43,10 +43,11 @@ check() {
 }
 
 check 'autocvd -t 0, the first claim' "$(count first)"
-# A lease belongs to the shell that asked, so this one lives on.
+# A lease belongs to the shell that asked, so this one lives on as that shell: what it becomes by exec
+# without the variables ends the lease.
 rm -rf "$work/claims"
 env -i PATH=/usr/bin:/bin AUTOCVD_NVML_LIB="$library" AUTOCVD_CLAIM_DIR="$work/claims" \
-    sh -c '"$1" -t 0 >"$2" && exec sleep 60' sh "$program" "$work/lease" &
+    sh -c '"$1" -t 0 >"$2" && { sleep 60; :; }' sh "$program" "$work/lease" &
 other=$!
 trap 'kill $other; rm -rf "$work"' EXIT
 until [ -s "$work/lease" ]; do sleep 0.01; done
