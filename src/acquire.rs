@@ -19,6 +19,7 @@ use crate::error::{BlockedDevice, Error, Restriction, Result, Timeout};
 use crate::gpu::{ProcessView, Snapshot};
 use crate::ids::{self, Device, DeviceId};
 use crate::observer::{NoObserver, Observer, WaitStatus};
+use crate::openers::Openers;
 use crate::policy::{
     PATIENCE, PLACE_PERIOD, SETTLING_LOOKS, SETTLING_PAUSE, UTILIZATION_AGAIN, wakeup_jitter,
 };
@@ -221,6 +222,7 @@ pub fn acquire(
         second_reading: SecondReading::NotNeeded,
         links: Links::NotAsked,
         rechecks: Rechecks::new(request.interval),
+        openers: Openers::default(),
         watched: Vec::new(),
         last: None,
         carried: Vec::new(),
@@ -411,6 +413,7 @@ struct Attempt<'a> {
     second_reading: SecondReading,
     links: Links,
     rechecks: Rechecks,
+    openers: Openers,
     /// The processes whose exit is waited for, and the position of the GPU that each is on.
     watched: Vec<(u32, usize)>,
     /// The machine as the last look saw it.
@@ -497,6 +500,7 @@ impl Attempt<'_> {
                 );
             }
             if self.request.detail == Detail::Everything {
+                self.openers.attach(&mut snapshot);
                 resolve_processes(&mut snapshot, Scope::Named);
             }
             let cpu_affinity = match self.request.cpu_affinity {
@@ -573,6 +577,7 @@ impl Attempt<'_> {
             self.start_waiting(observer);
             return Ok(Outcome::Again);
         }
+        self.openers.attach(&mut snapshot);
         if self.once || self.is_late() {
             resolve_processes(&mut snapshot, Scope::Named);
             return Err(self.timed_out(&snapshot, free.len()));

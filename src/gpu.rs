@@ -148,6 +148,9 @@ pub struct Gpu {
     /// permitted.
     #[serde(skip)]
     pub unusable: Option<String>,
+    /// The number in the name of its device file, `/dev/nvidia0`, where somebody asked.
+    #[serde(skip)]
+    pub(crate) minor_number: Option<u32>,
     /// What was judged when the machine was recorded, where it comes from a file.
     #[serde(skip)]
     pub(crate) recorded: Option<Judgement>,
@@ -400,7 +403,7 @@ pub struct Process {
     /// Its id in the namespace that the driver reports in.
     pub pid: u32,
     /// What kind of context it has.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", with = "json::process_kind")]
     pub kind: ProcessKind,
     /// The name of its user.
     pub user: Option<String>,
@@ -419,21 +422,27 @@ pub struct Process {
     pub in_share: bool,
 }
 
+impl Process {
+    /// Whether it is known by what it has open, not by the driver's list.
+    pub(crate) fn is_unlisted(&self) -> bool {
+        self.kind == ProcessKind::Unlisted
+    }
+}
+
 /// The process types of nvidia-smi.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProcessKind {
     /// A compute context.
-    #[serde(rename = "C")]
     Compute,
     /// A graphics context only: Xorg, a compositor.
-    #[serde(rename = "G")]
     Graphics,
     /// Both.
-    #[serde(rename = "C+G")]
     ComputeGraphics,
     /// A compute context through the MPS server.
-    #[serde(rename = "M+C", alias = "M", alias = "C+M")]
     MpsCompute,
+    /// None that the driver lists (null in JSON): it has the device file of the GPU open, whose
+    /// memory no listed process explains.
+    Unlisted,
 }
 
 impl ProcessKind {
@@ -444,6 +453,7 @@ impl ProcessKind {
             Self::Graphics => "G",
             Self::ComputeGraphics => "C+G",
             Self::MpsCompute => "M+C",
+            Self::Unlisted => "?",
         }
     }
 

@@ -52,6 +52,7 @@ mod gather;
 mod gpu;
 mod ids;
 mod observer;
+mod openers;
 mod pci;
 mod policy;
 mod probe;

@@ -43,6 +43,10 @@ pub(crate) const DESKTOP_PROGRAM_MEMORY: u64 = 512 * MIB;
 /// average over up to a second, and false while the driver initializes the GPU.
 pub(crate) const UTILIZATION_AGAIN: Duration = Duration::from_secs(1);
 
+/// Who has a GPU open that no listed process explains is searched for at most this often: it takes a
+/// look at all processes.
+pub(crate) const OPENERS_AGAIN: Duration = Duration::from_secs(1);
+
 /// Whether the verdict on a GPU needs to know what its graphics processes hold: its used memory, in
 /// bytes, is beyond what an idle GPU holds.
 pub(crate) fn memory_needs_explaining(used: Fact<u64>) -> bool {

@@ -7,6 +7,7 @@ use crate::gpu::{
     ClaimInfo, Judgement, Link, Process, Recording, ShareHolder, Snapshot, State, WaitingRequest,
 };
 use crate::observer::Observer;
+use crate::openers::Openers;
 use crate::policy::{SETTLING_LOOKS, SETTLING_PAUSE};
 use crate::probe::{self, Detail, Probe, ProbeChoice};
 use crate::shares;
@@ -38,6 +39,7 @@ pub struct StatusReader {
     num_gpus: u32,
     /// How its GPUs are connected, once that has been asked: it does not change.
     links: Option<Vec<Link>>,
+    openers: Openers,
 }
 
 impl StatusReader {
@@ -65,6 +67,7 @@ impl StatusReader {
             site: site.clone(),
             num_gpus: 0,
             links: None,
+            openers: Openers::default(),
         })
     }
 
@@ -105,6 +108,7 @@ impl StatusReader {
                 keep(&mut snapshot, &claims.waiters());
             }
             (0..snapshot.gpus.len()).for_each(|gpu| shares::attribute(&mut snapshot, gpu));
+            self.openers.attach(&mut snapshot);
             resolve_processes(&mut snapshot, Scope::All);
             snapshot.recording = Some(Box::new(recording()));
         }

@@ -65,10 +65,14 @@ class _Ignored(TypedDict, total=False):
 
 
 class Process(_Ignored):
-    """A process that has a context on a GPU. `started` is Unix time, `used_memory` bytes."""
+    """A process that has a context on a GPU. `started` is Unix time, `used_memory` bytes.
+
+    `type` is None where the driver does not list the process, which has the GPU open, and nobody
+    listed explains what is used of its memory.
+    """
 
     pid: int
-    type: Literal["C", "G", "C+G", "M+C"]
+    type: Optional[Literal["C", "G", "C+G", "M+C"]]
     user: Optional[str]
     command: Optional[str]
     used_memory: Optional[int]

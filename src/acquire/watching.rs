@@ -3,7 +3,7 @@
 use super::Attempt;
 use super::rechecks::Pace;
 use crate::claim::{Claim, WakeHint};
-use crate::gpu::{ProcessView, Snapshot};
+use crate::gpu::{Process, ProcessView, Snapshot};
 use crate::ids::Device;
 use crate::policy::{GATHERER_POLL_INTERVAL, HIDDEN_POLL_INTERVAL, OLDEST_OF};
 use crate::proc::Stat;
@@ -15,6 +15,8 @@ use std::time::Instant;
 enum Blocker {
     /// One of these processes exits.
     Exits(Vec<u32>),
+    /// The same, or nothing that tells: they are not on the driver's list.
+    MayExit(Vec<u32>),
     /// A driver notices an exit that has happened, or a process that cannot be seen exits.
     Unseen,
     /// Something that is waited for elsewhere: the end of a claim, an answer of the driver.
@@ -56,6 +58,11 @@ impl Attempt<'_> {
                     Blocker::Exits(pids) => {
                         self.watched.extend(pids.iter().map(|pid| (*pid, gpu)));
                         sources.pids.extend(pids);
+                    }
+                    Blocker::MayExit(pids) => {
+                        self.watched.extend(pids.iter().map(|pid| (*pid, gpu)));
+                        sources.pids.extend(pids);
+                        unseen = true;
                     }
                     Blocker::Unseen => unseen = true,
                     Blocker::Other => {}
@@ -104,6 +111,13 @@ impl Attempt<'_> {
             Verdict::Free => {
                 let pids = processes.iter().take(OLDEST_OF).map(|process| process.pid);
                 Blocker::Exits(pids.collect())
+            }
+            Verdict::Busy(_) if device.computing().all(Process::is_unlisted) => {
+                let pids = device.computing().take(OLDEST_OF);
+                match device.computing().next() {
+                    Some(_) => Blocker::MayExit(pids.map(|process| process.pid).collect()),
+                    None => Blocker::Unseen,
+                }
             }
             Verdict::Busy(_) | Verdict::SeemsBusy(_) => match self.oldest(device, before) {
                 Some(pid) => Blocker::Exits(vec![pid]),

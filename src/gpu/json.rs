@@ -97,6 +97,34 @@ pub(crate) mod compute_mode {
     }
 }
 
+/// nvidia-smi's names of contexts; null where the driver lists none.
+pub(crate) mod process_kind {
+    use super::super::ProcessKind;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(
+        kind: &ProcessKind,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let listed = (*kind != ProcessKind::Unlisted).then(|| kind.name());
+        listed.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<ProcessKind, D::Error> {
+        let word = Option::<String>::deserialize(deserializer)?;
+        Ok(match word.as_deref() {
+            Some("C") => ProcessKind::Compute,
+            Some("G") => ProcessKind::Graphics,
+            Some("C+G") => ProcessKind::ComputeGraphics,
+            Some("M+C" | "M" | "C+M") => ProcessKind::MpsCompute,
+            Some(word) => return Err(D::Error::custom(format!("unknown process type '{word}'"))),
+            None => ProcessKind::Unlisted,
+        })
+    }
+}
+
 /// A place on the PCI bus in NVML's form; a text that is none is unknown.
 pub(crate) mod pci_bus_id {
     use crate::pci::PciBusId;

@@ -73,6 +73,18 @@ pub(super) fn is_initialized(bus_id: PciBusId) -> bool {
     interrupts.is_ok_and(|mut interrupts| interrupts.next().is_some())
 }
 
+/// The number in the name of a GPU's device file.
+pub(super) fn minor_number(bus_id: PciBusId) -> Option<u32> {
+    // The kernel writes a domain of four digits, and of eight only where it needs them.
+    let long = bus_id.to_string().to_lowercase();
+    let place = long.strip_prefix("0000").unwrap_or(&long);
+    let information = std::fs::read_to_string(format!("{LISTED}/{place}/information")).ok()?;
+    let line = information
+        .lines()
+        .find_map(|line| line.strip_prefix("Device Minor:"));
+    line?.trim().parse().ok()
+}
+
 /// The GPUs in PCI bus order; empty where nothing is listed. Those that the driver was told to
 /// leave alone (`NVreg_ExcludedGpus`) are left out, as NVML leaves them out.
 pub(crate) fn gpus() -> Vec<ListedGpu> {

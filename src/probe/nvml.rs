@@ -433,8 +433,10 @@ impl Probe for Nvml {
                     gpu.memory_is_numa_node = memory_is_numa_node(device);
                 }
                 if detail.shows_people() {
+                    let lost = reader.lost.clone();
                     gpu.memory = reader.memory(device);
                     gpu.processes = reader.all_processes(device).map(processes::into_processes);
+                    reader.lost = lost;
                     gpu.utilization = Utilization {
                         gpu: Fact::NotApplicable,
                         memory: Fact::NotApplicable,
@@ -445,7 +447,11 @@ impl Probe for Nvml {
         }
         if detail.shows_people() {
             gpu.name = device.name().ok();
-            gpu.health = Some(reader.health(device));
+            let lost = reader.lost.clone();
+            let health = reader.health(device);
+            // One that is lost by now says so when it is asked before it is given.
+            gpu.health = (reader.lost == lost).then_some(health);
+            reader.lost = lost;
         }
         // As of this look: a GPU that was reset answers again.
         if let Some(reason) = reader.lost {
@@ -598,10 +604,7 @@ impl Reader<'_> {
     fn read_gpu(&mut self, device: &Device, gpu: &mut Gpu) {
         gpu.compute_mode = self.record(compute_mode(device));
         gpu.memory = self.gpu_memory(device);
-        let listed = match self.detail.shows_people() {
-            true => self.all_processes(device),
-            false => self.deciding_processes(device, gpu.memory),
-        };
+        let listed = self.processes(device, gpu.memory);
         gpu.processes = listed.map(processes::into_processes);
         // Memory explains nothing where its pages outlive their process; only then is it worth
         // asking.
@@ -610,13 +613,37 @@ impl Reader<'_> {
         }
         let list_decides =
             self.view == ProcessView::Host && matches!(gpu.processes, Fact::Value(_));
-        if self.detail.shows_people() || !list_decides {
-            let rates = self.record(device.utilization_rates());
-            gpu.utilization = Utilization {
-                gpu: rates.as_ref().map(|rates| rates.gpu),
-                memory: rates.as_ref().map(|rates| rates.memory),
-            };
+        let rates = match list_decides {
+            true => self.beyond(|reader| reader.record(device.utilization_rates())),
+            false => self.record(device.utilization_rates()),
+        };
+        gpu.utilization = Utilization {
+            gpu: rates.as_ref().map(|rates| rates.gpu),
+            memory: rates.as_ref().map(|rates| rates.memory),
+        };
+        let is_held_unseen = list_decides && memory_needs_explaining(gpu.memory.used);
+        if is_held_unseen
+            && !gpu
+                .processes
+                .items()
+                .iter()
+                .any(|process| process.kind.computes())
+        {
+            let told = device.minor_number().ok();
+            gpu.minor_number = told.or_else(|| kernel::minor_number(gpu.pci_bus_id?));
         }
+    }
+
+    /// Asks what only people are to see, if they are to. It never makes a GPU unusable: else the
+    /// choice would depend on whether somebody looks on.
+    fn beyond<T>(&mut self, question: impl FnOnce(&mut Self) -> Fact<T>) -> Fact<T> {
+        if !self.detail.shows_people() {
+            return Fact::Unknown;
+        }
+        let lost = self.lost.clone();
+        let answer = question(self);
+        self.lost = lost;
+        answer
     }
 
     fn read_mig(&mut self, device: &Device, part: &mut MigDevice) {
@@ -669,26 +696,35 @@ impl Reader<'_> {
         }
     }
 
-    /// As many lists as it takes to tell whether a process computes: one that names one settles
-    /// it.
-    fn deciding_processes(&mut self, device: &Device, memory: Memory) -> Fact<Vec<ProcessEntry>> {
+    /// As many lists as it takes to tell whether a process computes: one that names one settles it.
+    /// People see the others too.
+    fn processes(&mut self, device: &Device, memory: Memory) -> Fact<Vec<ProcessEntry>> {
         let compute = self.list(device, List::Compute);
+        let mps_beside = |reader: &mut Self| reader.list_or_absent(device, List::Mps);
+        let graphics_beside = |reader: &mut Self| reader.list(device, List::Graphics);
         if processes::settles(compute.items()) {
-            return compute;
+            let mps = self.beyond(mps_beside);
+            return processes::merge(compute, mps, self.beyond(graphics_beside));
         }
         let mut graphics = Fact::Unknown;
+        let mut graphics_asked = false;
         if !compute.items().is_empty() {
             // A desktop's program may be on the list of computing ones.
             graphics = self.list(device, List::Graphics);
+            graphics_asked = true;
             let none = Fact::Value(Vec::new());
             let merged = processes::merge(compute.clone(), none, graphics.clone());
             if processes::names_one_that_computes(merged.items()) {
-                return merged;
+                return processes::merge(compute, self.beyond(mps_beside), graphics);
             }
         }
         let mps = self.list_or_absent(device, List::Mps);
-        if graphics.is_unknown() && mps.items().is_empty() && memory_needs_explaining(memory.used) {
-            graphics = self.list(device, List::Graphics);
+        if !graphics_asked {
+            let is_needed = mps.items().is_empty() && memory_needs_explaining(memory.used);
+            graphics = match is_needed {
+                true => self.list(device, List::Graphics),
+                false => self.beyond(graphics_beside),
+            };
         }
         processes::merge(compute, mps, graphics)
     }

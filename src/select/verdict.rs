@@ -186,6 +186,16 @@ impl<'a> Device<'a> {
             && Evidence::of(self).judge_beside_processes() == Verdict::Free
     }
 
+    /// Whether the driver's list, which is complete, names nobody who explains its memory.
+    pub(crate) fn is_held_unseen(self) -> bool {
+        let evidence = Evidence::of(self);
+        self.mig().is_none()
+            && evidence.view == ProcessView::Host
+            && evidence.processes.value().is_some()
+            && self.computing().next().is_none()
+            && matches!(evidence.judge_by_complete_list(), Verdict::Busy(_))
+    }
+
     /// Since when it is taken, as far as it is known: Unix time in seconds.
     pub(crate) fn taken_since(self) -> Option<u64> {
         let computing = self.computing();
@@ -216,7 +226,7 @@ impl Process {
             _ if self.ignored => false,
             ProcessKind::Graphics => false,
             ProcessKind::ComputeGraphics => !(is_small && listed.iter().any(draws)),
-            ProcessKind::Compute | ProcessKind::MpsCompute => true,
+            ProcessKind::Compute | ProcessKind::MpsCompute | ProcessKind::Unlisted => true,
         }
     }
 }
@@ -245,10 +255,18 @@ impl<'a> Evidence<'a> {
     fn judge(&self) -> Verdict {
         let mut users = self.device.computing();
         if let Some(first) = users.next() {
+            let is_listed = first.kind != ProcessKind::Unlisted;
             let first = describe_process(first);
-            return Verdict::Busy(match users.count() {
-                0 => format!("used by {first}"),
-                others => format!("used by {first} and {others} more"),
+            let who = match users.count() {
+                0 => first,
+                others => format!("{first} and {others} more"),
+            };
+            return Verdict::Busy(match (is_listed, self.unexplained()) {
+                (false, Fact::Value(held)) => {
+                    let held = amount(held);
+                    format!("{held} held by {who}, which the driver does not list")
+                }
+                _ => format!("used by {who}"),
             });
         }
         self.judge_beside_processes()
@@ -319,7 +337,9 @@ impl<'a> Evidence<'a> {
     /// The list proves nothing: free only if next to nothing is held and nothing runs.
     fn judge_without_list(&self, why: &str) -> Verdict {
         match self.unexplained() {
-            Fact::Unknown => Verdict::Unknown(format!("unknown: {why}, nor can its used memory")),
+            Fact::Unknown => Verdict::Unknown(format!(
+                "unknown: {why}, and its used memory cannot be read"
+            )),
             Fact::NotApplicable => self.judge_without_memory(why),
             Fact::Value(_) if self.has_no_context() => Verdict::Free,
             Fact::Value(held) if held > IDLE_MEMORY => Verdict::Busy(format!(
@@ -335,7 +355,9 @@ impl<'a> Evidence<'a> {
         let list_may_come = self.view == ProcessView::Host && self.processes.is_unknown();
         match self.utilization {
             Fact::Value(_) => self.judge_by_utilization(why),
-            Fact::Unknown => Verdict::Unknown(format!("unknown: {why}, nor can its utilization")),
+            Fact::Unknown => Verdict::Unknown(format!(
+                "unknown: {why}, and its utilization cannot be read"
+            )),
             Fact::NotApplicable if list_may_come => Verdict::Unknown(format!("unknown: {why}")),
             Fact::NotApplicable => Verdict::Unknowable(format!(
                 "whether it is in use can never be told here: {why}, and this machine tells \
@@ -354,9 +376,9 @@ impl<'a> Evidence<'a> {
                 "{} held, more than a desktop does ({why})",
                 amount(held)
             )),
-            Fact::Value(_) if self.utilization.is_unknown() => {
-                Verdict::Unknown(format!("unknown: {why}, nor can its utilization be read"))
-            }
+            Fact::Value(_) if self.utilization.is_unknown() => Verdict::Unknown(format!(
+                "unknown: {why}, and its utilization cannot be read"
+            )),
             Fact::Value(_) => self.judge_by_utilization(why),
             Fact::NotApplicable | Fact::Unknown => self.judge_without_list(why),
         }
@@ -378,6 +400,7 @@ impl<'a> Evidence<'a> {
     /// Used memory that no listed process accounts for, in bytes.
     fn unexplained(&self) -> Fact<u64> {
         let listed = self.processes.value().unwrap_or_default().iter();
+        let listed = listed.filter(|process| process.kind != ProcessKind::Unlisted);
         let held = listed.map(|process| process.used_memory.unwrap_or(GRAPHICS_MEMORY));
         let explained = held.fold(0, u64::saturating_add);
         self.memory.used.map(|used| used.saturating_sub(explained))

@@ -121,6 +121,7 @@ fn gpu(element: &Element) -> Gpu {
             .value("addressing_mode")
             .is_some_and(|mode| mode.eq_ignore_ascii_case("ATS")),
         health: health(element),
+        minor_number: number(element, "minor_number"),
         ..Gpu::default()
     };
     if let Some(reason) = unusable(element) {
@@ -156,13 +157,11 @@ fn unusable(gpu: &Element) -> Option<&'static str> {
         );
     }
     // Only what a working GPU always answers: fans, clocks and utilization print errors on sound
-    // ones.
-    let fb = gpu.child("fb_memory_usage");
+    // ones, and an amount of memory that cannot be read is one that is unknown.
     let vital = [
         gpu.child("uuid"),
         gpu.child("product_name"),
-        fb,
-        fb.and_then(|fb| fb.child("total")),
+        gpu.child("fb_memory_usage"),
     ];
     let fails = |message| vital.iter().flatten().any(|element| says(element, message));
     if fails(UNKNOWN_ERROR) || fails(ERR) {
