@@ -790,3 +790,28 @@ fn nvidia_smi_is_not_shown_the_variable_that_asks_for_mps_devices() {
     command.args(["-o", "-t", "0", "--probe", "nvidia-smi"]);
     assert_eq!(with_an_mps_view(&machine, command).success(), "1\n");
 }
+
+#[test]
+fn what_is_printed_does_not_depend_on_whether_somebody_looks_on() {
+    if !common::has_host_pids() {
+        return;
+    }
+    // What is asked only to be shown says that the GPU is lost.
+    for function in [
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetGraphicsRunningProcesses",
+        "nvmlDeviceGetGraphicsRunningProcesses_v2",
+        "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    ] {
+        let machine = Machine::described(json!({"gpus": [{}, {}], "errors": {function: 15}}));
+        let args = ["-o", "-t", "0", "--no-claim"];
+        let plain = run(machine.autocvd().args(args));
+        let watched = run(machine.autocvd().args(args).arg("-v"));
+        assert_eq!(plain.code, Some(0), "{function}: {plain:#?}");
+        assert_eq!(
+            (plain.code, &plain.stdout),
+            (watched.code, &watched.stdout),
+            "{function}: {watched:#?}"
+        );
+    }
+}
