@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
-/// A machine with one GPU that holds memory of nobody whom the driver lists; `None`, and a line
-/// that says so, where the test cannot be had here.
-fn held_by_nobody() -> Option<Machine> {
-    let machine =
-        Machine::described(json!({"gpus": [{"minor": 7, "memory": {"used": 9000 * MIB}}]}));
+/// A machine with one GPU, of this minor number, that holds memory of nobody whom the driver lists;
+/// `None`, and a line that says so, where the test cannot be had here. All tests see each other's
+/// processes, so that each has a number of its own, which no GPU of this machine has.
+fn held_by_nobody(minor: u32) -> Option<Machine> {
+    let held = json!({"minor": minor, "memory": {"used": 9000 * MIB}});
+    let machine = Machine::described(json!({"gpus": [held]}));
     if !common::has_host_pids() {
         return None;
     }
@@ -27,7 +28,8 @@ fn held_by_nobody() -> Option<Machine> {
 /// A script that has device files of NVIDIA's driver, which are plain files.
 fn with_devices(machine: &Machine, script: &str) -> std::process::Command {
     let make = r#"mount -t tmpfs none "$FAKE_NVML/dev" && cd "$FAKE_NVML/dev" &&
-        cp -a /dev/null /dev/zero /dev/urandom . && touch nvidia7 nvidia-uvm &&
+        cp -a /dev/null /dev/zero /dev/urandom . &&
+        touch nvidia4001 nvidia4002 nvidia4003 nvidia-uvm &&
         mount --bind . /dev && cd / && eval "$0""#;
     let mut command = machine.command("unshare");
     command.args(["--mount", "sh", "-c", make, script]);
@@ -53,11 +55,11 @@ fn reason(machine: &Machine) -> String {
 
 #[test]
 fn who_has_the_gpu_open_is_named_by_all_that_tells_of_it() {
-    let Some(machine) = held_by_nobody() else {
+    let Some(machine) = held_by_nobody(4001) else {
         return;
     };
     assert_eq!(reason(&machine), "8.8 GiB held by no visible process");
-    let job = opener(&machine, "exec sleep 600 </dev/nvidia7", "sleep");
+    let job = opener(&machine, "exec sleep 600 </dev/nvidia4001", "sleep");
     let told = format!(
         "8.8 GiB held by pid {} (root: sleep 600), which the driver does not list",
         job.pid()
@@ -83,7 +85,7 @@ fn who_has_the_gpu_open_is_named_by_all_that_tells_of_it() {
 
 #[test]
 fn those_that_compute_by_cuda_are_meant_and_those_that_only_ask_are_not() {
-    let Some(machine) = held_by_nobody() else {
+    let Some(machine) = held_by_nobody(4002) else {
         return;
     };
     let sleep = std::fs::read("/bin/sleep").expect("a program");
@@ -91,16 +93,20 @@ fn those_that_compute_by_cuda_are_meant_and_those_that_only_ask_are_not() {
         machine.install(name, "");
         std::fs::write(machine.path().join("bin").join(name), &sleep).expect("our own directory");
     }
-    let _monitor = opener(&machine, "exec nvidia-smi 600 </dev/nvidia7", "nvidia-smi");
+    let _monitor = opener(
+        &machine,
+        "exec nvidia-smi 600 </dev/nvidia4002",
+        "nvidia-smi",
+    );
     let _engine = opener(
         &machine,
-        "exec nv-hostengine 600 </dev/nvidia7",
+        "exec nv-hostengine 600 </dev/nvidia4002",
         "nv-hostengine",
     );
     assert_eq!(reason(&machine), "8.8 GiB held by no visible process");
-    let _viewer = opener(&machine, "exec sleep 601 </dev/nvidia7", "sleep");
+    let _viewer = opener(&machine, "exec sleep 601 </dev/nvidia4002", "sleep");
     assert!(reason(&machine).contains("sleep 601"));
-    let script = "exec sleep 602 </dev/nvidia7 3</dev/nvidia-uvm";
+    let script = "exec sleep 602 </dev/nvidia4002 3</dev/nvidia-uvm";
     let _job = opener(&machine, script, "sleep");
     let told = reason(&machine);
     assert!(
@@ -113,10 +119,10 @@ fn those_that_compute_by_cuda_are_meant_and_those_that_only_ask_are_not() {
 
 #[test]
 fn its_exit_is_waited_for() {
-    let Some(machine) = held_by_nobody() else {
+    let Some(machine) = held_by_nobody(4003) else {
         return;
     };
-    let job = opener(&machine, "exec sleep 600 </dev/nvidia7", "sleep");
+    let job = opener(&machine, "exec sleep 600 </dev/nvidia4003", "sleep");
     let waiter = start(machine.autocvd().args(["-o", "-i", "10min"]));
     let watches = || {
         let descriptors = std::fs::read_dir(format!("/proc/{}/fdinfo", waiter.pid()));

@@ -95,6 +95,7 @@ fn everything_that_is_known_of_a_gpu_is_read() {
         },
         compute_mode: Fact::Value(ComputeMode::Default),
         processes: Fact::Value(vec![process(4021, ProcessKind::Compute, "python", 1021)]),
+        minor_number: Some(0),
         ..Gpu::default()
     };
     assert_eq!(snapshot.gpus[0], expected);
