@@ -966,6 +966,7 @@ impl Attempt<'_> {
             after: self.request.timeout.filter(waited),
             least_used: self.request.least_used,
             share: self.request.share.is_some(),
+            over_limit: self.over_limit.is_some(),
             blocked: self
                 .constraints
                 .devices

@@ -278,6 +278,8 @@ pub struct Timeout {
     pub least_used: bool,
     /// Whether shares were enough: [`Request::share`](crate::Request::share).
     pub share: bool,
+    /// Whether it was the user's limit that was in the way (`max_per_user` in /etc/autocvd.conf).
+    pub over_limit: bool,
     /// What is not to be had, and why.
     pub blocked: Vec<BlockedDevice>,
 }
@@ -288,6 +290,7 @@ impl fmt::Display for Timeout {
             write!(f, "timed out after {}: ", amount::duration(after))?;
         }
         match (self.requested, self.free) {
+            _ if self.over_limit => f.write_str("no more GPUs may be had")?,
             (1, _) => write!(f, "no GPU is free")?,
             (wanted, 1) => write!(f, "only 1 of the {wanted} requested GPUs is free")?,
             (wanted, 0) => write!(f, "none of the {wanted} requested GPUs is free")?,
@@ -367,6 +370,7 @@ mod tests {
             after,
             least_used: false,
             share: false,
+            over_limit: false,
             blocked: vec![blocked("GPU 0", "busy")],
         };
         let second = Some(Duration::from_secs(1));

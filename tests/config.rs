@@ -123,6 +123,10 @@ fn a_user_holds_no_more_gpus_than_the_limit() {
     let outcome = autocvd(&machine, &["-o", "-t0"]);
     assert_eq!(outcome.code, Some(4), "{outcome:#?}");
     outcome.tells("this user: holds 2 of at most 2");
+    outcome.tells("no more GPUs may be had now");
+    // What was not looked at is not unknown, and -l is refused as well.
+    assert!(!outcome.stderr.contains("unknown"), "{outcome:#?}");
+    assert!(!outcome.stderr.contains("-l"), "{outcome:#?}");
     let job = ["-n", "1", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"];
     let waiter = start(&mut inside(&machine, machine.autocvd().args(job)));
     wait_until("it says what it waits for", || {

@@ -8,7 +8,7 @@ use crate::ids::DeviceId;
 use crate::policy::{TURN_PATIENCE, TURN_PAUSE};
 use crate::probe::Probe;
 use crate::request::{ClaimPolicy, Request};
-use crate::select::Selection;
+use crate::select::{Selection, Verdict};
 use crate::status::attach_claims;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -114,7 +114,7 @@ impl Attempt<'_> {
     }
 
     /// Leaves what is chosen where the user would hold too many with it.
-    pub(super) fn apply_limit(&mut self, selection: &mut Selection, snapshot: &Snapshot) {
+    pub(super) fn apply_limit(&mut self, selection: &mut Selection, snapshot: &mut Snapshot) {
         let Some(limit) = &self.limit else { return };
         let held = limit.held_with(&[], snapshot);
         self.over_limit = match selection {
@@ -130,9 +130,13 @@ impl Attempt<'_> {
             }
             _ => None,
         };
-        if let (Some(_), Selection::Chosen(chosen)) = (&self.over_limit, &selection) {
+        if self.over_limit.is_some() {
+            // The choice may have left GPUs unread, of which it is told now.
+            self.read_the_rest(snapshot);
+            let is_free = |id: &DeviceId| snapshot.device(*id).verdict() == Verdict::Free;
+            let candidates = self.constraints.devices.iter().copied();
             *selection = Selection::NotNow {
-                free: chosen.clone(),
+                free: candidates.filter(is_free).collect(),
             };
         }
     }

@@ -43,6 +43,9 @@ pub(super) fn with_advice(error: &Error, names: &Origins) -> String {
         }
         Error::Impossible(shortage) => format!("{error}; {}", about_shortage(shortage, names)),
         Error::TimedOut(timeout) if timeout.least_used => format!("{error}; try again later"),
+        Error::TimedOut(timeout) if timeout.over_limit => {
+            format!("{error}; wait longer (--timeout), or end a job of yours")
+        }
         Error::TimedOut(timeout) if timeout.share => {
             let size = names.min_free_memory;
             format!("{error}; wait longer (--timeout), or ask for a smaller share ({size})")
