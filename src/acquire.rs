@@ -288,6 +288,24 @@ fn tell_of_claims(devices: &[DeviceId], snapshot: &mut Snapshot, observer: &mut 
     observer.warn(&told.join("; "));
 }
 
+/// Tells of each chosen device of which something that decides could not be read.
+fn tell_of_unknown(devices: &[DeviceId], snapshot: &Snapshot, observer: &mut dyn Observer) {
+    let tell = |id: &DeviceId| {
+        let device = snapshot.device(*id);
+        match device.verdict() {
+            Verdict::Unknown(why) => {
+                let why = why.strip_prefix("unknown: ").unwrap_or(&why);
+                Some(format!("{} is given, though {why}", device.label()))
+            }
+            _ => None,
+        }
+    };
+    let told: Vec<String> = devices.iter().filter_map(tell).collect();
+    if !told.is_empty() {
+        observer.warn(&told.join("; "));
+    }
+}
+
 /// Tells of each chosen device on which COMMANDs have failed: the others are in use, and a sweep
 /// would lose job after job there.
 fn tell_of_suspects(devices: &[DeviceId], snapshot: &Snapshot, observer: &mut dyn Observer) {
@@ -555,6 +573,7 @@ impl Attempt<'_> {
                 }
                 if self.constraints.least_used {
                     tell_of_claims(&devices, &mut snapshot, observer);
+                    tell_of_unknown(&devices, &snapshot, observer);
                 }
                 if self.constraints.devices.len() > devices.len() {
                     tell_of_suspects(&devices, &snapshot, observer);

@@ -229,6 +229,17 @@ fn least_used_says_when_it_gives_away_a_claimed_gpu() {
 }
 
 #[test]
+fn least_used_says_when_it_cannot_tell_whether_a_gpu_is_in_use() {
+    let machine = Machine::gpus(1);
+    for function in ["nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2"] {
+        machine.set(&format!("/errors/{function}"), json!(999));
+    }
+    let outcome = run(machine.autocvd().args(["-l", "-o"]));
+    assert_eq!(outcome.stdout, "0\n");
+    outcome.tells("GPU 0 is given, though its used memory cannot be read");
+}
+
+#[test]
 fn where_memory_is_asked_for_the_smallest_gpu_that_is_enough_goes_first() {
     const GIB: u64 = 1 << 30;
     let memory =
