@@ -9,9 +9,11 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use common::{Machine, Running, is_free, run, start, wait_until};
 use rustix::process::{Pid, Signal};
@@ -189,9 +191,38 @@ fn calls(form: usize) -> Vec<(String, usize)> {
     calls
 }
 
-/// Lets go on what is stopped.
-fn continue_stopped(machine: &Machine) {
-    let trace = text(machine, "trace");
+/// Lets go on what is stopped, ten times a second while it lives: whatever waits meanwhile may wait
+/// for a stopped judge.
+struct Continuing {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Continuing {
+    fn start(machine: &Machine) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (trace, ends) = (machine.path().join("trace"), Arc::clone(&is_over));
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            while !ends.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+                continue_stopped(&trace);
+            }
+        });
+        let thread = Some(thread);
+        Self { is_over, thread }
+    }
+}
+
+impl Drop for Continuing {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn continue_stopped(trace: &Path) {
+    let trace = fs::read_to_string(trace).unwrap_or_default();
     let pids = trace.lines().filter_map(|line| line.split(' ').next());
     for pid in pids.filter_map(|pid| pid.parse().ok()) {
         let name = fs::read_to_string(format!("/proc/{pid}/comm"));
@@ -208,15 +239,9 @@ fn play(fault: &Fault) -> &'static str {
     let machine = machine();
     let mut others = others(&machine);
     let mut it = traced(&machine, fault.form, &fault.option());
-    let mut next = Instant::now() + Duration::from_millis(300);
-    let mut wait = |what: &str, condition: &mut dyn FnMut() -> bool| {
-        wait_until(&format!("{name}: {what}"), || {
-            if fault.kind == Kind::Stop && Instant::now() > next {
-                continue_stopped(&machine);
-                next = Instant::now() + Duration::from_millis(100);
-            }
-            condition()
-        });
+    let _continuing = (fault.kind == Kind::Stop).then(|| Continuing::start(&machine));
+    let wait = |what: &str, condition: &mut dyn FnMut() -> bool| {
+        wait_until(&format!("{name}: {what}"), condition);
     };
     wait("it has ended", &mut || !it.is_running());
     let it = it.finish();
